@@ -66,7 +66,7 @@ async def test_a_client_that_leaves_cancels_the_work_and_nothing_after_it(*, tel
     client, began, steps = Client(tells=tells), asyncio.Event(), list[str]()
 
     async def serve() -> None:
-        async with client.watch():
+        with client.watch():
             began.set()
             await asyncio.Event().wait()
         steps.append("after")
@@ -86,7 +86,7 @@ async def test_a_client_that_leaves_cancels_the_work_and_nothing_after_it(*, tel
 async def test_a_client_that_has_left_before_cancels_the_work_at_its_first_wait(*, tells: bool) -> None:
     client = Client(tells=tells)
     client.leave()
-    async with client.watch():
+    with client.watch():
         await asyncio.Event().wait()
 
 
@@ -94,7 +94,7 @@ async def test_a_client_that_has_left_before_cancels_the_work_at_its_first_wait(
 async def test_a_client_that_has_left_before_does_not_disturb_work_that_never_waits(*, tells: bool) -> None:
     client = Client(tells=tells)
     client.leave()
-    async with client.watch():
+    with client.watch():
         pass
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -103,7 +103,7 @@ async def test_a_client_that_has_left_before_does_not_disturb_work_that_never_wa
 @TELLS
 async def test_a_client_that_leaves_later_disturbs_nobody(*, tells: bool) -> None:
     client = Client(tells=tells)
-    async with client.watch():
+    with client.watch():
         await asyncio.sleep(0)
     client.leave()
     await asyncio.sleep(0)
@@ -112,9 +112,8 @@ async def test_a_client_that_leaves_later_disturbs_nobody(*, tells: bool) -> Non
 
 @TELLS
 async def test_an_error_of_the_work_is_raised(*, tells: bool) -> None:
-    with pytest.raises(ValueError, match="mine"):
-        async with Client(tells=tells).watch():
-            raise ValueError("mine")
+    with pytest.raises(ValueError, match="mine"), Client(tells=tells).watch():
+        raise ValueError("mine")
 
 
 @TELLS
@@ -122,7 +121,7 @@ async def test_a_cancellation_of_another_cause_is_raised(*, tells: bool) -> None
     client, began = Client(tells=tells), asyncio.Event()
 
     async def serve() -> None:
-        async with client.watch():
+        with client.watch():
             began.set()
             await asyncio.Event().wait()
 

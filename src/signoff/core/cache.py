@@ -102,8 +102,10 @@ def parse_cache_control(headers: Iterable[str]) -> CacheControl:
 
 def is_cacheable(*rules: CacheRule | None, sampling: Sampling) -> bool:
     """Return True if the cache applies: by the first of `rules` that is set, else for a repeatable request."""
-    rule = next((rule for rule in rules if rule is not None), None)
-    return sampling.is_repeatable if rule is None else rule == "always"
+    for rule in rules:
+        if rule is not None:
+            return rule == "always"
+    return sampling.is_repeatable
 
 
 def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
@@ -128,9 +130,8 @@ def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
         parameters = canonical(body, path)
     except (ValueError, RecursionError, OverflowError):
         return None
-    parts = (scope, path, target, versions)
-    last = (parameters, headers) if headers else (parameters,)
-    digest = fingerprint(*(part.encode() for part in parts), msgspec.json.encode(policy), *last)
+    parts = [scope.encode(), path.encode(), target.encode(), versions.encode(), msgspec.json.encode(policy), parameters]
+    digest = fingerprint(*parts, headers) if headers else fingerprint(*parts)
     return f"{versions}-{digest}"
 
 
@@ -157,7 +158,7 @@ def canonical(body: bytes, path: str) -> bytes:
         return plain
     if path in STREAMED and isinstance(value, dict):
         members = cast("dict[str, Any]", value)
-        if any(name in members for name in IGNORED_PARAMETERS):
+        if not members.keys().isdisjoint(IGNORED_PARAMETERS):
             relevant = {name: members[name] for name in members if name not in IGNORED_PARAMETERS}
             return msgspec.json.encode(relevant, order="sorted")
     return form

@@ -5,8 +5,5 @@ import hashlib
 
 def fingerprint(*parts: bytes) -> str:
     """Return the SHA-256 of `parts`, each preceded by its length, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    pieces = [piece for part in parts for piece in (len(part).to_bytes(8, "big"), part)]
+    return hashlib.sha256(b"".join(pieces)).hexdigest()

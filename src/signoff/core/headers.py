@@ -57,7 +57,7 @@ def select_headers(raw: Iterable[tuple[bytes, bytes]], names: tuple[str, ...]) -
     The values of a repeated header are joined (RFC 9110, section 5.3).
     """
     wanted = _encoded(names)
-    selected = dict[str, str]()
+    selected: dict[str, str] = {}
     for raw_name, raw_value in raw:
         if raw_name in wanted:
             name, value = raw_name.decode(), raw_value.decode("latin-1")

@@ -65,7 +65,7 @@ class CachedDoor(AsgiDoor):
             await self._answer(scope, receive, send, ask)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, ask: Ask) -> None:
-        async with ClientWatch(self._services, scope, receive):
+        with ClientWatch(self._services, scope, receive):
             call = await begin_call(self._services, ask)
             answer, job = await whole_answer(self._services, call), call.job
             await until_stored(self._services, job)

@@ -124,7 +124,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
         UnsupportedEncoding: `Content-Encoding` is not gzip, deflate or identity.
         BadRequest: The client disconnected, or the body is not what `Content-Encoding` says.
     """
-    chunks, size = list[bytes](), 0
+    chunks: list[bytes] = []
+    size = 0
     too_large = (parse_digits(header(scope, b"content-length")) or 0) > limit
     if too_large and (header(scope, b"expect") or "").lower() == "100-continue":
         discarded_bytes = 0
@@ -233,7 +234,7 @@ class ClientWatch:
         self._watcher: asyncio.Task[None] | None = None
         self._is_gone = False
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         self._task = asyncio.current_task()
         if self._connection is None:
             self._watcher = self._services.runtime.background.spawn(self._watch())
@@ -242,7 +243,7 @@ class ClientWatch:
         else:
             self._connection.watch(self._cancel)
 
-    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
         task, self._task = self._task, None
         if self._watcher is not None:
             self._watcher.cancel()

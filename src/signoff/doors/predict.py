@@ -91,7 +91,7 @@ class PredictDoor(AsgiDoor):
             is_retry=is_retry(scope),
             cache_control=cache_control_of(scope),
         )
-        async with ClientWatch(self._services, scope, receive):
+        with ClientWatch(self._services, scope, receive):
             call = await begin_call(self._services, ask)
             await send_body(call, await whole_answer(self._services, call), send)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,16 +191,18 @@ def _caller(request: AnyRequest) -> Caller:
 
 def _request_id(scope: Scope) -> str | None:
     """Return the request's id of the client's own; None if it has none that can be used."""
-    request_id = header(scope, b"x-request-id") or ""
+    request_id = header(scope, b"x-request-id")
+    if request_id is None:
+        return None
     is_usable = request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH
     return request_id if is_usable else None
 
 
 def _with_request_id(request_id: str, send: Send) -> Send:
-    async def send_with_request_id(message: Message) -> None:
+    def send_with_request_id(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-        await send(message)
+        return send(message)
 
     return send_with_request_id
 

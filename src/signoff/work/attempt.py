@@ -82,9 +82,11 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
     finally:
         attempt.serve_by(None)
         try:
-            await count_usage(services, attempt)
+            if not attempt.is_counted:
+                await count_usage(services, attempt)
         finally:
-            await release_reservation(services, attempt)
+            if attempt.reservation is not None:
+                await release_reservation(services, attempt)
             JOB_ID.set(outer_job_id)
     if settled is None:
         log.info("job_lease_lost", job_id=attempt.job.id)
@@ -101,7 +103,8 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
             attempt.job = await judge_again(services, attempt.job)
         await reserve(services, attempt)
         await _ask(services, attempt, perform)
-        await check_not_held(services, attempt.job)
+        if not creates_no_object(attempt.job.path):
+            await check_not_held(services, attempt.job)
         return answer_of(attempt.job, attempt.body, attempt.events)
     except RunParked:
         raise

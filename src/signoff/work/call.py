@@ -69,7 +69,7 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
         return await _begin_cached(services, ask, hit, with_usage=with_usage)
     if job.idempotency_key is not None:
         return await _begin_shared(services, ask, job, with_usage=with_usage)
-    if (left := await find_left_job(services, ask, job)) is not None:
+    if job.fingerprint is not None and (left := await find_left_job(services, ask, job)) is not None:
         return Call(ask=ask, inflight=_inflight(ask, left), with_usage=with_usage, is_joined=True)
     if _may_coalesce(ask, job):
         model = await services.caches.models.find(job.target)
@@ -192,6 +192,8 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
     Raises ModelFailed or a subclass, JobFailed, ReviewPending, Interrupted if the server stops, and Unauthorized once
     the caller's token is revoked.
     """
+    if call.is_cached:
+        return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
     open_call = services.runtime.open_calls.add(call.ask.caller)
     try:
         return await _answer(services, call, sink)
@@ -211,8 +213,6 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
 
 
 async def _answer(services: Services, call: Call, sink: Sink) -> bytes | None:
-    if call.is_cached:
-        return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
     if call.is_joined or call.shared is not None:
         return await _follow_shared(services, call, sink)
     body = await _serve(services, call, sink)
@@ -234,7 +234,7 @@ class _EventSink:
     """Sink that keeps the events."""
 
     def __init__(self) -> None:
-        self.received = list[bytes]()
+        self.received: list[bytes] = []
 
     async def send(self, events: Sequence[bytes]) -> None:
         self.received += events

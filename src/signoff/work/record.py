@@ -85,9 +85,10 @@ class CallRecorder:
 async def _record_end(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
     """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job."""
     services.runtime.inflight_calls.drop(inflight)
-    is_stored = await _is_row_stored(inflight)
     if inflight.writing is None:
+        inflight.is_over = True
         return await _log_outcome(services, inflight, outcome)
+    is_stored = await _is_row_stored(inflight)
     services.runtime.leases.drop(inflight.job.id)
     job = inflight.job
     settling = settle(services, job, outcome) if is_stored else _settle_or_insert(services, inflight, job, outcome)

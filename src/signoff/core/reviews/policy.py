@@ -35,7 +35,8 @@ def review_for(path: str, review: Review | None) -> Review | None:
 
 def policy_for(target_review: Review | None, door_review: Review, base: Policy) -> Policy:
     """Return `base` with the review rule of the target, or of the door if the target has none."""
-    return msgspec.structs.replace(base, review=target_review or door_review)
+    review = target_review or door_review
+    return base if base.review == review else msgspec.structs.replace(base, review=review)
 
 
 def stricter(policy: Policy, other: Policy) -> Policy:

@@ -115,7 +115,7 @@ class OpenAIDoor(AsgiDoor):
             is_retry=is_retry(scope),
         )
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        async with ClientWatch(services, scope, receive):
+        with ClientWatch(services, scope, receive):
             call = await begin_call(services, ask, with_usage=with_usage)
             try:
                 await self._answer(call, send)

@@ -120,7 +120,7 @@ def _clamp_usage(usage: Usage | None) -> Usage:
 
 
 def _clamp(tokens: int) -> int:
-    return max(0, min(tokens, MAX_TOKENS))
+    return tokens if 0 <= tokens <= MAX_TOKENS else max(0, min(tokens, MAX_TOKENS))
 
 
 def _elapsed_us(begin: float | None, end: float | None) -> int | None:
