@@ -5,14 +5,20 @@ uvicorn's protocol bounds none of these. A client that exceeds a limit gets an e
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from signoff.doors.errors import PROBLEM, problem, raw_error_headers
 from signoff.doors.http import CONNECTION
 from signoff.errors import BadRequest, HeadTooLarge, Overloaded, RequestTimedOut, SignoffError
+from signoff.server.exchange import Exchange
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 TICK_SECONDS = 1
 # Seconds for which a client that was refused can still read the error, while all that it sends is dropped.
@@ -151,10 +157,44 @@ class HttpConnection(HttpToolsProtocol):
         if len(self.pipeline) >= limits.max_pipelined:
             self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on one connection.")
             raise self._error
-        super().on_headers_complete()
+        keeps_alive = self._complete_scope()
+        app = cast("ASGI3Application", self.app)
+        must_wait, self.cycle = self._is_answering(), self._exchange(keeps_alive=keeps_alive)
+        if must_wait:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, app))
+        else:
+            self._start_asgi_task(self.cycle, app)
         self.headers = []  # of the trailers
         self._phase = "body"
         self._seconds = self._body_seconds = self._body_bytes = self._unused_bytes = 0
+
+    def _complete_scope(self) -> bool:
+        """Add to the scope what the request line says; return True if the client may send another request."""
+        parser, scope = cast("httptools.HttpRequestParser", self.parser), cast("dict[str, Any]", self.scope)
+        version, url = parser.get_http_version(), httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
+        scope["raw_path"] = self.root_path.encode() + url.path
+        scope["query_string"] = url.query or b""
+        return version != "1.0" and parser.should_keep_alive()
+
+    def _exchange(self, *, keeps_alive: bool) -> Exchange:
+        return Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keeps_alive,
+            on_response=self.on_response_complete,
+        )
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -167,8 +207,17 @@ class HttpConnection(HttpToolsProtocol):
         if self.headers and self._is_large():
             self._check_fields(0)
         self._phase = "idle"
-        self._unused_bytes = 0
+        self._unused_bytes = self._seconds = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin the next request of the connection, if it is there already. Idle connections end by `tick`."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed, or that a callback of the parser refused."""
@@ -177,7 +226,12 @@ class HttpConnection(HttpToolsProtocol):
     def tick(self) -> None:
         """Let one second pass; refuse the client if it is too slow."""
         self._check_reading()
-        if self._phase == "idle" or self._is_served():
+        if self._phase == "idle":
+            self._seconds = 0 if self._is_answering() or self.pipeline else self._seconds + 1
+            if self._seconds > self.timeout_keep_alive:
+                self.transport.close()
+            return
+        if self._is_served():
             return
         limits = self._limits
         self._seconds += 1
