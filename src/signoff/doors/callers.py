@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from signoff.core.access import Caller, anonymous_caller
 from signoff.core.audit import Actor
-from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, scheme_of
+from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, headers_of, scheme_of
 from signoff.errors import BadRequest, Forbidden, MisdirectedRequest, Unauthorized
 from signoff.infra.actor import act_as
 from signoff.infra.logging import USER_ID
@@ -46,7 +46,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
     caller = await _identify(services, door_settings, scope, sessions=sessions)
     USER_ID.set(caller.user_id)
     act_as(Actor(name=caller.actor, client=client_of(scope) or None))
-    if header(scope, LABEL_SELECTOR) is not None:
+    if LABEL_SELECTOR in headers_of(scope):
         raise BadRequest("`X-Label-Selector` is not supported, as models have no labels here; leave the header out.")
     check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
     return caller
@@ -71,14 +71,14 @@ def _token_of(scope: Scope) -> str | None:
 
     Raises Unauthorized if `Authorization` has no bearer token, or if two of the headers differ.
     """
-    token, authorization = None, header(scope, b"authorization")
+    token, authorization, headers = None, header(scope, b"authorization"), headers_of(scope)
     if authorization is not None:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized
         token = token.strip()
     for name in KEY_HEADERS:
-        if not (key := (header(scope, name) or "").strip()):
+        if name not in headers or not (key := headers[name].decode("latin-1").strip()):
             continue
         if token is not None and key != token:
             raise Unauthorized("`Authorization`, `x-api-key` and `api-key` must have the same token; send one of them.")

@@ -150,11 +150,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return the first header with this name, which must be in lower case, as Latin-1 text."""
+    value = headers_of(scope).get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Return the first value of each header, by its name in lower case."""
     first_values: dict[bytes, bytes] | None = scope.get(HEADERS)
     if first_values is None:
-        first_values = scope[HEADERS] = dict(reversed([*scope["headers"]]))
-    value = first_values.get(name)
-    return None if value is None else value.decode("latin-1")
+        first_values = scope[HEADERS] = dict(reversed(scope["headers"]))
+    return first_values
 
 
 def text_header(scope: Scope, name: bytes) -> str | None:
@@ -190,7 +195,8 @@ def parse_digits(text: str | None) -> int | None:
 
 def wait_seconds_of(scope: Scope) -> float | None:
     """Return the seconds of `Prefer: wait=N`, at most MAX_WAIT_SECONDS; 0 for `Prefer: respond-async` (RFC 7240)."""
-    for preference in (header(scope, b"prefer") or "").split(","):
+    text = header(scope, b"prefer")
+    for preference in () if text is None else text.split(","):
         name, _, value = preference.strip().lower().partition("=")
         if name == "wait" and (seconds := parse_digits(value)) is not None:
             return min(float(seconds), MAX_WAIT_SECONDS)
@@ -201,12 +207,12 @@ def wait_seconds_of(scope: Scope) -> float | None:
 
 def is_retry(scope: Scope) -> bool:
     """Return True if the client says that it sent the same request before and got no answer, as OpenAI's clients do."""
-    return (header(scope, b"x-stainless-retry-count") or "0") != "0"
+    return headers_of(scope).get(b"x-stainless-retry-count", b"0") not in {b"0", b""}
 
 
 def cache_control_of(scope: Scope) -> CacheControl:
     """Return the directives of all `Cache-Control` headers of the request."""
-    if header(scope, b"cache-control") is None:
+    if b"cache-control" not in headers_of(scope):
         return _NO_DIRECTIVES
     return parse_cache_control(value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control")
 

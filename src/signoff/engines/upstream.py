@@ -82,6 +82,7 @@ class UpstreamClient:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"accept-encoding": "identity", "user-agent": "signoff"},
+            skip_auto_headers=("content-type",),
             max_line_size=MAX_HEAD_BYTES,
             max_field_size=MAX_HEAD_BYTES,
             max_headers=MAX_HEADERS,
@@ -156,9 +157,8 @@ class UpstreamClient:
                 # aiohttp writes a file-like body in pieces.
                 data=request.body if len(request.body) < 2**20 else io.BytesIO(request.body),
                 headers=request.headers,
-                skip_auto_headers=("content-type",),
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, connect=call.timeouts.connect_seconds),
+                timeout=_connect_timeout(call.timeouts.connect_seconds),
             )
         finally:
             _CALL.reset(token)
@@ -191,6 +191,11 @@ class UpstreamClient:
             return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - self._now())
         except (ValueError, OverflowError):
             return None
+
+
+@lru_cache(maxsize=1024)
+def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=seconds)
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):
@@ -265,9 +270,10 @@ class _Call:
 
         `close` alone would first write out the buffered request, which never ends when the model does not read.
         """
-        if self._transport is not None and (self.response is None or self.response.connection is not None):
+        is_read = self.response is not None and self.response.connection is None
+        if self._transport is not None and not is_read:
             self._transport.abort()
-        if self.response is not None:
+        if self.response is not None and not is_read:
             self.response.close()
 
 
@@ -300,8 +306,9 @@ def _read_head(response: aiohttp.ClientResponse, limits: dict[str, str]) -> None
 
 
 async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
-    chunks, size_bytes = list[bytes](), 0
-    while data := await call.read(response):
+    chunks: list[bytes] = []
+    size_bytes = 0
+    while not response.content.at_eof() and (data := await call.read(response)):
         size_bytes += len(data)
         if size_bytes > MAX_BODY_BYTES:
             raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.", retryable=False)

@@ -76,7 +76,8 @@ class Attempt:
         """True if the job is a run that waits for its steps; its lease has been released."""
         self.is_lost = False
         """True once the lease is lost: the job was cancelled, or was rescued by another process."""
-        self.arrived_at = _now()  # not the wall clock, which may be set
+        self._now = asyncio.get_running_loop().time  # not the wall clock, which may be set
+        self.arrived_at = self._now()
         self.started_at: float | None = None
         self.first_byte_at: float | None = None
         """Time of the first content of the answer."""
@@ -92,7 +93,7 @@ class Attempt:
 
     def start(self) -> None:
         """Record that a model is asked now."""
-        self.started_at, self.first_byte_at, self.ended_at = _now(), None, None
+        self.started_at, self.first_byte_at, self.ended_at = self._now(), None, None
 
     def discard(self) -> None:
         """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""
@@ -139,7 +140,7 @@ class Attempt:
 
     def end(self) -> None:
         """Record the end of the answer. Later calls do nothing."""
-        self.ended_at = self.ended_at or _now()
+        self.ended_at = self.ended_at or self._now()
 
     def judge_refusals(self) -> None:
         """Blame the endpoints that refused the request if another one answered it, and the request otherwise."""
@@ -181,7 +182,7 @@ class Attempt:
 
     def _begin(self) -> None:
         """Record that an answer has come, and which model sent it."""
-        self.first_byte_at = _now()
+        self.first_byte_at = self._now()
         if self.slot is not None:
             self.slot.succeeded()
         if self.model != self.job.model:
@@ -191,7 +192,3 @@ class Attempt:
 def is_last_event(event: bytes) -> bool:
     """Return True if `event` ends the stream of a completion, a response or a message."""
     return event.startswith(LAST_EVENTS) or sse.data_of(event) == b"[DONE]"
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

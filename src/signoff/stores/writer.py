@@ -160,7 +160,10 @@ class Writer:
         waiting.done.add_done_callback(self._release_slot)
         try:
             self._check_open()  # it may have been closed while this call waited
-            await self._waiting.put(waiting)
+            if self._waiting.full():
+                await self._waiting.put(waiting)
+            else:
+                self._waiting.put_nowait(waiting)
         except BaseException:
             waiting.done.cancel()
             raise

@@ -175,7 +175,7 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
         deliver=delivery_targets(services, ask, job_id),
         max_attempts=attempts or (rules.now_attempts if is_now else rules.later_attempts),
         attempt=1 if is_now else 0,
-        lease=services.ids.new_id() if is_now else None,
+        lease=job_id if is_now else None,  # the first of its leases, so no other one of the job has this token
         cache="bypass" if cache_key is None else "miss",
         cache_key=cache_key,
     )

@@ -41,6 +41,7 @@ from signoff.work.call import Call, begin_call, whole_answer
 from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
 
 PREFIXES = ("/openai/v1/", "/v1/")
+_KNOWN_PATHS = {f"{prefix}{path.removeprefix('/v1/')}": path for prefix in PREFIXES for path in KNOWN}
 # Methods besides POST that are passed on to an upstream.
 PASSED_METHODS = {"GET", "PUT", "PATCH", "DELETE"}
 # Media types of bodies that are not JSON. Any other type is read as JSON: clients without a better default, such as
@@ -72,6 +73,8 @@ class OpenAIDoor(AsgiDoor):
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = await caller_of(self._services, self._door_settings, scope)
+        if scope["method"] == "POST" and (known := _KNOWN_PATHS.get(scope["path"])) is not None:  # nearly all requests
+            return await self._ask(scope, receive, send, caller, known)
         path, method = scope["path"].rstrip("/"), scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
