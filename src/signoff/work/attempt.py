@@ -92,7 +92,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         log.info("job_lease_lost", job_id=attempt.job.id)
         record_wasted(services, attempt)
         return None
-    store_answer(services, settled)
+    store_answer(services, settled, is_whole=settled.response is attempt.body)
     return settled
 
 

@@ -74,7 +74,8 @@ class OpenAIDoor(AsgiDoor):
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = await caller_of(self._services, self._door_settings, scope)
         if scope["method"] == "POST" and (known := _KNOWN_PATHS.get(scope["path"])) is not None:  # nearly all requests
-            return await self._ask(scope, receive, send, caller, known)
+            await self._ask(scope, receive, send, caller, known)
+            return
         path, method = scope["path"].rstrip("/"), scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")

@@ -100,8 +100,11 @@ async def revalidate(services: Services, job: Job) -> Job:
     return job if is_same else msgspec.structs.replace(job, cache="bypass")
 
 
-def store_answer(services: Services, job: Job) -> None:
-    """Store the answer of a signed-off job in the cache, if the job may be cached and the answer is complete."""
+def store_answer(services: Services, job: Job, *, is_whole: bool = False) -> None:
+    """Store the answer of a signed-off job in the cache, if the job may be cached and the answer is complete.
+
+    An answer that the model sent as a whole (`is_whole`) reports all that is known of its usage.
+    """
     if job.status != "success" or job.cache != "miss" or job.cache_key is None or job.response is None:
         return
     if not is_complete(job.path, job.response):
@@ -114,7 +117,7 @@ def store_answer(services: Services, job: Job) -> None:
             model=job.model,
             path=job.path,
             job_id=job.id,
-            answer=with_usage(job.path, job.response, job.usage),
+            answer=job.response if is_whole else with_usage(job.path, job.response, job.usage),
             usage=job.usage,
         )
     )
