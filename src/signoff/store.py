@@ -9,7 +9,7 @@ NUL characters).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -97,9 +97,9 @@ class Jobs(Protocol):
         """
         ...
 
-    async def log_call(
+    def log_call(
         self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
-    ) -> asyncio.Future[int]:
+    ) -> Awaitable[asyncio.Future[int]]:
         """Queue the insertion of a waiting call that has ended and was never stored, with an event for all `verbs`.
 
         It is written together with others: some milliseconds later, or `at_once` if someone waits for that. Return a

@@ -87,7 +87,7 @@ class DoorRouter:
             return await serve_and_log(self._serve, scope, receive, send)
         return await self._serve(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if "//" in scope["path"]:
             scope = _with_single_slashes(scope)
         if scope["method"] == "HEAD" and not scope["path"].lower().startswith(ACTING_PATHS):
@@ -96,12 +96,15 @@ class DoorRouter:
         if origins and (origin := allowed_origin(scope, origins)) is not None:
             send = with_cors_headers(origin, send)
             if is_preflight(scope):
-                return await send_preflight(scope, send)
+                return send_preflight(scope, send)
         if scope["method"] == "POST" and not scope["query_string"] and (door := self._queue.get(scope["path"])):
-            return await door(scope, receive, send)
+            return door(scope, receive, send)
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
-                return await door(scope, receive, send)
+                return door(scope, receive, send)
+        return self._serve_rest(scope, receive, send)
+
+    async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
         receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
         try:

@@ -1,7 +1,7 @@
 """Interface of a database for the SQL adapters: reads, grouped writes, and change notifications."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -52,7 +52,7 @@ class Database(Protocol):
         """
         ...
 
-    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
+    def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """Queue `operation` for a transaction that begins some milliseconds later, and return a future of its result.
 
         With `at_once`, the transaction begins as soon as it can. While the database is unavailable, the operation is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,12 +96,12 @@ class SqlJobs:
 
         return await self._database.write(insert)
 
-    async def log_call(
+    def log_call(
         self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
-    ) -> asyncio.Future[int]:
+    ) -> Awaitable[asyncio.Future[int]]:
         """See `store.Jobs`."""
         add = partial(insert_call, job=job, data=pack(job, actor=actor, verbs=verbs))
-        return await self._database.defer(add, at_once=at_once)
+        return self._database.defer(add, at_once=at_once)
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""

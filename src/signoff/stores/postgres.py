@@ -129,9 +129,9 @@ class Postgres:
         with _rejecting_nul():
             return await self._writer.write(operation)
 
-    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
+    def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""
-        return await self._writer.defer(operation, at_once=at_once)
+        return self._writer.defer(operation, at_once=at_once)
 
     async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. One operation at a time, on a connection that is opened for the first one."""

@@ -10,7 +10,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,9 +93,9 @@ class Sqlite:
         """See `database.Database`."""
         return await self._writer.write(operation)
 
-    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
+    def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""
-        return await self._writer.defer(operation, at_once=at_once)
+        return self._writer.defer(operation, at_once=at_once)
 
     async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. Only one process writes at a time anyway, so this is an ordinary write."""

@@ -196,7 +196,12 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
         return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
     open_call = services.runtime.open_calls.add(call.ask.caller)
     try:
-        return await _answer(services, call, sink)
+        if call.is_joined or call.shared is not None:
+            return await _follow_shared(services, call, sink)
+        body = await _serve(services, call, sink)
+        if not _awaits_person(call.job, body):
+            return body
+        return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
     except asyncio.CancelledError:
         if (revoked := open_call.take_cancellation()) is not None:
             raise revoked from None
@@ -210,15 +215,6 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
         raise
     finally:
         services.runtime.open_calls.drop(open_call)
-
-
-async def _answer(services: Services, call: Call, sink: Sink) -> bytes | None:
-    if call.is_joined or call.shared is not None:
-        return await _follow_shared(services, call, sink)
-    body = await _serve(services, call, sink)
-    if _awaits_person(call.job, body):
-        return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
-    return body
 
 
 async def whole_answer(services: Services, call: Call) -> bytes:

@@ -37,7 +37,7 @@ from signoff.doors.openai.anthropic_errors import error_body, is_anthropic
 from signoff.doors.openai.errors import send_error
 from signoff.doors.openai.responses import call_headers, send_body, send_events
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
-from signoff.work.call import Call, begin_call, whole_answer
+from signoff.work.call import begin_call, whole_answer
 from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
 
 PREFIXES = ("/openai/v1/", "/v1/")
@@ -122,15 +122,12 @@ class OpenAIDoor(AsgiDoor):
         with ClientWatch(services, scope, receive):
             call = await begin_call(services, ask, with_usage=with_usage)
             try:
-                await self._answer(call, send)
+                if ask.stream:
+                    await send_events(services, call, send, door_settings.keep_alive_seconds)
+                else:
+                    await send_body(call, await whole_answer(services, call), send)
             except SignoffError as error:
                 await self._send_error(scope, send, error, call_headers(call))
-
-    async def _answer(self, call: Call, send: Send) -> None:
-        if call.ask.stream:
-            await send_events(self._services, call, send, self._door_settings.keep_alive_seconds)
-        else:
-            await send_body(call, await whole_answer(self._services, call), send)
 
     async def _models(self, send: Send, caller: Caller) -> None:
         models = [_model_json(target) for target in await list_targets(self._services, caller)]

@@ -3,7 +3,7 @@
 The pairs of formats are in `core/…_to_chat.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -29,15 +29,21 @@ _NEVER_IN_JSON_LINES = frozenset({MESSAGES, COUNT_TOKENS})
 _NEVER_IN_HTTP = frozenset[str]()
 
 
-async def ask_engine(
+def ask_engine(
     services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
-) -> bytes | None:
+) -> Awaitable[bytes | None]:
     """Return or send the answer of `model`, in the form of the request's path: see `Engine.answer`.
 
     The model's own endpoint is asked first, and not again for a while if it turned out to be missing.
     """
     if request.path not in TRANSLATED:
-        return await engine.answer(model, request, attempt)
+        return engine.answer(model, request, attempt)
+    return _ask_or_translate(services, engine, model, request, attempt)
+
+
+async def _ask_or_translate(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
+) -> bytes | None:
     missing = services.runtime.missing_endpoints
     is_missing = request.path in _never_of(model) or missing.contains(model, request.target, request.path)
     if not is_missing:
