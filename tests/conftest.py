@@ -1,15 +1,27 @@
 """Fixtures for all tests. Every test process imports this module, so it imports nothing of the product."""
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["plugins.services", "plugins.tiers"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """Collect no garbage while tests are imported, and exempt what is imported from later collections."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ class VerificationRecorder(argon2.PasswordHasher):
     """Hasher that records the hashes that it verifies passwords with."""
 
     def __init__(self, parallelism: int) -> None:
-        super().__init__(parallelism=parallelism)
+        super().__init__(time_cost=1, memory_cost=8, parallelism=parallelism)
         self.verified = list[str]()
 
     def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002 -- the library's name

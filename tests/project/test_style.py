@@ -7,6 +7,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ NOT_IMPERATIVE = re.compile(
     r"Looks|Counts|Puts|Adds|Moves|Drops|Forgets|Opens|Closes|Checks|Runs|Asks|Hears|Holds|Lets|Seals|Renews|Sets|"
     r"Listens|Watches|Connects|Claims|Settles|Sweeps|Changes|Removes|Registers|Finds|Goes|Gets|Yields|Prints)\b"
 )
+HAS_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 # Data classes whose fields are part of the public vocabulary: each field has a docstring of its own.
 DOCUMENTED = {
     "core/job.py": {"Job", "Event", "Decision", "Edit", "JobError", "FunctionCall"},
@@ -43,10 +45,20 @@ DOCUMENTED = {
 }
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the name and the syntax tree of each file of the source and of the tests."""
-    for name, path in (MODULES | TESTS).items():
-        yield name, ast.parse(path.read_text())
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
+    """Return the name and the syntax tree of each file of the source and of the tests."""
+    return [(name, ast.parse(path.read_text())) for name, path in (MODULES | TESTS).items()]
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes that can have a docstring, without the expressions, which are most of a tree."""
+    ahead: list[ast.AST] = [tree]
+    while ahead:
+        node = ahead.pop()
+        yield node
+        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, HAS_STATEMENTS)]
+        ahead += reversed(inner)
 
 
 def test_docstrings_start_with_a_verb_in_the_imperative_or_a_noun_phrase() -> None:
@@ -61,7 +73,7 @@ def test_docstrings_start_with_a_verb_in_the_imperative_or_a_noun_phrase() -> No
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of each docstring: of modules, classes and functions, and of their variables."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         yield getattr(node, "lineno", 1), ast.get_docstring(node) or ""
@@ -135,7 +147,7 @@ def test_class_names_consist_of_words_of_the_field_and_of_the_glossary() -> None
         f"{name} {node.name}: {word}"
         for name, tree in trees()
         if name in MODULES
-        for node in ast.walk(tree)
+        for node in statements(tree)
         if isinstance(node, ast.ClassDef)
         for word in words_of(node.name)
         if word not in known

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import argon2
 import openai
 import uvicorn
 
@@ -26,6 +27,7 @@ from support.database_files import make_file
 
 T = TypeVar("T")
 ANSWER_SECONDS = 60.0
+QUICK_HASHES = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 class Live:
@@ -80,6 +82,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     else:
         await migrate(server_settings)
     async with run_services(server_settings, work=True) as services:
+        services.runtime.passwords._argon2 = QUICK_HASHES  # a real one takes 0.2 s
         server = _Server(
             uvicorn.Config(
                 make_router(services, server_settings),

@@ -158,7 +158,7 @@ def postgres(binary: Path, folder: Path) -> Generator[str]:
     """Serve PostgreSQL from a new cluster in `folder`."""
     [port] = free_ports(1)
     make_cluster(binary, folder)
-    with postgres_at(binary, folder, port, "max_connections=300"):
+    with postgres_at(binary, folder, port, "max_connections=300", "max_wal_size=256MB"):
         yield f"postgresql://postgres@{LOCALHOST}:{port}/postgres"
 
 

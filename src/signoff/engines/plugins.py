@@ -3,6 +3,8 @@
 import importlib.metadata
 import inspect
 from collections.abc import Collection
+from functools import cache
+from importlib.metadata import EntryPoints
 
 from signoff.engine import Engine
 from signoff.errors import SignoffError
@@ -18,7 +20,7 @@ class BadExtension(SignoffError):
 
 def plugin_kinds() -> list[str]:
     """Return the kinds of all entry points, without loading them."""
-    return [point.name for point in importlib.metadata.entry_points(group=GROUP)]
+    return [point.name for point in _entry_points()]
 
 
 def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
@@ -28,7 +30,7 @@ def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
     does not start, because requests to its models would fail.
     """
     engines = dict[str, Engine]()
-    for point in importlib.metadata.entry_points(group=GROUP):
+    for point in _entry_points():
         if point.name in reserved_kinds or point.name in engines:
             raise BadExtension(f"The kind {point.name} of {point.value} exists already: rename the entry point.")
         try:
@@ -41,3 +43,9 @@ def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
                 f"The engine {point.name} ({point.value}) yields its answer; return a body, or send events to the sink."
             )
     return engines
+
+
+@cache
+def _entry_points() -> EntryPoints:
+    """Return the entry points of the group; finding them reads a file of each installed package."""
+    return importlib.metadata.entry_points(group=GROUP)
