@@ -7,6 +7,7 @@ fixtures that a test uses, and from the code that it can reach within the folder
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ TESTS = str(Path(__file__).parents[1])
 SERVERS = {"postgres_server", "rabbitmq_url", "redis_url", "nats_url", "mqtt_url", "kafka_url"}
 SERVICES = ("postgres", "rabbit", "redis", "nats", "mqtt", "kafka")
 """Parts of the parameters of tests that choose a service at run time, with `getfixturevalue`."""
-STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "SubprocessEngine"}
+STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "SubprocessEngine", "PreloadedProcess"}
 """Names and texts in the code of a test that starts processes."""
 SERVING = {"uvicorn"}
 """Names in the code of a test that runs a server."""
@@ -112,6 +113,8 @@ def inspect_code(function: FunctionType) -> tuple[frozenset[str], tuple[Function
 def functions_in(value: object) -> list[FunctionType]:
     """Return the function, or the functions of the class, if the tests define it."""
     if isinstance(value, type):
+        if not str(getattr(sys.modules.get(value.__module__), "__file__", "")).startswith(TESTS):
+            return []
         return [inner for member in vars(value).values() if callable(member) for inner in functions_in(member)]
     value = getattr(getattr(value, "hypothesis", None), "inner_test", value)
     value = inspect.unwrap(value) if callable(value) else value

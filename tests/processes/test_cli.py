@@ -33,7 +33,8 @@ from signoff.work.admin.sign_in import sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 from signoff.work.submit import submit
-from support.processes import run_many
+from support.preloaded import PreloadedProcess
+from support.processes import run_command, run_many
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 60.0
@@ -51,16 +52,7 @@ def environment(folder: Path, more: dict[str, str]) -> dict[str, str]:
 def signoff(folder: Path, *arguments: str, stdin: str = "", **more: str) -> tuple[int, str, str]:
     """Run one command; return its exit code, its output and its error output."""
     command = [sys.executable, "-m", "signoff", *arguments]
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(folder, more),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+    result = run_command(command, stdin=stdin, cwd=folder, env=environment(folder, more))
     return result.returncode, result.stdout, result.stderr
 
 
@@ -74,7 +66,7 @@ def running_signoff(folder: Path, *arguments: str, **more: str) -> Iterator[subp
     """Yield a running command; kill it at the end."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "signoff", *arguments]
-    with subprocess.Popen(
+    with PreloadedProcess(
         command, cwd=folder, env=environment(folder, more), stdout=pipe, stderr=pipe, text=True
     ) as process:
         try:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.processes import SIGNOFF, ask, clean_environment, first_token, free_port, run_many, served, signoff, until
+from support.processes import (
+    SIGNOFF,
+    ask,
+    clean_environment,
+    first_token,
+    free_port,
+    run_command,
+    run_many,
+    served,
+    signoff,
+    until,
+)
 
 UPSTREAM = "https://api.example.com/v1"
 
 
 def run_signoff(environment: dict[str, str], *arguments: str, stdin: str = "") -> tuple[int, str, str]:
     """Run one command; return its exit code, its output and its error output."""
-    result = subprocess.run(
-        (*SIGNOFF, *arguments), env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = run_command((*SIGNOFF, *arguments), env=environment, stdin=stdin)
     return result.returncode, result.stdout, result.stderr
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from support.preloaded import PreloadedProcess
+
 T = TypeVar("T")
 RUN_MANY = """
 import contextlib, io, json, sys
@@ -50,7 +52,7 @@ def served(environment: dict[str, str], tmp_path: Path, port: int, *more: str) -
     """Yield a server process that is ready, and end it after the block."""
     with (tmp_path / "out.txt").open("ab") as out, (tmp_path / "err.txt").open("ab") as err:
         command = (*SIGNOFF, "serve", "--port", str(port), *more)
-        with subprocess.Popen(command, env=environment, stdout=out, stderr=err, cwd=tmp_path) as server:
+        with PreloadedProcess(command, env=environment, stdout=out, stderr=err, cwd=tmp_path) as server:
             try:
                 until(lambda: _answers(port, server))
                 yield server
@@ -73,12 +75,26 @@ def worked(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def start_worker(environment: dict[str, str], *, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start a worker process and return at once; the caller ends it."""
-    return subprocess.Popen((*SIGNOFF, "work"), env=environment, stderr=stderr)
+    return PreloadedProcess((*SIGNOFF, "work"), env=environment, stderr=stderr)
 
 
 def signoff(environment: dict[str, str], *command: str) -> str:
     """Run a command of the command line; return what it prints."""
-    return subprocess.run((*SIGNOFF, *command), env=environment, check=True, capture_output=True, text=True).stdout
+    result = run_command((*SIGNOFF, *command), env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_command(command: Sequence[str], *, stdin: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python process to its end, with this input; return its exit code and what it printed."""
+    pipe = subprocess.PIPE
+    with PreloadedProcess(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        try:
+            out, err = process.communicate(stdin, WAIT_SECONDS * 2)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def run_many(
@@ -88,14 +104,8 @@ def run_many(
 
     Return the exit code, the output and the error output of each.
     """
-    result = subprocess.run(
-        (sys.executable, "-c", RUN_MANY, json.dumps(commands)),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        timeout=WAIT_SECONDS * 2,
-        check=True,
-    )
+    result = run_command((sys.executable, "-c", RUN_MANY, json.dumps(commands)), env=environment, cwd=folder)
+    assert result.returncode == 0, result.stderr
     return [tuple(entry) for entry in json.loads(result.stdout)]
 
 

@@ -40,7 +40,8 @@ from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services
 from signoff.work.submit import submit
 from support.live_server import chat, live
-from support.processes import SIGNOFF, clean_environment, signoff, until
+from support.preloaded import PreloadedProcess
+from support.processes import SIGNOFF, clean_environment, run_command, signoff, until
 from support.stores import execute
 
 pytestmark = pytest.mark.anyio
@@ -207,7 +208,7 @@ def test_a_killed_rotation_loses_no_secret_and_the_next_one_completes_it(tmp_pat
     # when rotations are killed, each a little later after its new key is written
     for attempt in range(3):
         before = existing_keys(path)
-        rotation = subprocess.Popen((*SIGNOFF, "key", "rotate"), env=environment, stdout=subprocess.PIPE)
+        rotation = PreloadedProcess((*SIGNOFF, "key", "rotate"), env=environment, stdout=subprocess.PIPE)
         until(lambda before=before: existing_keys(path) != before or None)
         time.sleep(0.1 * attempt)
         rotation.send_signal(signal.SIGKILL)
@@ -220,7 +221,7 @@ def test_a_killed_rotation_loses_no_secret_and_the_next_one_completes_it(tmp_pat
     assert len(newest) == 4
     # when a rotation completes, the old keys are unused, but cannot be deleted for an hour
     assert "Secrets encrypted with the new key: " in signoff(environment, "key", "rotate")
-    result = subprocess.run((*SIGNOFF, "key", "drop"), env=environment, capture_output=True, text=True, check=False)
+    result = run_command((*SIGNOFF, "key", "drop"), env=environment)
     assert (result.returncode, "less than an hour ago" in result.stderr) == (1, True)
     os.utime(path, (time.time() - 4000,) * 2)
     assert "Deleted old keys: 4" in signoff(environment, "key", "drop")
