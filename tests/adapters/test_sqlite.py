@@ -28,6 +28,7 @@ from signoff.stores.job_pages import page_statement
 from signoff.stores.people import page_of_tokens
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
+from support.preloaded import PreloadedProcess
 from support.stores import (
     ChangeRecorder,
     a_call,
@@ -44,7 +45,7 @@ from support.stores import (
 
 pytestmark = pytest.mark.anyio
 
-WRITES_SCRIPT = Path(__file__).parents[1] / "support" / "writes.py"
+TESTS = Path(__file__).parents[1]
 JOBS_EACH = 300
 
 
@@ -62,13 +63,13 @@ async def store(path: Path) -> AsyncIterator[SqlStore]:
 
 
 class Program:
-    """A process that runs `writes.py`."""
+    """A process that runs `support/writes.py`."""
 
     def __init__(self, path: Path, name: str, jobs: int) -> None:
         self.output = dict[str, list[str]](inserted=[], settled=[], done=[])
-        self.process = subprocess.Popen(
-            [sys.executable, WRITES_SCRIPT, f"sqlite:///{path}", name, str(jobs)],
-            env={**os.environ, "PYTHONPATH": str(WRITES_SCRIPT.parents[1])},
+        self.process = PreloadedProcess(
+            [sys.executable, "-m", "support.writes", f"sqlite:///{path}", name, str(jobs)],
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
             stdout=subprocess.PIPE,
             text=True,
         )

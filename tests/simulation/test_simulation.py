@@ -43,7 +43,7 @@ from simulation.tables import Operation, Tables
 from simulation.users import answer
 from simulation.weather import FAULTS
 
-SEEDS = range(16)
+SEEDS = range(6)
 STEPS = 30_000
 MAX_STEPS_TO_VIOLATION = 600_000
 CALLER = Caller(user_id=1, token_id=1, role="user", email="ann@example.com")

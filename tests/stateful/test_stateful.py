@@ -25,7 +25,7 @@ from stateful.place import ControlledDatabase
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
 pytestmark = pytest.mark.slow
-RUNS = {"sqlite": 24, "postgres": 12}
+RUNS = {"sqlite": 12, "postgres": 4}
 LONG_RUNS = 600
 SEARCHES = 400
 

@@ -127,7 +127,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.update(request["environment"])
     time.tzset()
     tempfile.tempdir = None
-    sys.path.insert(0, request["folder"])
+    sys.path[:0] = [request["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.orig_argv = [sys.executable, *request["arguments"]]
 
 
