@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup check fast test test-long faults lint types rules lock pages clean
+.PHONY: help run setup check fast test suite test-long faults lint types rules lock pages clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +28,10 @@ fast: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
 
 test: setup .venv/.dev ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
-	@$(MAKE) --no-print-directory -j2 --output-sync=target types lint rules
+	@$(MAKE) --no-print-directory lint rules
+	@$(MAKE) --no-print-directory -j2 types suite
+
+suite: .venv/.dev
 	$(BIN)/python -m pytest
 
 test-long: setup .venv/.dev ## Runs the longer proofs, among them that every protection that is taken out is missed.
