@@ -7,7 +7,6 @@ start a process, it forks twice and lets the process in between end, so that the
 
 from __future__ import annotations
 
-import array
 import ctypes
 import functools
 import json
@@ -17,14 +16,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
-HEADER = "little"
-"""Byte order of the length that precedes a message."""
+BYTE_ORDER = "little"
 LENGTH_BYTES = 4
+"""Size of the length that precedes a message, in bytes."""
 MODULES = (
     "signoff.server.bootstrap",
     "signoff.server.http",
@@ -34,6 +34,8 @@ MODULES = (
     "rich.table",
 )
 """Modules that read no environment variable when they are imported; `signoff.cli` does."""
+
+ONE_AT_A_TIME = threading.Lock()
 
 
 class PreloadedProcess(subprocess.Popen[Any]):
@@ -59,17 +61,16 @@ class PreloadedProcess(subprocess.Popen[Any]):
 
 def start(request: dict[str, Any], streams: list[int]) -> int:
     """Start the process that `request` describes as a child of this one, and return its pid."""
-    template = template_process()
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    try:
-        message = json.dumps(request).encode()
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))
-        template.sendmsg([len(message).to_bytes(LENGTH_BYTES, HEADER)], [rights])
-        template.sendall(message)
-        return int.from_bytes(receive(template, LENGTH_BYTES), HEADER)
-    finally:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    message, libc = json.dumps(request).encode(), ctypes.CDLL(None)
+    with ONE_AT_A_TIME:
+        template = template_process()
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            socket.send_fds(template, [len(message).to_bytes(LENGTH_BYTES, BYTE_ORDER)], streams)
+            template.sendall(message)
+            return int.from_bytes(receive(template, LENGTH_BYTES), BYTE_ORDER)
+        finally:
+            libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @functools.cache
@@ -100,15 +101,14 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         length, streams, _, _ = socket.recv_fds(connection, LENGTH_BYTES, 3)
         if not length:
             sys.exit()
-        request = json.loads(receive(connection, int.from_bytes(length, HEADER)))
+        request = json.loads(receive(connection, int.from_bytes(length, BYTE_ORDER)))
         reading, writing = os.pipe()
         if (between := os.fork()) == 0:
             if (process := os.fork()) != 0:
-                os.write(writing, process.to_bytes(LENGTH_BYTES, HEADER))
+                os.write(writing, process.to_bytes(LENGTH_BYTES, BYTE_ORDER))
                 os._exit(0)
-            connection.close()
+            connection.detach()
             become(request, streams)
-            os.closerange(3, max(reading, writing, *streams) + 1)
             return request
         os.close(writing)
         pid = os.read(reading, LENGTH_BYTES)
@@ -122,6 +122,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     """Take the folder, the environment and the standard streams of the request."""
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
