@@ -46,6 +46,17 @@ class Sink(Protocol):
         ...
 
 
+class EventSink:
+    """A sink that keeps the events that it receives."""
+
+    def __init__(self) -> None:
+        self.received = list[bytes]()
+        """The events, in order."""
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        self.received += events
+
+
 class Engine(Protocol):
     """An adapter for the models of one kind. Any number of `answer` calls may run at the same time."""
 

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from signoff.core.decode import JsonObject
 from signoff.core.dialects import response
-from signoff.core.dialects.response import JsonObject
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
 

@@ -27,7 +27,7 @@ from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.dialects.answer import collect, has_a_known_shape
 from signoff.core.dialects.surrogates import without_lone_surrogates
 from signoff.core.model import Timeouts
-from signoff.engine import Sink
+from signoff.engine import EventSink, Sink
 from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MAX_HEADERS, map_connection_error
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header
 from signoff.engines.upstream_events import EventStream
@@ -338,19 +338,9 @@ async def _pass_on_events(
     return None
 
 
-class _EventSink:
-    """Sink that keeps the events."""
-
-    def __init__(self) -> None:
-        self.received = list[bytes]()
-
-    async def send(self, events: Sequence[bytes]) -> None:
-        self.received += events
-
-
 async def _collect_events(call: _Call, response: aiohttp.ClientResponse) -> bytes:
     """Return the answer that a stream adds up to which the request did not ask for."""
-    events = _EventSink()
+    events = EventSink()
     body = await _pass_on_events(call, response, events, json_only=True)
     return _collect(events.received) if body is None else body
 

@@ -3,16 +3,16 @@
 Aggregators answer so when their provider fails, and gateways when they have no answer at all.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
+from signoff.core.decode import JsonObject
 from signoff.core.dialects.surrogates import decode_with_surrogates
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 
-JsonObject = dict[str, Any]
 # Members of which an answer has one.
 _ANSWER_MEMBERS = {
     CHAT: ("choices",),

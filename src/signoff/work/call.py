@@ -1,7 +1,6 @@
 """Waiting calls (the `now` lane): the client waits for the answer, and for the review of it where there is one."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -11,7 +10,7 @@ from signoff.core.endpoints import KNOWN
 from signoff.core.headers import answer_headers
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.core.upstream_objects import creates_no_object
-from signoff.engine import Sink
+from signoff.engine import EventSink, Sink
 from signoff.errors import Interrupted, JobFailed, ReviewPending, SignoffError
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.broadcast import Broadcast
@@ -219,21 +218,11 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
 
 async def whole_answer(services: Services, call: Call) -> bytes:
     """Return the answer as one JSON body, also if the model sent it as a stream. Raises as `answer_call`."""
-    events = _EventSink()
+    events = EventSink()
     body = await answer_call(services, call, events)
     if body is not None:
         return body
     return answer_of(call.job, None, events.received).body
-
-
-class _EventSink:
-    """Sink that keeps the events."""
-
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-
-    async def send(self, events: Sequence[bytes]) -> None:
-        self.received += events
 
 
 async def _follow_shared(services: Services, call: Call, sink: Sink) -> bytes | None:

@@ -7,10 +7,10 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.assembly import assemble, decode_payloads, is_content
 from signoff.core.dialects.reported_usage import Counts, parse_usage, read_counts, usage_of_counts
-from signoff.core.dialects.response import JsonObject
 from signoff.core.fingerprint import fingerprint
 from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage
 from signoff.errors import ModelGarbled

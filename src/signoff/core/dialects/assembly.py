@@ -9,12 +9,11 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
+from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates, encode_with_surrogates, has_surrogates
 from signoff.core.dialects.tool_calls import ToolCalls, ToolFunction
-
-JsonObject = dict[str, Any]
 
 
 def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:

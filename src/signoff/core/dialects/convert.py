@@ -9,9 +9,9 @@ import msgspec
 
 from signoff.core import endpoints, sse
 from signoff.core.binary import decode_binary
+from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.answer import as_completion, is_completion, split, text_or_json
-from signoff.core.dialects.response import JsonObject
 from signoff.core.fingerprint import fingerprint
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
+from signoff.core.dialects.chat_answer import ChatEnding, content_text, parse_chat_answer
+from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
 from signoff.core.dialects.messages import message_event, message_of, tool_input
 from signoff.core.dialects.openai_models import maximum_member
-from signoff.errors import BadRequest, ModelGarbled
+from signoff.core.tokens import Usage
+from signoff.errors import BadRequest
 
 MAX_USER_LENGTH = 64
 STOP_REASONS = {
@@ -224,34 +226,16 @@ def _format(request: _Request) -> JsonObject:
             return {}
 
 
-class _Choice(msgspec.Struct):
-    message: JsonObject
-    finish_reason: str | None = None
-    stop_reason: Any = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-    usage: Any = None
-
-
 def from_chat(body: bytes, name: str, model: str) -> bytes:
     """Return the message that a chat completion is; its id ends in `name`. Raises ModelGarbled."""
-    try:
-        completion = msgspec.json.decode(body, type=_Completion)
-        choice = completion.choices[0]
-        calls = calls_of(choice.message)
-    except (ValueError, IndexError, RecursionError) as error:
-        raise ModelGarbled(f"The model's answer is not a chat completion: {error}") from None
-    text = content_text(choice.message.get("content")) or str(choice.message.get("refusal") or "")
-    content: list[JsonObject] = [{"type": "text", "text": text}] if text or not calls else []
-    for number, call in enumerate(calls):
-        function = msgspec.convert(call.get("function") or {}, JsonObject)
-        block = _tool_use(call.get("id") or _call_id(name, number), function.get("name"))
-        content.append(block | {"input": tool_input(str(function.get("arguments") or ""))})
-    stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
-    ending = _ending(choice.finish_reason, stop, has_calls=bool(calls))
-    return msgspec.json.encode(message_of(content, name, model) | ending | {"usage": _usage(completion.usage)})
+    chat = parse_chat_answer(body)
+    text = chat.text or chat.refusal
+    content: list[JsonObject] = [{"type": "text", "text": text}] if text or not chat.calls else []
+    for number, call in enumerate(chat.calls):
+        block = _tool_use(call.call_id or _call_id(name, number), call.name)
+        content.append(block | {"input": tool_input(call.arguments)})
+    ending = _ending(chat.end, has_calls=bool(chat.calls))
+    return msgspec.json.encode(message_of(content, name, model) | ending | {"usage": _usage(chat.end.usage)})
 
 
 def _tool_use(call_id: object, tool_name: object) -> JsonObject:
@@ -262,31 +246,24 @@ def _call_id(name: str, number: int) -> str:
     return f"toolu_{name}_{number}"
 
 
-def _ending(finish_reason: str | None, stop_sequence: str | None, *, has_calls: bool) -> JsonObject:
-    reason = STOP_REASONS.get(finish_reason or "stop", "end_turn")
+def _ending(end: ChatEnding, *, has_calls: bool) -> JsonObject:
+    reason = STOP_REASONS.get(end.finish_reason or "stop", "end_turn")
     if has_calls and reason == "end_turn":
         reason = "tool_use"
-    if stop_sequence is not None and reason == "end_turn":
+    if end.stop_sequence is not None and reason == "end_turn":
         reason = "stop_sequence"
-    return {"stop_reason": reason, "stop_sequence": stop_sequence if reason == "stop_sequence" else None}
+    return {"stop_reason": reason, "stop_sequence": end.stop_sequence if reason == "stop_sequence" else None}
 
 
-def _usage(usage: Any) -> JsonObject:
+def _usage(usage: Usage | None) -> JsonObject:
     """Return the usage of a chat in the words of this API, in which cached tokens are no input tokens."""
-    reported = as_object(usage)
-    cached = _count(as_object(reported.get("prompt_tokens_details")), "cached_tokens")
-    prompt, completion = _count(reported, "prompt_tokens"), _count(reported, "completion_tokens")
+    known = usage or Usage()
     return {
-        "input_tokens": max(0, prompt - cached),
+        "input_tokens": known.prompt_tokens - known.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": completion,
+        "cache_read_input_tokens": known.cached_tokens,
+        "output_tokens": known.completion_tokens,
     }
-
-
-def _count(usage: JsonObject, name: str) -> int:
-    value = usage.get(name)
-    return int(value) if isinstance(value, int | float) else 0
 
 
 class MessageTranslator:
@@ -303,18 +280,18 @@ class MessageTranslator:
 
     def feed(self, event: bytes) -> list[bytes]:
         """Return the events that one event of the chat becomes. Raises ModelGarbled if it is not one of a chat."""
-        try:
-            pieces = self._chat.feed(event)
-        except (ValueError, RecursionError) as error:
-            raise ModelGarbled(f"The model's answer is not a stream of chat events: {error}") from None
-        return [message_event(each) for piece in pieces for each in [*self._begin(), *self._events(piece)]]
+        return self._translate(self._chat.feed(event))
 
     def finish(self) -> list[bytes]:
         """Return the events that end the message."""
-        ending = _ending(self._chat.finish_reason, self._chat.stop_sequence, has_calls=self._chat.has_calls)
+        last = self._translate(self._chat.finish())
+        ending = _ending(self._chat.end, has_calls=self._chat.has_calls)
         events = [*self._begin(), *self._close()]
-        events.append({"type": "message_delta", "delta": ending, "usage": _usage(self._chat.usage)})
-        return [message_event(each) for each in [*events, {"type": "message_stop"}]]
+        events.append({"type": "message_delta", "delta": ending, "usage": _usage(self._chat.end.usage)})
+        return [*last, *(message_event(each) for each in [*events, {"type": "message_stop"}])]
+
+    def _translate(self, pieces: list[ChatPiece]) -> list[bytes]:
+        return [message_event(each) for piece in pieces for each in [*self._begin(), *self._events(piece)]]
 
     def _begin(self) -> Iterator[JsonObject]:
         if not self._has_begun:

@@ -6,13 +6,13 @@ and a member of an unexpected type costs no other.
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import msgspec
 
+from signoff.core.decode import JsonObject
 from signoff.core.tokens import Usage, count_answer_tokens
 
-JsonObject = dict[str, Any]
 Counts = dict[str, int]
 """Positive numbers by name, in lower case and without underscores."""
 # A larger number is a fault of the upstream.
@@ -85,6 +85,11 @@ def usage_of_counts(counts: Counts) -> Usage | None:
         completion += counts.get("thoughtstokencount", 0)
     cached = min(prompt, _first(counts, _CACHED) or _first(counts, _CACHE_READ))
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total, cached_tokens=cached)
+
+
+def reasoning_of_counts(counts: Counts) -> int:
+    """Return the completion tokens in `counts` that are thoughts; 0 if none are reported."""
+    return _first(counts, _REASONING)
 
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]

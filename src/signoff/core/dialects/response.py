@@ -5,13 +5,13 @@ Source: OpenAI's API reference, "Responses" and "Streaming events".
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
 from signoff.core import sse
+from signoff.core.decode import JsonObject
 
-JsonObject = dict[str, Any]
 Cut = Callable[[str], Iterable[str]]
 
 

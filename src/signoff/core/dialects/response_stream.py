@@ -5,12 +5,12 @@ The last event has it whole. Some servers leave that event out, or leave the out
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from signoff.core import sse
+from signoff.core.decode import JsonObject
 from signoff.core.dialects.surrogates import encode_with_surrogates
 
-JsonObject = dict[str, Any]
 COMPLETED = "response.completed"
 FINAL_EVENTS = frozenset({COMPLETED, "response.incomplete", "response.failed"})
 # Texts that grow: by the middle of an event's type, the type of their part, or of their item, and their member in it.

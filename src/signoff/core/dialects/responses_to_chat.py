@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.decode import as_object
-from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
+from signoff.core.decode import JsonObject
+from signoff.core.dialects.chat_answer import ChatEnding, content_text, parse_chat_answer
+from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
 from signoff.core.dialects.openai_models import maximum_member
-from signoff.core.dialects.response import JsonObject, response_event, response_of, usage_of
-from signoff.errors import BadRequest, ModelGarbled
+from signoff.core.dialects.response import response_event, response_of, usage_of
+from signoff.errors import BadRequest
 
 # Part of the ids of responses that no upstream has stored.
 ID_MARK = "chat_"
@@ -183,69 +184,45 @@ def _format(text: JsonObject) -> JsonObject:
             return {}
 
 
-class _Choice(msgspec.Struct):
-    message: JsonObject
-    finish_reason: str | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-    created: Any = None
-    usage: Any = None
-
-
 def from_chat(body: bytes, name: str, model: str, request_body: bytes) -> bytes:
     """Return the response that a chat completion is; its ids end in `name`. Raises ModelGarbled."""
-    try:
-        completion = msgspec.json.decode(body, type=_Completion)
-        choice = completion.choices[0]
-        calls = calls_of(choice.message)
-    except (ValueError, IndexError, RecursionError) as error:
-        raise ModelGarbled(f"The model's answer is not a chat completion: {error}") from None
-    output, refusal = list[JsonObject](), choice.message.get("refusal")
-    if text := content_text(choice.message.get("content")):
-        output.append(_message_item(name, 0) | _with_text(text, "output_text"))
-    if isinstance(refusal, str) and refusal:
-        output.append(_message_item(name, len(output)) | _with_text(refusal, "refusal"))
-    for number, call in enumerate(calls):
-        function = msgspec.convert(call.get("function") or {}, JsonObject)
-        item = _call_item(name, number, call.get("id"), function.get("name"))
-        output.append(item | {"arguments": str(function.get("arguments") or ""), "status": "completed"})
-    whole = _response(name, model, request_body, completion.created)
-    return msgspec.json.encode(whole | {"output": output} | _ending(choice.finish_reason, completion.usage))
+    chat, output = parse_chat_answer(body), list[JsonObject]()
+    if chat.text:
+        output.append(_message_item(name, 0) | _with_text(chat.text, "output_text"))
+    if chat.refusal:
+        output.append(_message_item(name, len(output)) | _with_text(chat.refusal, "refusal"))
+    for number, call in enumerate(chat.calls):
+        item = _call_item(name, number, call.call_id, call.name)
+        output.append(item | {"arguments": call.arguments, "status": "completed"})
+    whole = _response(name, model, request_body, chat.created)
+    return msgspec.json.encode(whole | {"output": output} | _ending(chat.end))
 
 
-def _response(name: str, model: str, request_body: bytes, created: Any) -> JsonObject:
+def _response(name: str, model: str, request_body: bytes, created_at: int) -> JsonObject:
     """Return the response without output, with what it repeats of its request."""
     members = _decode(request_body)
     repeated = {each: members[each] for each in _REPEATED if members.get(each) is not None}
     tools: JsonObject = {"tools": members.get("tools") or [], "tool_choice": members.get("tool_choice") or "auto"}
-    created_at = int(created) if isinstance(created, int | float) else 0
     return response_of([], name, model, created_at) | {"store": False, "usage": None} | repeated | tools
 
 
-def _ending(finish_reason: str | None, usage: Any) -> JsonObject:
-    ending: JsonObject = {"usage": _usage(usage)}
-    if reason := _INCOMPLETE_REASONS.get(finish_reason or "stop"):
+def _ending(end: ChatEnding) -> JsonObject:
+    ending: JsonObject = {"usage": _usage(end)}
+    if reason := _INCOMPLETE_REASONS.get(end.finish_reason or "stop"):
         ending |= {"status": "incomplete", "incomplete_details": {"reason": reason}}
     return ending
 
 
-def _usage(usage: Any) -> JsonObject | None:
-    if not (reported := as_object(usage)):
+def _usage(end: ChatEnding) -> JsonObject | None:
+    if (usage := end.usage) is None:
         return None
     return usage_of(
-        _count(reported, "prompt_tokens"),
-        _count(reported, "completion_tokens"),
-        total=_count(reported, "total_tokens"),
-        cached=_count(reported.get("prompt_tokens_details"), "cached_tokens"),
-        reasoning=_count(reported.get("completion_tokens_details"), "reasoning_tokens"),
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        total=usage.total_tokens,
+        cached=usage.cached_tokens,
+        reasoning=end.reasoning_tokens,
     )
-
-
-def _count(usage: object, name: str) -> int:
-    value = as_object(usage).get(name)
-    return int(value) if isinstance(value, int | float) else 0
 
 
 def _message_item(name: str, number: int) -> JsonObject:
@@ -298,20 +275,18 @@ class ResponseTranslator:
 
     def feed(self, event: bytes) -> list[bytes]:
         """Return the events that one event of the chat becomes. Raises ModelGarbled if it is not one of a chat."""
-        try:
-            pieces = self._chat.feed(event)
-        except (ValueError, RecursionError) as error:
-            raise ModelGarbled(f"The model's answer is not a stream of chat events: {error}") from None
-        return [event for piece in pieces for event in [*self._begin(), *self._events(piece)]]
+        return self._translate(self._chat.feed(event))
 
     def finish(self) -> list[bytes]:
         """Return the events that end the response."""
-        events = [*self._begin(), *self._end_message()]
+        events = [*self._translate(self._chat.finish()), *self._begin(), *self._end_message()]
         for call in self._calls.values():
             events += self._end_call(call)
-        ending = _ending(self._chat.finish_reason, self._chat.usage)
-        whole = self._whole | {"output": self._output} | ending
+        whole = self._whole | {"output": self._output} | _ending(self._chat.end)
         return [*events, self._event(f"response.{whole['status']}", response=whole)]
+
+    def _translate(self, pieces: list[ChatPiece]) -> list[bytes]:
+        return [event for piece in pieces for event in [*self._begin(), *self._events(piece)]]
 
     def _event(self, kind: str, **members: object) -> bytes:
         return response_event({"type": kind, **members, "sequence_number": next(self._number)})

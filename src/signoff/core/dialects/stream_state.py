@@ -5,14 +5,14 @@ Events before the first content are no answer yet: comments, empty chunks, the r
 """
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 from signoff.core import sse
+from signoff.core.decode import JsonObject
 from signoff.core.dialects.assembly import decode_payloads
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates
 
-JsonObject = dict[str, Any]
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 # Events of Anthropic's and OpenAI's streams that say nothing yet,
 _SILENT = {"ping", "keepalive", "message_start", "response.created", "response.queued", "response.in_progress"}

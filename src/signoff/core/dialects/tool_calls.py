@@ -6,11 +6,12 @@ the index or the id, repeat the name or the id in every delta, give each delta a
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
-JsonObject = dict[str, Any]
+from signoff.core.decode import JsonObject
+
 # Members of a call that invoke a tool, and the members of these whose texts grow.
 _KINDS = ("function", "custom")
 _GROWING = {"arguments", "input"}
@@ -22,16 +23,33 @@ class ToolCalls:
     def __init__(self) -> None:
         self._calls = list[_ToolCall]()
 
-    def add(self, deltas: object) -> None:
-        """Add the calls, or pieces of calls, of one delta. Raises ValueError if they have another form."""
-        earlier = list(self._calls)  # two items of one delta are two calls
+    @property
+    def count(self) -> int:
+        """Number of the calls that have begun."""
+        return len(self._calls)
+
+    def add(self, deltas: object) -> list[tuple[int, str]]:
+        """Add the calls, or pieces of calls, of one delta; return the number of the call of each, and its new text.
+
+        Numbers count from 0, in the order in which the calls began. Raises ValueError if the deltas have another form.
+        """
+        earlier, added = list(self._calls), list[tuple[int, str]]()  # two items of one delta are two calls
         for delta in msgspec.convert(deltas, list[JsonObject]):
             index = msgspec.convert(delta.get("index"), int | None)
             call = self._with_id(delta.get("id")) or _continued(earlier, delta, index)
             if call is None:
-                call = _ToolCall(len(self._calls) if index is None else index)
+                call = _ToolCall(len(self._calls), len(self._calls) if index is None else index)
                 self._calls.append(call)
-            call.add(delta)
+            added.append((call.number, call.add(delta)))
+        return added
+
+    def name_of(self, number: int) -> str:
+        """Return the name of the tool of a call, as far as it has come."""
+        return self._calls[number].tool_name
+
+    def id_of(self, number: int) -> str:
+        """Return the id of a call; empty if none has come."""
+        return str(self._calls[number].id or "")
 
     def whole(self) -> list[JsonObject]:
         """Return the calls in the order of their indexes."""
@@ -50,22 +68,29 @@ def _continued(calls: list[_ToolCall], delta: JsonObject, index: int | None) -> 
 class _ToolCall:
     """Tool call, from the deltas that have come."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, number: int, index: int) -> None:
+        self.number = number
         self.index = index
         self.id: object = None
         self._members = JsonObject()
         self._functions = dict[str, ToolFunction]()
 
-    def add(self, delta: JsonObject) -> None:
-        """Add a delta of this call."""
-        self.id = self.id or delta.get("id")
+    @property
+    def tool_name(self) -> str:
+        """Name of the tool, as far as it has come."""
+        return "".join(function.name for function in self._functions.values())
+
+    def add(self, delta: JsonObject) -> str:
+        """Add a delta of this call, and return the text that it adds."""
+        self.id, more = self.id or delta.get("id"), ""
         for name, value in delta.items():
             if name in _KINDS and isinstance(value, dict):
-                self._functions.setdefault(name, ToolFunction()).add(cast("JsonObject", value))
+                more += self._functions.setdefault(name, ToolFunction()).add(cast("JsonObject", value))
             elif name == "id":
                 self._members[name] = self.id
             elif name != "index" and (value or name not in self._members):
                 self._members[name] = value
+        return more
 
     def is_other(self, delta: JsonObject) -> bool:
         """Return True if `delta` begins another call, although its index does not tell so."""
@@ -88,26 +113,28 @@ class ToolFunction:
     """
 
     def __init__(self) -> None:
-        self._name = ""
+        self.name = ""
+        """Name of the tool, as far as it has come."""
         self._members = JsonObject()
         self._pieces = list[str]()
 
-    def add(self, delta: object) -> None:
-        """Add a delta: append to the text; a name comes whole, again, or in pieces before the text.
+    def add(self, delta: object) -> str:
+        """Add a delta, and return the text that it adds; a name comes whole, again, or in pieces before the text.
 
         Raises ValueError if the delta is no object.
         """
-        is_name_complete = bool(self._name and self._pieces)
+        is_name_complete, count = bool(self.name and self._pieces), len(self._pieces)
         for name, value in msgspec.convert(delta, JsonObject).items():
             if name in _GROWING:
                 self._members[name] = ""
                 self._pieces += [value if isinstance(value, str) else msgspec.json.encode(value).decode()] * bool(value)
             elif name == "name" and isinstance(value, str):
-                if value != self._name and not is_name_complete:
-                    self._name += value
-                self._members[name] = self._name
+                if value != self.name and not is_name_complete:
+                    self.name += value
+                self._members[name] = self.name
             elif value or name not in self._members:
                 self._members[name] = value
+        return "".join(self._pieces[count:])
 
     def is_other(self, delta: JsonObject, *, has_other_id: bool, is_headed: bool) -> bool:
         """Return True if `delta` begins another call than this one.
@@ -118,9 +145,9 @@ class ToolFunction:
             is_headed: Its call has another id, or its type once more.
         """
         name, has_text = delta.get("name"), any(delta.get(each) for each in _GROWING)
-        if not name or not self._name:
+        if not name or not self.name:
             return False
-        if name == self._name:
+        if name == self.name:
             return has_other_id if not self._pieces else self._is_whole() and (has_text or has_other_id)
         return bool(self._pieces) or has_text or is_headed
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from signoff.core.binary import BinaryBody, decode_binary
+from signoff.core.decode import JsonObject
 from signoff.core.form import is_form, split_form
 from signoff.errors import BadRequest
 
@@ -20,7 +21,6 @@ _LIST_MEMBERS = ("messages", "input")
 _PLAIN_MEMBERS = {
     *("role", "content", "text", "id", "type", "status", "annotations", "index", "finish_reason", "logprobs")
 }
-JsonObject = dict[str, Any]
 
 
 class TranscriptEntry(NamedTuple):
