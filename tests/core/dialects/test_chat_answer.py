@@ -66,8 +66,8 @@ SPLITS: dict[str, list[list[Call]]] = {
 
 def events(deltas: list[list[Call]]) -> list[bytes]:
     chunks: list[Any] = [{"choices": [{"index": 0, "delta": {"tool_calls": calls}}]} for calls in deltas]
-    end: Any = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
-    return [sse.event(json.dumps(chunk).encode()) for chunk in [*chunks, end]]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    return [sse.event(json.dumps(chunk).encode()) for chunk in chunks]
 
 
 @pytest.mark.parametrize("name", SPLITS)
