@@ -7,8 +7,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from signoff.core.dialects import messages
 from signoff.core.dialects.reported_usage import parse_usage
-from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES, STREAMED
+from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES, STREAMED
 from signoff.core.fingerprint import fingerprint
 from signoff.core.parse_cost import is_cheap_to_parse
 from signoff.core.reviews.policy import Policy
@@ -179,7 +180,7 @@ def is_complete(path: str, answer: bytes) -> bool:
 
 def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
     """Return `answer` with `usage`, which a whole answer has even if the stream that it came from had none."""
-    content = {CHAT: "choices", COMPLETIONS: "choices", RESPONSES: "output"}.get(path)
+    content = {CHAT: "choices", COMPLETIONS: "choices", RESPONSES: "output", MESSAGES: "content"}.get(path)
     if usage is None or content is None:
         return answer
     try:
@@ -190,7 +191,18 @@ def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
         return answer
     if content not in whole:
         return answer
-    return msgspec.json.encode(whole | {"usage": usage if path != RESPONSES else _usage_of_response(usage)})
+    return msgspec.json.encode(whole | {"usage": _usage_in(path, usage)})
+
+
+def _usage_in(path: str, usage: Usage) -> Usage | dict[str, Any]:
+    """Return `usage` with the names that it has in an answer of `path`."""
+    match path:
+        case endpoint if endpoint == RESPONSES:
+            return _usage_of_response(usage)
+        case endpoint if endpoint == MESSAGES:
+            return messages.usage_of(usage)
+        case _:
+            return usage
 
 
 def _usage_of_response(usage: Usage) -> dict[str, Any]:

@@ -42,10 +42,11 @@ class _RequestTexts(msgspec.Struct):
 class _AnswerTexts(msgspec.Struct):
     choices: msgspec.Raw = _NOTHING
     output: msgspec.Raw = _NOTHING
+    content: msgspec.Raw = _NOTHING
 
 
 def count_answer_tokens(answer: bytes) -> int:
-    """Estimate the tokens of a completion or a response by the size of its texts; 0 for any other answer."""
+    """Estimate the tokens of a completion, a response or a message by the size of its texts; 0 for any other answer."""
     return _tokens(answer, _AnswerTexts, NON_OUTPUT)
 
 

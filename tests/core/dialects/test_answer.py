@@ -431,11 +431,12 @@ def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning": "Hm"},
         {"content": "Hi"},
-        {"tool_calls": [call("f", "{}", id="c", index=0)]},
+        {"tool_calls": [call("f", "", id="c", index=0)]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
         {},
     ]
     finishes = [choice["finish_reason"] for piece in payloads(parts) for choice in piece["choices"]]
-    assert finishes == [None, None, None, None, "tool_calls"]
+    assert finishes == [None, None, None, None, None, "tool_calls"]
     assert payloads(parts)[2]["choices"][0]["logprobs"] == {"content": []}
     assert payloads(parts)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
     assert parts[-1] == sse.DONE

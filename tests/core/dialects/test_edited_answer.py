@@ -10,7 +10,17 @@ import pytest
 from signoff.core.dialects.answer import answer_text, collect
 from signoff.core.dialects.convert import stream_events
 from signoff.core.dialects.edited_answer import check_edit, edited_answer
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, MODERATIONS, PREDICT, RERANK, RESPONSES
+from signoff.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    EDITS,
+    EMBEDDINGS,
+    MESSAGES,
+    MODERATIONS,
+    PREDICT,
+    RERANK,
+    RESPONSES,
+)
 from signoff.core.job import Job
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
@@ -125,7 +135,7 @@ def test_other_json_is_taken_as_it_is_where_any_payload_is(door: str) -> None:
     assert edited(CHAT, WHOLE_CHAT, "new", door=door) == WHOLE_CHAT | {"choices": [NEW_CHAT]}
 
 
-@pytest.mark.parametrize("answer", [None, "old", {"choices": []}, {"choices": [3]}, {"any": "thing"}], ids=json.dumps)
+@pytest.mark.parametrize("answer", ["old", {"choices": []}, {"choices": [3]}, {"any": "thing"}], ids=json.dumps)
 def test_an_answer_without_an_envelope_gets_one(answer: Any) -> None:
     whole = edited(CHAT, answer, "new", target="mine", prompt_tokens=1)
     assert whole["choices"][0]["message"] == {"role": "assistant", "content": "new"}
@@ -167,9 +177,66 @@ def test_words_are_no_edit_of_an_answer_in_json(path: str, request_body: dict[st
     job = held(path, WHOLE[path], body=json.dumps(request_body).encode())
     with pytest.raises(BadRequest, match="asks for an answer in JSON"):
         check_edit(job, b'"Sorry, no."')
-    # JSON can be sent, as a value or as a text, and so can a whole answer
-    for edit in (b'{"a":1}', b'"{\\"a\\":1}"', json.dumps(WHOLE[path]).encode()):
+    with pytest.raises(BadRequest, match="asks for an answer in JSON"):
+        check_edit(job, json.dumps(WHOLE[path]).encode())
+    # JSON can be sent, as a value or as a text, also in a whole answer
+    in_json = json.dumps(WHOLE[path]).replace('"old"', '"{}"').encode()
+    for edit in (b'{"a":1}', b'"{\\"a\\":1}"', in_json):
         check_edit(job, edit)
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_body"),
+    [
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": CITY}}}),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "n", "schema": CITY}}}),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": CITY}}}),
+        (MESSAGES, {"output_format": {"type": "json_schema", "schema": CITY}}),
+    ],
+)
+def test_an_edit_fits_the_schema_that_the_request_asks_for(path: str, request_body: dict[str, Any]) -> None:
+    job = held(path, WHOLE.get(path), body=json.dumps(request_body).encode())
+    check_edit(job, b'{"city": "Bonn"}')
+    check_edit(job, b'"{\\"city\\": \\"Bonn\\"}"')
+    with pytest.raises(BadRequest, match=r"`\.city` of the answer: 3 is not of type"):
+        check_edit(job, b'{"city": 3}')
+    with pytest.raises(BadRequest, match=r"city.*fits the schema"):
+        check_edit(job, b"{}")
+    whole = edited_answer(job, b'{"city": 3}')
+    with pytest.raises(BadRequest, match=r"\.city"):
+        check_edit(job, whole)
+    check_edit(job, edited_answer(job, b'{"city": "Bonn"}'))
+
+
+def test_a_refusal_and_a_call_of_a_tool_have_no_text_to_check() -> None:
+    job = held(CHAT, WHOLE_CHAT, body=json.dumps(JSON_SCHEMA | {"tools": [{"function": {"name": "f"}}]}).encode())
+    for message in ({"content": None, "refusal": "I cannot."}, {"content": None, "tool_calls": [CALL]}):
+        whole = WHOLE_CHAT | {"choices": [CHOICE | {"message": {"role": "assistant"} | message}]}
+        check_edit(job, json.dumps(whole).encode())
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+def test_the_answer_of_a_person_gets_an_envelope_and_estimated_usage(path: str) -> None:
+    usage = Usage(prompt_tokens=5, total_tokens=5)
+    answers = [
+        json.loads(edited_answer(held(path, None, target="gpt", model="lawyer", usage=usage, id=name), b'"Forty-two."'))
+        for name in ("j1", "j2")
+    ]
+    assert answer_text(json.dumps(answers[0]).encode()) == "Forty-two."
+    assert [each["model"] for each in answers] == ["lawyer", "lawyer"]
+    assert answers[0]["id"] != answers[1]["id"]
+    sides = ("input", "output") if path in {MESSAGES, RESPONSES} else ("prompt", "completion")
+    assert [answers[0]["usage"][f"{side}_tokens"] for side in sides] == [5, 3]
+
+
+def test_an_approval_needs_an_answer() -> None:
+    with pytest.raises(BadRequest, match="no answer yet"):
+        check_edit(held(CHAT, None), None)
+    check_edit(held(CHAT, None), b'"Words."')
+    check_edit(held(CHAT, WHOLE_CHAT), None)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +251,6 @@ def test_words_are_an_edit_of_any_other_answer(request_body: bytes) -> None:
 def test_numbers_are_not_edited_in_words(path: str) -> None:
     with pytest.raises(BadRequest, match="has no text"):
         check_edit(held(path, {"data": []}), b'"words"')
-    check_edit(held(path, {"data": []}), b'{"data":[]}')
+    with pytest.raises(BadRequest, match="is no answer of"):
+        check_edit(held(path, {"data": []}), b'{"text":[]}')
+    check_edit(held(path, {"data": []}), b'{"data":[],"results":[]}')

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.binary import BinaryBody, encode_binary
-from signoff.core.decode import JsonObject
+from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.assembly import assemble, decode_payloads, is_content
 from signoff.core.dialects.reported_usage import Counts, parse_usage, read_counts, usage_of_counts
@@ -199,17 +199,17 @@ def is_completion(body: bytes) -> bool:
     return True
 
 
-def as_completion(body: bytes, model: str, *, created: int = 0) -> bytes:
+def as_completion(body: bytes, model: str, *, created: int = 0, seed: str = "") -> bytes:
     """Return `body` if it is a chat completion, else a completion of `model` with `body` as its content.
 
     A reviewer may have replaced an answer by a bare text or any JSON, and a chat door must answer with a completion.
-    `created` is its time, in seconds since 1970.
+    `created` is its time, in seconds since 1970; its id depends on `seed` too.
     """
     if is_completion(body):
         return body
     message = {"role": "assistant", "content": text_or_json(body)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    name = f"chatcmpl-{fingerprint(model.encode(), body)[:16]}"
+    name = f"chatcmpl-{fingerprint(model.encode(), body, seed.encode())[:16]}"
     head = {"id": name, "object": "chat.completion", "created": created, "model": model}
     return msgspec.json.encode(head | {"choices": [choice]})
 
@@ -261,10 +261,23 @@ def _pieces(choice: JsonObject) -> Iterator[JsonObject]:
     for key in sorted(members, key=lambda key: _MEMBER_ORDER.get(key, 0)):
         value = message[key]
         if key == "tool_calls":
-            value = [call | {"index": number} for number, call in enumerate(value)]
+            yield from _call_pieces(index, value)
+            continue
         logprobs = {"logprobs": rest.pop("logprobs")} if key == "content" and "logprobs" in rest else {}
         yield _piece(index, {key: value}, logprobs)
     yield _piece(index, {}, rest | {"finish_reason": choice.get("finish_reason") or "stop"})
+
+
+def _call_pieces(index: int, calls: list[JsonObject]) -> Iterator[JsonObject]:
+    """Yield the choices of the events that stream calls of tools: first what a call is, and then its arguments."""
+    for number, call in enumerate(calls):
+        head, kind = call | {"index": number}, "custom" if call.get("type") == "custom" else "function"
+        function, member = as_object(call.get(kind)), "input" if kind == "custom" else "arguments"
+        if not (arguments := function.get(member)):
+            yield _piece(index, {"tool_calls": [head]})
+            continue
+        yield _piece(index, {"tool_calls": [head | {kind: function | {member: ""}}]})
+        yield _piece(index, {"tool_calls": [{"index": number, kind: {member: arguments}}]})
 
 
 def _piece(index: int, delta: JsonObject, more: JsonObject | None = None) -> JsonObject:

@@ -15,22 +15,27 @@ from signoff.core.dialects.answer import as_completion, is_completion, split, te
 from signoff.core.fingerprint import fingerprint
 
 
-def convert_answer(path: str, body: bytes, model: str, *, created: int = 0) -> bytes:
+def convert_answer(path: str, body: bytes, model: str, *, created: int = 0, seed: str = "") -> bytes:
     """Return `body` if it has the form of an answer of `path`, else such an answer with `body` as its text.
 
-    `created` is the time of an answer that is made here, in seconds since 1970.
+    Args:
+        path: Endpoint of the request.
+        body: JSON.
+        model: Name of the model in an answer that is made here.
+        created: Time of such an answer, in seconds since 1970.
+        seed: Source of its id, besides the model and the body.
     """
     if has_form(path, body):
         return body
     match path:
         case endpoints.CHAT:
-            return as_completion(body, model, created=created)
+            return as_completion(body, model, created=created, seed=seed)
         case endpoints.COMPLETIONS | endpoints.EDITS:
-            return _text_answer(path, text_or_json(body), model, created)
+            return _text_answer(path, text_or_json(body), model, created, seed)
         case endpoints.MESSAGES:
-            return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body), model))
+            return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body, seed), model))
         case _:
-            name = _id_of(model, body)
+            name = _id_of(model, body, seed)
             return msgspec.json.encode(response.response_from_text(text_or_json(body), name, model, created=created))
 
 
@@ -90,17 +95,17 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def _text_answer(path: str, text: str, model: str, created: int) -> bytes:
+def _text_answer(path: str, text: str, model: str, created: int, seed: str) -> bytes:
     choice: JsonObject = {"text": text, "index": 0}
     if path == endpoints.EDITS:
         return msgspec.json.encode({"object": "edit", "created": created, "choices": [choice]})
-    name = f"cmpl-{_id_of(model, text.encode())}"
+    name = f"cmpl-{_id_of(model, text.encode(), seed)}"
     head = {"id": name, "object": "text_completion", "created": created, "model": model}
     return msgspec.json.encode(head | {"choices": [choice | {"logprobs": None, "finish_reason": "stop"}]})
 
 
-def _id_of(model: str, body: bytes) -> str:
-    return fingerprint(model.encode(), body)[:16]
+def _id_of(model: str, body: bytes, seed: str) -> str:
+    return fingerprint(model.encode(), body, seed.encode())[:16]
 
 
 def _text_events(whole: JsonObject, *, with_usage: bool) -> Iterator[bytes]:

@@ -6,7 +6,22 @@ import msgspec
 
 from signoff.core.cache import with_usage
 from signoff.core.dialects.answer import text_or_json, with_text
+from signoff.core.dialects.answer_forms import form_fault, is_meant_as_answer
 from signoff.core.dialects.convert import convert_answer, has_form
+from signoff.core.dialects.edit_faults import (
+    check_calls_edit,
+    check_format,
+    check_new_calls,
+    check_whole_format,
+    format_of,
+)
+from signoff.core.dialects.tool_call_edits import (
+    has_tools,
+    is_calls_edit,
+    parse_calls_edit,
+    tool_calls_of,
+    with_edited_calls,
+)
 from signoff.core.endpoints import (
     CHAT,
     COMPLETIONS,
@@ -19,30 +34,43 @@ from signoff.core.endpoints import (
     RESPONSES,
 )
 from signoff.core.job import Job
-from signoff.core.tokens import Usage
+from signoff.core.tokens import Usage, count_answer_tokens
 from signoff.errors import BadRequest
 
-# Endpoints whose answers say something in words, and those whose answers are numbers.
+# Endpoints whose answers say something in words, those that also call tools, and those whose answers are numbers.
 _IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
+_WITH_CALLS = frozenset({CHAT, MESSAGES, RESPONSES})
 _IN_NUMBERS = frozenset({COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK})
 # Doors whose payloads, and so their edited answers, may be any JSON.
 _FREE_FORM_DOORS = frozenset({"jobs", "native"})
 # Members of a transcription that are about single words.
 _OF_WORDS = frozenset({"words", "segments", "logprobs"})
-_JSON_FORMATS = frozenset({"json_object", "json_schema"})
 
 
 def edited_answer(job: Job, edit: bytes) -> bytes:
     """Return the answer that `edit`, which is JSON, makes of the answer of `job`.
 
-    A whole answer of the endpoint is taken as it is. A text becomes all that the answer says, and so does any other
-    JSON where an answer is in words; the envelope of the model's answer stays, with its id, time, model and usage.
+    A whole answer of the endpoint is taken as it is, and an edit of calls changes calls of tools. A text becomes all
+    that the answer says, and so does any other JSON where an answer is in words; the envelope of the model's answer
+    stays, with its id, time, model and usage. An answer of a person has no envelope yet, and gets one.
     """
+    if (changed := _with_calls_edit(job, edit)) is not None:
+        return with_usage(job.path, changed, _usage_of(job))
     if not edit.startswith(b'"') and (has_form(job.path, edit) or job.door in _FREE_FORM_DOORS):
         return edit
     text, original = text_or_json(edit), in_form(job, job.response)
     edited = in_form(job, _with_plain_text(original, text) or with_text(original, text))
-    return with_usage(job.path, edited, _usage_of(job))
+    return with_usage(job.path, edited, _usage_of(job) if job.response is not None else written_usage(job, edited))
+
+
+def _with_calls_edit(job: Job, edit: bytes) -> bytes | None:
+    """Return the answer with an edit of calls; None for another edit, or if the answer has no calls."""
+    if job.response is None or not is_calls_edit(edit) or not tool_calls_of(job.response, job.body):
+        return None
+    try:
+        return with_edited_calls(job.response, parse_calls_edit(edit))
+    except ValueError:  # `check_edit` refuses it; a draft may have it nevertheless
+        return None
 
 
 def _with_plain_text(answer: bytes, text: str) -> bytes | None:
@@ -58,7 +86,17 @@ def _with_plain_text(answer: bytes, text: str) -> bytes | None:
 
 def in_form(job: Job, body: bytes | None) -> bytes:
     """Return `body` as an answer to `job`: one of another form becomes the text of an answer of its endpoint."""
-    return convert_answer(job.path, body or b"null", job.target, created=job.created_at // 1_000_000)
+    is_written_here = job.response is None and not job.model.endswith("*")
+    model = job.model if is_written_here else job.target  # of a fallback too, as it answers
+    seed = job.id if is_written_here else ""
+    return convert_answer(job.path, body or b"null", model, created=job.created_at // 1_000_000, seed=seed)
+
+
+def written_usage(job: Job, answer: bytes) -> Usage:
+    """Return an estimate of the tokens of an answer that a person wrote, and of its request."""
+    prompt = job.usage.prompt_tokens if job.usage is not None else job.prompt_tokens
+    completion = count_answer_tokens(answer)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def _usage_of(job: Job) -> Usage | None:
@@ -69,43 +107,51 @@ def _usage_of(job: Job) -> Usage | None:
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-def check_edit(job: Job, edit: bytes) -> None:
-    """Check that the caller of `job` can read the edited answer. Raises BadRequest.
+def check_edit(job: Job, edit: bytes | None) -> None:
+    """Check that an approval of `job` with `edit`, or without one, sends an answer that its caller can use.
 
-    A caller who asked for JSON gets JSON, unless the edit is a whole answer of the endpoint.
+    All approvals pass through it. An edited answer has the form of its endpoint; a caller who asked for JSON gets JSON
+    that fits the schema; and calls of tools have arguments that fit the schemas of the tools. Raises BadRequest.
     """
+    if edit is None:
+        if job.response is None:
+            raise BadRequest("The item has no answer yet, as a person answers it; write the answer in `response`.")
+        return
+    if is_calls_edit(edit) and (job.path in _WITH_CALLS or tool_calls_of(job.response, job.body)):
+        if _check_calls(job, edit):
+            return
+    elif is_meant_as_answer(job.path, edit):
+        _check_whole(job, edit)
+        return
     if job.path in _IN_NUMBERS:
-        if not edit.startswith(b"{"):
-            raise BadRequest(f"An answer of {job.path} has no text; send the whole edited answer, a JSON object.")
-    elif job.path in _IN_WORDS and not has_form(job.path, edit) and _wants_json(job.body):
-        text = text_or_json(edit)
-        try:
-            msgspec.json.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(
-                f"The request asks for an answer in JSON, and the edited text is not JSON: {error}. Send JSON, or to "
-                "send this text nevertheless, the whole answer as a JSON object of the endpoint's form."
-            ) from None
+        raise BadRequest(f"An answer of {job.path} has no text; send the whole edited answer, a JSON object.")
+    if job.path in _IN_WORDS and (wanted := format_of(job.body)) is not None:
+        check_format(wanted, text_or_json(edit))
 
 
-class _Format(msgspec.Struct):
-    type: str = ""
-
-
-class _TextOptions(msgspec.Struct):
-    format: _Format | None = None
-
-
-class _FormatRequest(msgspec.Struct):
-    response_format: _Format | None = None
-    text: _TextOptions | None = None
-
-
-def _wants_json(body: bytes) -> bool:
-    """Return True if the request asks for JSON: by `response_format`, or in a response by `text.format`."""
+def _check_calls(job: Job, edit: bytes) -> bool:
+    """Check an edit of calls; return False if it is any JSON, which is an answer at this door."""
+    calls = tool_calls_of(job.response, job.body)
+    if not calls:
+        if job.door in _FREE_FORM_DOORS:
+            return False
+        raise BadRequest("The answer calls no tool, so `tool_calls` changes nothing; send a text, or the whole answer.")
     try:
-        request = msgspec.json.decode(body, type=_FormatRequest)
-    except (ValueError, RecursionError):
-        return False
-    formats = (request.response_format, request.text and request.text.format)
-    return any(each is not None and each.type in _JSON_FORMATS for each in formats)
+        changes = parse_calls_edit(edit)
+    except ValueError as error:
+        raise BadRequest(
+            f'The edit of calls is not valid: {error}. Send {{"tool_calls": [{{"id", "arguments" or "refuse"}}]}}.'
+        ) from None
+    check_calls_edit(calls, changes, job.response)
+    if (wanted := format_of(job.body)) is not None and isinstance(changes.text, str) and changes.text:
+        check_format(wanted, changes.text)
+    return True
+
+
+def _check_whole(job: Job, answer: bytes) -> None:
+    if (fault := form_fault(job.path, answer)) is not None:
+        raise BadRequest(f"The edited answer is no answer of {job.path}: {fault}. Correct it, or send a text.")
+    calls, original = tool_calls_of(answer, job.body), tool_calls_of(job.response, job.body)
+    check_new_calls(calls, original, has_tools=has_tools(job.body))
+    if job.path in _IN_WORDS and (wanted := format_of(job.body)) is not None:
+        check_whole_format(wanted, answer)

@@ -11,6 +11,7 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import JsonObject, as_object
+from signoff.core.tokens import Usage
 
 # An event that keeps a connection open. Clients of this API expect it at any place of a stream.
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -79,6 +80,16 @@ def message_of(content: list[JsonObject], name: str, model: str) -> JsonObject:
         "stop_reason": None,
         "stop_sequence": None,
         "usage": {"input_tokens": 0, "output_tokens": 0},
+    }
+
+
+def usage_of(usage: Usage) -> JsonObject:
+    """Return the usage of a message, in which cached tokens are no input tokens."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
     }
 
 

@@ -11,7 +11,7 @@ import msgspec
 from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects.chat_answer import ChatEnding, content_text, parse_chat_answer
 from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
-from signoff.core.dialects.messages import message_event, message_of, tool_input
+from signoff.core.dialects.messages import message_event, message_of, tool_input, usage_of
 from signoff.core.dialects.openai_models import maximum_member
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
@@ -235,7 +235,9 @@ def from_chat(body: bytes, name: str, model: str) -> bytes:
         block = _tool_use(call.call_id or _call_id(name, number), call.name)
         content.append(block | {"input": tool_input(call.arguments)})
     ending = _ending(chat.end, has_calls=bool(chat.calls))
-    return msgspec.json.encode(message_of(content, name, model) | ending | {"usage": _usage(chat.end.usage)})
+    return msgspec.json.encode(
+        message_of(content, name, model) | ending | {"usage": usage_of(chat.end.usage or Usage())}
+    )
 
 
 def _tool_use(call_id: object, tool_name: object) -> JsonObject:
@@ -253,17 +255,6 @@ def _ending(end: ChatEnding, *, has_calls: bool) -> JsonObject:
     if end.stop_sequence is not None and reason == "end_turn":
         reason = "stop_sequence"
     return {"stop_reason": reason, "stop_sequence": end.stop_sequence if reason == "stop_sequence" else None}
-
-
-def _usage(usage: Usage | None) -> JsonObject:
-    """Return the usage of a chat in the words of this API, in which cached tokens are no input tokens."""
-    known = usage or Usage()
-    return {
-        "input_tokens": known.prompt_tokens - known.cached_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": known.cached_tokens,
-        "output_tokens": known.completion_tokens,
-    }
 
 
 class MessageTranslator:
@@ -287,7 +278,7 @@ class MessageTranslator:
         last = self._translate(self._chat.finish())
         ending = _ending(self._chat.end, has_calls=self._chat.has_calls)
         events = [*self._begin(), *self._close()]
-        events.append({"type": "message_delta", "delta": ending, "usage": _usage(self._chat.end.usage)})
+        events.append({"type": "message_delta", "delta": ending, "usage": usage_of(self._chat.end.usage or Usage())})
         return [*last, *(message_event(each) for each in [*events, {"type": "message_stop"}])]
 
     def _translate(self, pieces: list[ChatPiece]) -> list[bytes]:

@@ -40,8 +40,8 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
-    if request.edit.response is not None and request.verdict == "approve":
-        check_edit(job, request.edit.response.encode())
+    if request.verdict == "approve":
+        check_edit(job, None if request.edit.response is None else request.edit.response.encode())
     edited = request.edit.payload if request.verdict == "redo" else None
     decision = Decision(
         verdict=request.verdict,
