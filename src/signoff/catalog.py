@@ -88,17 +88,20 @@ class Catalog(Protocol):
         ...
 
 
-SealedKind = Literal["key", "job", "stream"]
+SealedKind = Literal["key", "job", "stream", "receipt_key"]
 
 
 class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     """A sealed secret, and the place where it is stored."""
 
     kind: SealedKind
-    """`key` for an upstream's API key, `job` for a webhook secret of a job, `stream` for the address of a broker."""
+    """`key` for an upstream's API key, `job` for a webhook secret of a job, `stream` for the address of a broker.
+
+    `receipt_key` for the private key that signs receipts.
+    """
 
     id: str
-    """The id of the key or the job, or the name of the stream."""
+    """The id of the key or the job, the name of the stream, or the number of the key that signs receipts."""
 
     sealed: bytes
     """The secret, sealed by the vault; empty for a job that is delivered without a secret of its own."""

@@ -24,6 +24,7 @@ from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import sessions, tokens, users
 from signoff.commands.prices import prices
+from signoff.commands.receipts import feedback_commands, receipt_commands, review_commands
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.infra.logging import log_to_stderr
@@ -53,6 +54,9 @@ cli.add_typer(caches, name="cache")
 cli.add_typer(limits, name="limit")
 cli.add_typer(budgets, name="budget")
 cli.add_typer(encryption_keys, name="key")
+cli.add_typer(receipt_commands, name="receipts")
+cli.add_typer(feedback_commands, name="feedback")
+cli.add_typer(review_commands)
 
 
 def _print_version(is_given: bool) -> None:  # noqa: FBT001 -- Typer calls it with the option's value

@@ -1,10 +1,14 @@
-"""Interfaces of the store for what belongs to single jobs: their deliveries, and the departures of their callers."""
+"""Interfaces of the store for what belongs to single jobs: deliveries, departures of callers, receipts of reviews."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
+
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.job import Job
+from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals
+from signoff.core.reviews.receipt import Head, KeyReceipt
 
 
 class Deliveries(Protocol):
@@ -70,4 +74,75 @@ class Departures(Protocol):
         `ended_within_seconds`. Of several concurrent calls, one gets it. Return None if there is none; then the call
         costs one indexed read.
         """
+        ...
+
+
+class ReceiptFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Receipts to list, in the order of their numbers; the conditions are joined by AND."""
+
+    after_seq: int = 0
+    """Cursor: the number of the last receipt of the previous page."""
+    until_seq: int | None = None
+    """Number of the last receipt to list; None for no bound."""
+    job_id: str | None = None
+    """Job; None for all receipts."""
+    since: int | None = None
+    """Earliest time, in microseconds since 1970, UTC; None for no bound."""
+    until: int | None = None
+    """Time before which the receipts were made, in microseconds since 1970, UTC; None for no bound."""
+    limit: int = 100
+    """Maximum number of receipts."""
+
+
+class StoredReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A receipt as it is stored."""
+
+    seq: int
+    """Number of the receipt."""
+    line: bytes
+    """Its line, with the signature; see `core.reviews.receipt`."""
+    salt: bytes | None
+    """Salt of its digests; None if it has none, or if the contents of its job were deleted."""
+
+
+class Receipts(Protocol):
+    """Receipts of the decisions that took effect, and sums over them.
+
+    The transaction of `approve`, `redo`, `reject`, and of an `expire` that ends the review, appends a receipt to the
+    chain, one process at a time. Receipts are never changed, and deleted only after they were archived. The first use
+    creates the signing key.
+    """
+
+    async def page(self, filters: ReceiptFilter) -> list[StoredReceipt]:
+        """Return a page of receipts, ordered by number."""
+        ...
+
+    async def public_key(self) -> bytes:
+        """Return the public key that signs the next receipt, as 32 bytes."""
+        ...
+
+    async def head(self) -> Head:
+        """Return a signed statement of the number and the hash of the last receipt."""
+        ...
+
+    async def rotate(self, *, is_lost: bool = False) -> KeyReceipt:
+        """Replace the signing key, and delete the old private key. Return the receipt of that, which the old key signs.
+
+        With `is_lost`, the new key signs it. Raises Unreadable if the old key cannot be opened and is not `is_lost`.
+        """
+        ...
+
+    async def archive(self, until_seq: int) -> None:
+        """Declare the receipts up to `until_seq` as archived, in a receipt that anchors the others.
+
+        Do nothing if they are declared already. Raises Conflict if there are not that many receipts.
+        """
+        ...
+
+    async def delete_archived(self, limit: int) -> int:
+        """Delete up to `limit` receipts that are declared as archived, and return their number."""
+        ...
+
+    async def figures(self, query: FigureQuery) -> tuple[list[FigureRow], FigureTotals]:
+        """Return a page of sums over the decisions that took effect, also of archived ones, and the total of all."""
         ...

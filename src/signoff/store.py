@@ -21,7 +21,7 @@ from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
-from signoff.records import Deliveries, Departures
+from signoff.records import Deliveries, Departures, Receipts
 
 CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
@@ -266,6 +266,11 @@ class Store(Protocol):
     @property
     def departures(self) -> Departures:
         """Jobs whose waiting callers have left."""
+        ...
+
+    @property
+    def receipts(self) -> Receipts:
+        """Receipts of decisions, and figures of reviews."""
         ...
 
     @property

@@ -12,6 +12,7 @@ import msgspec
 from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Event, Job, Status
+from signoff.core.reviews.receipt import draft_of
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionRequest
@@ -207,6 +208,7 @@ class MemoryJobs:
         job = self._tables.jobs.get(job_id)
         if job is None:
             raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
+        before = job
         for request in requests:
             if not self._tables.may(request.verb, job, request, tx.now):
                 raise self._stale_error(job, request, tx.now)
@@ -215,6 +217,8 @@ class MemoryJobs:
                 tx.decisions[job.id, job.round] = request.decision
             tx.changes.extend(changes_of(job))
             create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
+            draft = draft_of(request.verb, before, job, requests[0].decision)
+            tx.drafts += [] if draft is None else [draft]
         if job.is_terminal:
             self._propagate_end(tx, job, requests[-1].actor)
         return job

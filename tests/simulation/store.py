@@ -21,6 +21,7 @@ from simulation.library import MemoryLibrary
 from simulation.objects import MemoryUpstreamObjects
 from simulation.people import MemoryPeople, MemorySignIns
 from simulation.quotas import MemoryQuotas
+from simulation.receipts import MemoryReceipts
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
 from simulation.tables import Connection, Operation, Tables, Tx, bump, record
@@ -38,6 +39,7 @@ class MemoryStore:
         self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)
         self.departures = MemoryDepartures(tables, connection)
+        self.receipts = MemoryReceipts(tables, connection)
         self.people = MemoryPeople(tables, connection)
         self.sign_ins = MemorySignIns(tables, connection)
         self.catalog = MemoryCatalog(tables, connection)

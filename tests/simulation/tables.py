@@ -24,11 +24,13 @@ from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
+from signoff.core.reviews.receipt import ReceiptDraft
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.store import Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
+from simulation.receipts import Chain, append_receipts
 
 Key = tuple[int, str]
 Round = tuple[str, int]
@@ -53,6 +55,7 @@ class Tx(msgspec.Struct):
     held_objects: set[str] = set()
     departures: dict[str, int] = {}
     returned: list[str] = []
+    drafts: list[ReceiptDraft] = []
 
     def add_missing(self, table: sa.Table, row: dict[str, Any]) -> None:
         """Add a mark or a departure; which job created an object is derived from the jobs."""
@@ -149,6 +152,7 @@ class Tables:
         self.logged = set[str]()
         self.held_objects = set[str]()
         self.departures: dict[str, int] = {}
+        self.receipts = Chain()
         self.key_fingerprints = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}
@@ -222,6 +226,7 @@ class Tables:
                 self.keys.pop(key, None)
             else:
                 self.keys[key] = job_id
+        append_receipts(self, tx)
         if tx.purged:
             self._purge(tx.purged)
 
@@ -246,6 +251,8 @@ class Tables:
         self.by_client_id = {name: row for name, row in self.by_client_id.items() if row.id not in purged}
         self.calls = {key: row for key, row in self.calls.items() if key[0] not in purged}
         self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in purged}
+        salts = self.receipts.salts
+        self.receipts.salts = {key: salt for key, salt in salts.items() if key[0] not in purged}
 
 
 def bump(tables: Tables, tx: Tx, topic: Topic) -> None:

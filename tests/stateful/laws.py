@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from signoff.core.job import TERMINAL, Event, Job
+from signoff.core.reviews.receipt import VerdictReceipt
 from signoff.core.transitions import replay
 from signoff.store import TransitionRequest
 from stateful.model import StoreContent, reviewer_of
@@ -103,3 +105,16 @@ def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
         assert {name: replayed.get(name) for name in names} == {name: row[name] for name in names}
         if job.round > 0:
             assert replayed.get("response") == (None if job.response is None else msgspec.json.decode(job.response))
+
+
+def check_receipts(jobs: dict[str, Job], events: Sequence[Event], signed: Sequence[VerdictReceipt]) -> None:
+    """Check that each decision that took effect has exactly one receipt."""
+    effects = Counter(
+        event.job_id
+        for event in events
+        if event.verb in {"approve", "redo", "reject"} or (event.verb == "expire" and event.data["status"] != "human")
+    )
+    of_jobs = [receipt for receipt in signed if receipt.job_id in jobs]
+    assert Counter(receipt.job_id for receipt in of_jobs) == effects, "a decision that took effect has one receipt"
+    rounds = [(receipt.job_id, receipt.round) for receipt in of_jobs]
+    assert len(rounds) == len({*rounds}), "a round has one receipt"

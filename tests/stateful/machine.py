@@ -413,6 +413,7 @@ class Machine(RuleBasedStateMachine):
         laws.check(content)
         laws.check_change(self.before, content)
         laws.check_replay(content.jobs, events)
+        laws.check_receipts(content.jobs, events, self.database.read_receipts())
         self.before = content
         statuses = {job.id: (job.status, job.seq) for job in content.jobs.values()}
         assert self.database.run(self.jobs.statuses([*statuses, "nobody"])) == statuses

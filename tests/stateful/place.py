@@ -14,10 +14,14 @@ from sqlalchemy import event
 from signoff.core.delivery import Delivery
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event
+from signoff.core.reviews.receipt import VerdictReceipt, parse_line
+from signoff.records import ReceiptFilter
 from signoff.stores import schema
 from signoff.stores.calls import event_of_call
+from signoff.stores.receipts_schema import receipt_salts
 from signoff.stores.sql import SqlStore
 from stateful.model import StoreContent
+from support.stores import VAULT
 
 T = TypeVar("T")
 DAY = 24 * 3600 * 1_000_000
@@ -44,11 +48,12 @@ class ControlledDatabase:
 
     def __init__(self, url: str) -> None:
         self.now = START
+        self._first_receipt = 0
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.is_postgres = url.startswith("postgresql")
         if self.is_postgres:
             self.run(_execute(url, _STOPPED_CLOCK))
-        self.store = SqlStore(url)
+        self.store = SqlStore(url, VAULT)
         if not self.is_postgres:
             self._stop_clock()
         self.run(self.store.migrate())
@@ -64,8 +69,9 @@ class ControlledDatabase:
         self._runner.close()
 
     def reset(self) -> None:
-        """Delete all rows, and set the clock back to the start."""
-        self.set_clock(START, *(sa.delete(table) for table in TABLES))
+        """Delete all rows except receipts, and set the clock back to the start."""
+        self._first_receipt = self.run(self.store.receipts.head()).count
+        self.set_clock(START, *(sa.delete(table) for table in (*TABLES, receipt_salts)))
 
     def set_clock(self, now: int, *statements: sa.Executable) -> None:
         """Set the clock, and execute statements directly on the database."""
@@ -85,6 +91,12 @@ class ControlledDatabase:
 
         for engine in (database._writing, database._reading):
             event.listen(engine, "connect", connected)
+
+    def read_receipts(self) -> list[VerdictReceipt]:
+        """Return the receipts of decisions since the last reset."""
+        filters = ReceiptFilter(after_seq=self._first_receipt, limit=10_000)
+        parsed = [parse_line(row.line)[0] for row in self.run(self.store.receipts.page(filters))]
+        return [receipt for receipt in parsed if isinstance(receipt, VerdictReceipt)]
 
     def read_content(self) -> tuple[StoreContent, list[Event]]:
         """Return the content of the database, and its events with their data."""

@@ -1,6 +1,7 @@
 """Stores for tests, jobs for them, and direct access to their tables."""
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import time
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from signoff.core.job import Event, Job
 from signoff.core.limits import Counter, Limit, Reservation, ReservationRequest
 from signoff.errors import Overloaded, Stale
+from signoff.infra.vault import Vault
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.sql import SqlStore
 from simulation.store import MemoryStore, Near
@@ -25,6 +27,7 @@ AStore = SqlStore | MemoryStore
 MEMORIES = defaultdict[str, Tables](Tables)
 T = TypeVar("T")
 WAIT_SECONDS = 60.0
+VAULT = Vault([base64.urlsafe_b64encode(bytes(32))])  # the same one in all processes of a test
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"Hello"}]}'
 ANSWER = b'{"choices":[{"message":{"role":"assistant","content":"Hello yourself"}}]}'
 _numbers = itertools.count()
@@ -34,7 +37,7 @@ def store_at(url: str) -> AStore:
     """Return a store on a database, or on the in-memory tables with the name `memory:…`."""
     if url.startswith("memory:"):
         return MemoryStore(MEMORIES[url], Near(MEMORIES[url], lambda: time.time_ns() // 1000))
-    return SqlStore(url)
+    return SqlStore(url, VAULT)
 
 
 async def _migrated(store: AStore, url: str) -> None:

@@ -119,6 +119,18 @@ def encryption_key_changed(old: set[str], new: set[str]) -> AuditChange:
     return AuditChange(action="encryption_key_changed", subject="encryption_key", before=before, after=after)
 
 
+def signing_key_changed(old: str | None, new: str, *, is_lost: bool) -> AuditChange:
+    """Return the change of the key that signs receipts, by ids; None stands for no key."""
+    before = None if old is None else {"key": old}
+    after = {"key": new, "old_key_is_lost": is_lost}
+    return AuditChange(action="signing_key_changed", subject="signing_key", before=before, after=after)
+
+
+def receipts_archived(until: int) -> AuditChange:
+    """Return the removal of old receipts from the database."""
+    return AuditChange(action="receipts_archived", subject="receipts", after={"archived_until": until})
+
+
 def cache_cleared(query: CacheFilter, count: int | None) -> AuditChange:
     """Return the deletion of cached answers; `count` is None if the cache did not say how many."""
     return AuditChange(action="cache_cleared", subject="cache", after=_public(query) | {"deleted": count})

@@ -186,8 +186,8 @@ def builtin_models(settings: Settings) -> list[Model]:
 
 
 def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
-    store = SqlStore(settings.store_url)
     rules, background, vault = _rules(settings), Background(), _vault(settings)
+    store = SqlStore(settings.store_url, vault)
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")

@@ -18,6 +18,8 @@ from signoff.doors import (
     people,
     pipelines,
     prompts,
+    receipts,
+    review_reports,
     session,
     streams,
     usage,
@@ -83,6 +85,8 @@ def _litestar_app() -> ASGIApp:
         limits,
         usage,
         audit,
+        receipts,
+        review_reports,
         health,
         session,
     )

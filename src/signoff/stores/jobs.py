@@ -23,6 +23,7 @@ from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
 from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
 from signoff.stores.objects_schema import created_objects
+from signoff.stores.receipts_schema import receipt_salts
 from signoff.stores.schema import (
     calls,
     decisions,
@@ -51,6 +52,20 @@ from signoff.stores.writer import Tx
 KEY_LIFETIME_US = 24 * 3600 * SECOND
 # The user id of keys that are unique among all users; no user has it.
 ALL_USERS = -2
+
+
+# Tables with rows of jobs, which are deleted together with them.
+OF_JOBS = (
+    events,
+    votes,
+    decisions,
+    deliveries,
+    departures,
+    used_keys,
+    function_calls,
+    created_objects,
+    receipt_salts,
+)
 
 
 class SqlJobs:
@@ -344,7 +359,7 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        for table in (events, votes, decisions, deliveries, departures, used_keys, function_calls, created_objects):
+        for table in OF_JOBS:
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()

@@ -31,6 +31,7 @@ from signoff.stores.postgres_connection import (
     is_behind_pooler,
     make_engine,
 )
+from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
@@ -72,8 +73,9 @@ class Postgres:
     Grouped writes and counters have one connection each, reads have a pool.
     """
 
-    def __init__(self, address: PostgresAddress, *, pool_size: int = 10) -> None:
+    def __init__(self, address: PostgresAddress, *, pool_size: int = 10, signer: ReceiptSigner | None = None) -> None:
         self._address = address
+        self._signer = signer
         self._pool_size = pool_size
         self._is_pooled: bool | None = None
         self._engines: _Engines | None = None
@@ -201,7 +203,7 @@ class Postgres:
         async with engine.connect() as conn:
             if self._is_pooled:
                 await conn.execute(_LIMIT_IDLE, {"idle": f"{IDLE_SECONDS * 1000:.0f}ms"})
-            tx, xid = await conn.run_sync(_begin)
+            tx, xid = await conn.run_sync(lambda sync: _begin(sync, self._signer))
             results = await conn.run_sync(lambda _: group(tx))
             try:
                 await conn.commit()
@@ -244,10 +246,10 @@ def _rejecting_nul() -> Generator[None]:
         raise BadRequest("A text contains a NUL character (U+0000); remove it.") from None
 
 
-def _begin(conn: Connection) -> tuple[Tx, str]:
+def _begin(conn: Connection, signer: ReceiptSigner | None) -> tuple[Tx, str]:
     """Return a transaction and its id on the server, for which `_was_committed` can query later."""
     now, xid = conn.execute(_BEGIN).one()
-    return Tx(conn, now), xid
+    return Tx(conn, now, signer=signer), xid
 
 
 def _is_transient(error: Exception) -> bool:

@@ -14,11 +14,13 @@ from signoff.core.stream import Stream
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
+from signoff.stores.receipts_schema import receipt_keys
 from signoff.stores.schema import encryption_keys, jobs, keys, streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 MAX_SCANNED_JOBS = 5000
+_IS_PRIVATE = receipt_keys.c.sealed != b""
 _NO_TARGETS: tuple[DeliveryTarget, ...] = ()
 
 
@@ -38,6 +40,11 @@ class SqlSecrets:
             by_name = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
             declared = await self._database.read(lambda conn, _: list(conn.execute(by_name.limit(limit)).scalars()))
             return [SealedSecret(kind="stream", id=stream.name, sealed=stream.sealed) for stream in declared]
+        if kind == "receipt_key":
+            by_number = sa.select(*receipt_keys.c).where(receipt_keys.c.number > int(after or 0), _IS_PRIVATE)
+            query = by_number.order_by(receipt_keys.c.number).limit(limit)
+            rows = await self._database.read(lambda conn, _: conn.execute(query).all())
+            return [SealedSecret(kind="receipt_key", id=str(row.number), sealed=row.sealed) for row in rows]
         return await self._page_of_jobs(after or "", limit)
 
     async def _page_of_jobs(self, after: str, limit: int) -> list[SealedSecret]:
@@ -102,6 +109,9 @@ def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
         return tx.conn.execute(sa.update(keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
     if old.kind == "stream":
         return _replace_in_stream(tx, old, sealed)
+    if old.kind == "receipt_key":
+        is_unchanged = (receipt_keys.c.number == int(old.id), receipt_keys.c.sealed == old.sealed)
+        return tx.conn.execute(sa.update(receipt_keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
     is_job = jobs.c.id == old.id
     deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(is_job)).scalar_one_or_none() or _NO_TARGETS
     if sealed_in(deliver) != old.sealed:

@@ -14,6 +14,7 @@ from signoff.core.audit import AuditChange
 from signoff.core.postgres_address import parse_postgres_address
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
+from signoff.infra.vault import Vault
 from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
 from signoff.stores.audit import SqlAudit, record
@@ -30,6 +31,8 @@ from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.objects import SqlUpstreamObjects
 from signoff.stores.people import SqlPeople
 from signoff.stores.quotas import SqlQuotas
+from signoff.stores.receipt_signer import ReceiptSigner
+from signoff.stores.receipts import SqlReceipts
 from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
@@ -48,11 +51,15 @@ MIN_FREE_BYTES = 2**20
 class SqlStore:
     """A store in a SQL database; see `store.Store`.
 
-    `url` is `sqlite:///PATH` or `postgresql://…`. Raises ValueError for any other scheme.
+    Raises ValueError for a URL with another scheme.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://…`.
+        vault: The vault that seals the key of receipts; without it, no verdict can take effect.
     """
 
-    def __init__(self, url: str) -> None:
-        self._database = _make_database(url)
+    def __init__(self, url: str, vault: Vault | None = None) -> None:
+        self._database = _make_database(url, None if vault is None else ReceiptSigner(vault))
         self._folder = _folder_of(url)
         self._writable_until = 0.0
         self.jobs = SqlJobs(self._database)
@@ -60,6 +67,7 @@ class SqlStore:
         self.objects = SqlUpstreamObjects(self._database)
         self.deliveries = SqlDeliveries(self._database)
         self.departures = SqlDepartures(self._database)
+        self.receipts = SqlReceipts(self._database)
         self.people = SqlPeople(self._database)
         self.sign_ins = SqlSignIns(self._database)
         self.catalog = SqlCatalog(self._database)
@@ -125,7 +133,8 @@ class SqlStore:
 
     async def versions(self) -> dict[str, int]:
         """See `store.Store`."""
-        query = sa.select(versions.c.topic, versions.c.version)
+        # The row of the receipts is only their lock.
+        query = sa.select(versions.c.topic, versions.c.version).where(versions.c.topic != "receipts")
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return {row.topic: row.version for row in rows}
 
@@ -155,13 +164,13 @@ def _folder_of(address: str) -> Path | None:
     return Path(make_url(address).database or "").absolute().parent if is_file else None
 
 
-def _make_database(address: str) -> Database:
+def _make_database(address: str, signer: ReceiptSigner | None) -> Database:
     if address.startswith("sqlite:"):
         if not (path := make_url(address).database):
             raise ValueError("The URL of a SQLite database must be sqlite:///PATH.")
         from signoff.stores.sqlite import Sqlite
 
-        return Sqlite(Path(path).absolute())
+        return Sqlite(Path(path).absolute(), signer=signer)
     from signoff.stores.postgres import Postgres
 
-    return Postgres(parse_postgres_address(address))
+    return Postgres(parse_postgres_address(address), signer=signer)

@@ -25,6 +25,7 @@ from signoff.store import Listener, Topic
 from signoff.stores.changes import ChangeFeed
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
+from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.sqlite_changes import SqliteChangeFeed
 from signoff.stores.writer import Tx, Writer
 
@@ -44,8 +45,9 @@ TRUNCATE_WAIT_MS = 200
 class Sqlite:
     """A SQLite file; see `database.Database`. Functions run in a writer thread or in one of the reader threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, signer: ReceiptSigner | None = None) -> None:
         self._path = path
+        self._signer = signer
         self._lock_path = path.with_name(path.name + ".lock")
         self._wal_path = path.with_name(path.name + "-wal")
         self._writer_thread = ThreadPoolExecutor(1, "sqlite-writer")
@@ -157,7 +159,7 @@ class Sqlite:
         with self._locked():
             try:
                 with self._writing.begin() as conn:
-                    tx = Tx(conn, clock_of(conn)())
+                    tx = Tx(conn, clock_of(conn)(), signer=self._signer)
                     results = group(tx)
             # For example a foreign lock, a full disk, or a deleted file.
             except (OperationalError, sqlite3.OperationalError) as error:

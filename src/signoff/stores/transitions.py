@@ -14,11 +14,13 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import RUN_ENDED, TERMINAL, Decision, Job
+from signoff.core.reviews.receipt import SIGNED, draft_of
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.json_column import JsonColumn
+from signoff.stores.receipts import append_receipts, check_signer
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
 from signoff.stores.statements import execute_on_sqlite
 from signoff.stores.usage import count_ended
@@ -34,7 +36,11 @@ NOW = sa.bindparam("now", type_=sa.BigInteger)
 
 
 def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
-    """Make all transitions or none, and return the job after the last one. Raises Stale, JobNotFound."""
+    """Make all transitions or none, and return the job after the last one.
+
+    Raises Stale, JobNotFound, and Unreadable if this process cannot sign the receipt of a verdict.
+    """
+    before = _held_job(tx, job_id, requests)
     if len(requests) == 1:
         versions = [_apply_one(tx, job_id, requests[0])]
     else:
@@ -42,9 +48,24 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
             versions = [_apply_one(tx, job_id, request) for request in requests]
     for job, request in zip(versions, requests, strict=True):
         _record_transition(tx, job, request)
+        draft = None if before is None else draft_of(request.verb, before, job, requests[0].decision)
+        if draft is not None:
+            tx.at_end(append_receipts, draft)
     if versions[-1].is_terminal:
         _propagate_end(tx, versions[-1], requests[-1].actor)
     return versions[-1]
+
+
+def _held_job(tx: Tx, job_id: str, requests: Sequence[TransitionRequest]) -> Job | None:
+    """Return the job as its reviewer saw it, if a verdict takes effect now, and check that its receipt can be signed.
+
+    Raises Unreadable.
+    """
+    if SIGNED.isdisjoint(request.verb for request in requests):
+        return None
+    check_signer(tx)
+    row = tx.conn.execute(_HELD, {"job": job_id}).one_or_none()
+    return None if row is None else job_of(row)
 
 
 def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
@@ -195,6 +216,7 @@ _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.QUIET: sa.bindparam("actor_settled", type_=sa.Integer) == _SETTLED_STEPS,
     Guard.PARKED: jobs.c.parked_at.is_not(None),
 }
+_HELD = sa.select(*EVERY_COLUMN).where(jobs.c.id == sa.bindparam("job", type_=sa.Text)).with_for_update()
 _LOCK = sa.select(jobs.c.id).where(jobs.c.id == sa.bindparam("job", type_=sa.Text)).with_for_update()
 
 

@@ -1,5 +1,7 @@
 """Version numbers of what processes keep copies of; each change increments one."""
 
+from typing import Literal
+
 import sqlalchemy as sa
 
 from signoff.store import Topic
@@ -7,7 +9,7 @@ from signoff.stores.schema import versions
 from signoff.stores.writer import Tx
 
 
-def lock(tx: Tx, topic: Topic) -> None:
+def lock(tx: Tx, topic: Topic | Literal["receipts"]) -> None:
     """Lock the version of `topic`, so that no other transaction changes what it stands for before this one ends.
 
     Call it before touching any row of the topic: transactions that lock in different orders could deadlock.

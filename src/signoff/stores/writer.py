@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
+from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.statements import insert_into, insert_rows, insert_statement, upsert_statement
 
 T = TypeVar("T")
@@ -43,9 +44,25 @@ class Tx(msgspec.Struct):
     conn: Connection
     now: int
     changes: list[tuple[Topic, str]] = []
+    signer: ReceiptSigner | None = None
+    """Access to the keys that sign receipts; None if this process cannot sign."""
     _added: dict[Table, list[dict[str, Any]]] = {}
     _missing: dict[Table, dict[Any, dict[str, Any]]] = {}
     _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
+    _at_end: dict[Callable[["Tx", list[Any]], None], list[Any]] = {}
+
+    def at_end(self, function: Callable[["Tx", list[T]], None], item: T) -> None:
+        """Call `function` once with all items, at the end of the whole group, before the sums are written.
+
+        A lock that it takes then is held for a short time only, and comes after all locks of rows.
+        """
+        self._at_end.setdefault(function, []).append(item)
+
+    def run_at_end(self) -> None:
+        """Call the functions of `at_end`."""
+        pending, self._at_end = self._at_end, {}
+        for function, items in pending.items():
+            function(self, items)
 
     def add(self, table: Table, row: dict[str, Any]) -> None:
         """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
@@ -271,6 +288,8 @@ class Writer:
 
 def _run_all(tx: Tx, group: Sequence[Pending]) -> list[Any]:
     results = [None if waiting.done.cancelled() else _run_one(tx, waiting.operation) for waiting in group]
+    tx.flush()
+    tx.run_at_end()
     tx.flush()
     tx.flush_sums()
     return results

@@ -10,7 +10,7 @@ from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
 
 PAGE_SIZE = 500
-KINDS: tuple[SealedKind, ...] = ("key", "job", "stream")
+KINDS: tuple[SealedKind, ...] = ("key", "job", "stream", "receipt_key")
 
 
 class RotationResult(msgspec.Struct, frozen=True):

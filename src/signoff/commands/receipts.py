@@ -1,0 +1,217 @@
+"""`signoff receipts`, `verify`, `feedback` and `review-figures`: reports of the decisions of reviewers."""
+
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import msgspec
+import typer
+from rich.table import Table
+
+from signoff.commands.prices import DATE_FORMATS
+from signoff.commands.terminal import OPERATOR, choice, out, printable, run, stop
+from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
+from signoff.core.reviews.figures import FigureDimension, FigureQuery
+from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
+from signoff.core.reviews.receipt_chain import BrokenChain, ChainVerifier
+from signoff.core.usage import DAY_US
+from signoff.core.wire import format_time, parse_time
+from signoff.doors.review_reports import totals_json
+from signoff.records import ReceiptFilter
+from signoff.settings import load
+from signoff.work.reviews.feedback import export_end, export_feedback
+from signoff.work.reviews.receipts import (
+    delete_archived_receipts,
+    export_receipts,
+    last_receipt_before,
+    public_key,
+    receipts_head,
+    review_figures,
+    rotate_signing_key,
+)
+from signoff.work.services import Services
+
+MAX_LINE_BYTES = 1024 * 1024
+FIGURE_DAYS = 31
+receipt_commands = typer.Typer(help="Export, archive and anchor the receipts of decisions.")
+feedback_commands = typer.Typer(help="Export the decisions of reviewers.")
+review_commands = typer.Typer()
+NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")]
+Since = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only from this time (UTC) on.")]
+Until = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only before this time (UTC).")]
+
+
+@receipt_commands.command("export")
+def receipts_export(file: NewFile) -> None:
+    """Write all receipts to a file, as JSON Lines; `signoff verify` checks it."""
+    count = run(load(), lambda services: _write(file, export_receipts(services, OPERATOR, ReceiptFilter())))
+    out.print(f"Wrote {count} receipts to {file}.")
+
+
+@receipt_commands.command("head")
+def receipts_head_() -> None:
+    """Print the signed number and hash of the last receipt. Store it elsewhere: it shows if receipts were removed."""
+    typer.echo(canonical(run(load(), lambda services: receipts_head(services, OPERATOR))).decode())
+
+
+@receipt_commands.command("key")
+def receipts_key() -> None:
+    """Print the public key that signs the next receipt, in base64."""
+    typer.echo(encode_key(run(load(), public_key)))
+
+
+@receipt_commands.command("rotate-key")
+def receipts_rotate_key(
+    *, lost: Annotated[bool, typer.Option("--lost", help="The old key cannot be decrypted any more.")] = False
+) -> None:
+    """Replace the key that signs receipts. The old key announces the new one, unless it is lost."""
+    receipt = run(load(), lambda services: rotate_signing_key(services, OPERATOR, is_lost=lost))
+    out.print(f"Receipt {receipt.seq} announces the key {receipt.public_key}.")
+    if lost:
+        out.print("The old key did not sign it: give both keys to `signoff verify`.")
+
+
+@receipt_commands.command("archive")
+def receipts_archive(
+    file: NewFile,
+    before: Annotated[datetime, typer.Option(formats=DATE_FORMATS, help="Archive receipts before this time (UTC).")],
+) -> None:
+    """Move old receipts from the database to a file. A signed receipt anchors those that remain."""
+    time = parse_time(before.replace(tzinfo=UTC))
+
+    async def archive(services: Services) -> int:
+        last = await last_receipt_before(services, OPERATOR, time)
+        await _write(file, export_receipts(services, OPERATOR, ReceiptFilter(until_seq=last)))
+        return await delete_archived_receipts(services, OPERATOR, last)
+
+    out.print(f"Moved {run(load(), archive)} receipts to {file}.")
+
+
+@review_commands.command("verify")
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Exports, oldest first.")],
+    key: Annotated[list[str], typer.Option(help="Public key that you trust: base64, or a file with it.")],
+    head: Annotated[Path | None, typer.Option(help="File with a head that was exported before.")] = None,
+) -> None:
+    """Check receipts offline: nothing altered, removed, moved or added since they were signed."""
+    verifier = ChainVerifier([_public_key(text) for text in key], None if head is None else _head(head))
+    for file in files:
+        with file.open("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                if not line.endswith(b"\n"):
+                    raise BrokenChain(f"The line after receipt {verifier.last} in {file} is cut off.")
+                verifier.add(line[:-1])
+    verifier.finish()
+    is_checked = "and the head is one of them" if head else "but no head was given, so newer ones may be missing"
+    out.print(f"Receipts {verifier.first} to {verifier.last} are as they were signed, {is_checked}.")
+
+
+@feedback_commands.command("export")
+def feedback_export(
+    file: NewFile,
+    kind: Annotated[str, typer.Option(help=" | ".join(FEEDBACK_KINDS))] = "decisions",
+    since: Since = None,
+    until: Until = None,
+    target: Annotated[str | None, typer.Option(help="Only this model or pipeline.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Only this prompt.")] = None,
+    prompt_version: Annotated[int | None, typer.Option(help="Only this version of the prompt.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Only this policy.")] = None,
+    after: Annotated[int, typer.Option(help="Only decisions after this receipt.", min=0)] = 0,
+) -> None:
+    """Write the decisions that took effect to a file, as JSON Lines."""
+    query = FeedbackQuery(
+        kind=choice("kind", kind, FEEDBACK_KINDS) or "decisions",
+        after_seq=after,
+        since=_time(since),
+        until=_time(until),
+        target=target,
+        prompt=prompt,
+        prompt_version=prompt_version,
+        policy=policy,
+    )
+
+    async def export(services: Services) -> tuple[int, int]:
+        end = await export_end(services, OPERATOR)
+        return await _write(file, export_feedback(services, OPERATOR, query, until_seq=end)), end
+
+    count, end = run(load(), export)
+    out.print(f"Wrote {count} rows to {file}. The next export goes on with --after {max(end, after)}.")
+
+
+@review_commands.command("review-figures")
+def figures(
+    by: Annotated[str, typer.Option(help="Dimensions: policy, target, reviewer, hour, day.")] = "reviewer",
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Print figures of the decisions that took effect; without --since, of the last 31 days."""
+    names = tuple(dict.fromkeys(filter(None, by.split(","))))
+    if not set(names) <= {*get_args(FigureDimension)}:
+        stop(f"--by must be a list of {', '.join(get_args(FigureDimension))}, separated by commas (got {by!r}).")
+    dimensions = cast("tuple[FigureDimension, ...]", names)
+
+    async def report(services: Services) -> None:
+        start = services.clock() - FIGURE_DAYS * DAY_US if since is None else _time(since) or 0
+        query = FigureQuery(by=dimensions, since=start, until=_time(until))
+        rows, total = await review_figures(services, OPERATOR, query)
+        table = Table(*dimensions, *(name.replace("_", " ") for name in totals_json(total)))
+        for dimensions_of_row, totals in [*((row.dimensions, row.totals) for row in rows), ({}, total)]:
+            names = (_cell(name, dimensions_of_row[name]) if dimensions_of_row else "" for name in dimensions)
+            table.add_row(*names, *(_number(value) for value in totals_json(totals).values()))
+        out.print(table)
+
+    run(load(), report)
+
+
+def _cell(name: str, value: str | int | None) -> str:
+    if isinstance(value, int):
+        return format_time(value)[: 10 if name == "day" else 16].replace("T", " ")
+    return printable(value or "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _time(time: datetime | None) -> int | None:
+    return None if time is None else parse_time(time.replace(tzinfo=UTC))
+
+
+async def _write(file: Path, lines: AsyncIterator[bytes]) -> int:
+    """Write lines to a new file that only its owner may read, and return their number. An error leaves no file."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            count = 0
+            async for line in lines:
+                stream.write(line)
+                count += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        os.unlink(file)  # noqa: PTH108 -- it does not block for long
+        raise
+    return count
+
+
+def _public_key(text: str) -> bytes:
+    """Return a public key from base64, or from a file that has it, alone or as `/api/receipts/key` returns it."""
+    if (path := Path(text)).is_file():
+        text = path.read_text().strip()
+    try:
+        if text.startswith("{"):
+            text = msgspec.json.decode(text, type=dict[str, str])["public_key"]
+        public_key = decode_base64(text)
+        ChainVerifier([public_key])
+    except (ValueError, KeyError):
+        stop(f"--key must be an Ed25519 public key of 32 bytes in base64, or a file with one (got {text!r}).")
+    return public_key
+
+
+def _head(path: Path) -> Head:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Head)
+    except (ValueError, msgspec.MsgspecError) as error:
+        stop(f"{path} is not a head of `signoff receipts head`: {error}")

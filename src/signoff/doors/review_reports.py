@@ -1,0 +1,152 @@
+"""The native API of feedback and figures of reviews: `/api/reviews/feedback`, `/api/reviews/figures`, for admins."""
+
+from typing import Annotated, Any, get_args
+
+import msgspec
+from litestar import Router, get
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromQuery, QueryParameter
+from litestar.response import Stream
+
+from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackKind, FeedbackQuery
+from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureTotals
+from signoff.core.usage import DAY_US
+from signoff.core.wire import format_time
+from signoff.doors.dependencies import InjectedCaller, InjectedServices
+from signoff.doors.http import BIGINTS, INTS
+from signoff.doors.usage import DEFAULT_DAYS, parse_microseconds
+from signoff.errors import BadRequest
+from signoff.work.reviews.feedback import export_end, export_feedback
+from signoff.work.reviews.receipts import review_figures
+
+MAX_PAGE = 10_000
+
+
+def parse_feedback_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
+    *,
+    kind: FromQuery[str] = "decisions",
+    after: Annotated[int, QueryParameter(ge=0, lt=INTS)] = 0,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    target: FromQuery[str | None] = None,
+    prompt: FromQuery[str | None] = None,
+    prompt_version: Annotated[int | None, QueryParameter(ge=1, lt=INTS)] = None,
+    policy: FromQuery[str | None] = None,
+) -> FeedbackQuery:
+    """Return the query for feedback. Raises BadRequest."""
+    return FeedbackQuery(
+        kind=_kind(kind),
+        after_seq=after,
+        since=None if since is None else parse_microseconds(since),
+        until=None if until is None else parse_microseconds(until),
+        target=target,
+        prompt=prompt,
+        prompt_version=prompt_version,
+        policy=policy,
+    )
+
+
+def parse_figure_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
+    services: InjectedServices,
+    *,
+    by: FromQuery[str] = "",
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    policy: FromQuery[str | None] = None,
+    target: FromQuery[str | None] = None,
+    reviewer: FromQuery[str | None] = None,
+    offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 1000,
+) -> FigureQuery:
+    """Return the query for figures; without `since`, for the last 31 days. Raises BadRequest."""
+    return FigureQuery(
+        by=_dimensions(by),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
+        until=None if until is None else parse_microseconds(until),
+        policy=policy,
+        target=target,
+        reviewer=reviewer,
+        offset=offset,
+        limit=limit,
+    )
+
+
+@get(
+    "/feedback",
+    summary="Export the decisions of reviewers",
+    dependencies={"feedback_query": Provide(parse_feedback_query, sync_to_thread=False)},
+)
+async def get_feedback(
+    services: InjectedServices, caller: InjectedCaller, feedback_query: NamedDependency[FeedbackQuery]
+) -> Stream:
+    """Stream the decisions that took effect as JSON Lines, oldest first, for admins.
+
+    `kind` is the form of the rows: `decisions` has every decision with its contents; `supervised`, `preference` and
+    `rejected` have the formats of OpenAI's fine-tuning. The header `x-next-after` is `after` of the next export.
+    """
+    until_seq = await export_end(services, caller)
+    rows = export_feedback(services, caller, feedback_query, until_seq=until_seq)
+    headers = {"cache-control": "no-store", "x-next-after": str(max(until_seq, feedback_query.after_seq))}
+    return Stream(rows, media_type="application/x-ndjson", headers=headers)
+
+
+@get(
+    "/figures",
+    summary="Get figures of reviews",
+    dependencies={"figure_query": Provide(parse_figure_query, sync_to_thread=False)},
+)
+async def get_figures(
+    services: InjectedServices, caller: InjectedCaller, figure_query: NamedDependency[FigureQuery]
+) -> dict[str, Any]:
+    """Return sums over the decisions that took effect, for admins, grouped by the dimensions in `by`.
+
+    The dimensions are policy, target, reviewer, hour and day, separated by commas. `since` and `until` are whole hours,
+    UTC. `next` is `offset` of the next page.
+    """
+    rows, total = await review_figures(services, caller, figure_query)
+    data = [
+        {name: _dimension_json(name, value) for name, value in row.dimensions.items()} | totals_json(row.totals)
+        for row in rows
+    ]
+    next_offset = figure_query.offset + figure_query.limit if len(rows) == figure_query.limit else None
+    return {"data": data, "total": totals_json(total), "next": next_offset}
+
+
+def totals_json(totals: FigureTotals) -> dict[str, Any]:
+    """Return sums with the figures that follow from them; null where there is nothing to divide by."""
+    sums = {name: getattr(totals, name) for name in ("decisions", "approved", "edited", "redone", "rejected")}
+    return sums | {
+        "average_verdict_seconds": _ratio(totals.verdict_us, totals.decisions * 1_000_000),
+        "reviewer_seconds": totals.open_us / 1_000_000,
+        "reviewer_seconds_per_delivered_answer": _ratio(totals.open_us, totals.approved * 1_000_000),
+        "agreement": _ratio(totals.agreed_pairs, totals.vote_pairs),
+    }
+
+
+def _ratio(number: int, by: int) -> float | None:
+    return number / by if by else None
+
+
+def _kind(text: str) -> FeedbackKind:
+    for kind in FEEDBACK_KINDS:
+        if text == kind:
+            return kind
+    raise BadRequest(f"`kind` must be one of {', '.join(FEEDBACK_KINDS)} (got {text!r}).")
+
+
+def _dimensions(text: str) -> tuple[FigureDimension, ...]:
+    names = dict.fromkeys(filter(None, text.split(",")))
+    try:
+        return msgspec.convert(tuple(names), tuple[FigureDimension, ...])
+    except msgspec.ValidationError:
+        choices = ", ".join(get_args(FigureDimension))
+        raise BadRequest(f"`by` must be a list of {choices}, separated by commas.") from None
+
+
+def _dimension_json(name: str, value: str | int | None) -> str | int | None:
+    if not isinstance(value, int):
+        return value
+    return format_time(value)[:10] if name == "day" else f"{format_time(value)[:19]}Z"
+
+
+router = Router("/api/reviews", route_handlers=[get_feedback, get_figures], tags=["reviews"])
