@@ -1,5 +1,6 @@
 """Interface of a delivery adapter: it sends messages of one kind to their receivers."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from signoff.core.delivery import OutgoingMessage
@@ -25,6 +26,13 @@ class Deliverer(Protocol):
         Raises:
             AddressRefused: The address is not valid, or the allow-list does not permit it.
             Undelivered: The receiver did not accept the message; a later attempt may succeed.
+        """
+        ...
+
+    async def withdraw(self, addresses: Sequence[str]) -> None:
+        """Delete what `send` has stored under these addresses, if the receiver stores messages for this server.
+
+        Raises whatever the client of the receiver raises while that is unavailable.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Interfaces of the store for what belongs to single jobs: deliveries, departures of callers, receipts of reviews."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -74,6 +74,46 @@ class Departures(Protocol):
         `ended_within_seconds`. Of several concurrent calls, one gets it. Return None if there is none; then the call
         costs one indexed read.
         """
+        ...
+
+
+ERASED_EMAIL = "erased-{}@signoff.invalid"
+
+
+class PendingErasure(msgspec.Struct, frozen=True, kw_only=True):
+    """An erasure that is not finished."""
+
+    user_id: int
+    """User who is erased."""
+    age_seconds: float
+    """Time since it was requested."""
+
+
+class Erasures(Protocol):
+    """Erasures of users, which any process may go on with."""
+
+    async def begin(self, user_id: int) -> None:
+        """Record the erasure of a disabled user, and delete what they have beside their jobs.
+
+        These are their tokens, password, upstream keys, limits, and the prompts and pipelines that are not shared. If
+        they were erased before, begin again. Raises Conflict if the user is active.
+        """
+        ...
+
+    async def pending(self, limit: int) -> list[PendingErasure]:
+        """Return up to `limit` erasures that are not finished."""
+        ...
+
+    async def delete_jobs(self, user_id: int, job_ids: Sequence[str]) -> int:
+        """Delete those of the jobs that belong to the user and have ended, with all records of them.
+
+        Cached answers and log lines that name them are deleted too; receipts and sums of usage stay. Return the number
+        of deleted jobs.
+        """
+        ...
+
+    async def finish(self, user_id: int, *, is_final: bool) -> None:
+        """Replace the email of the user by `ERASED_EMAIL`, and end the erasure if `is_final`."""
         ...
 
 

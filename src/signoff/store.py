@@ -21,7 +21,7 @@ from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
-from signoff.records import Deliveries, Departures, Receipts
+from signoff.records import Deliveries, Departures, Erasures, Receipts
 
 CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
@@ -271,6 +271,11 @@ class Store(Protocol):
     @property
     def receipts(self) -> Receipts:
         """Receipts of decisions, and figures of reviews."""
+        ...
+
+    @property
+    def erasures(self) -> Erasures:
+        """Erasures of users."""
         ...
 
     @property

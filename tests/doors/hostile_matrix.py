@@ -142,6 +142,8 @@ _ADMIN = [
     Row("PUT /api/prices", "403 403 403 200", body={"model": "changed", "input": "1", "output": "1"}),
     Row("DELETE /api/prices", "403 403 403 204", "/api/prices?model=spare&valid_from=2026-01-31"),
     Row("PATCH /api/users/{user_id}", "403 403 403 200", "/api/users/<user>", {"active": True}),
+    Row("DELETE /api/users/{user_id}", "400 400 400 400", "/api/users/<user>"),
+    Row("DELETE /api/users/{user_id}", "403 403 403 404", "/api/users/999999?erase=true"),
 ]
 _OWN = [
     Row("GET /api/keys", "200 200 200 200"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -105,6 +106,9 @@ class SimDeliverer:
 
     async def close(self) -> None:
         """Close nothing."""
+
+    async def withdraw(self, addresses: Sequence[str]) -> None:
+        """Withdraw nothing: receivers keep what they got."""
 
     async def is_available(self) -> bool:
         """Return True."""

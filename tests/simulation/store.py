@@ -16,6 +16,7 @@ from simulation.audit import MemoryAudit
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
 from simulation.departures import MemoryDepartures
+from simulation.erasures import MemoryErasures
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
 from simulation.objects import MemoryUpstreamObjects
@@ -39,6 +40,7 @@ class MemoryStore:
         self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)
         self.departures = MemoryDepartures(tables, connection)
+        self.erasures = MemoryErasures(tables, connection)
         self.receipts = MemoryReceipts(tables, connection)
         self.people = MemoryPeople(tables, connection)
         self.sign_ins = MemorySignIns(tables, connection)

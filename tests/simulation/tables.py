@@ -153,6 +153,7 @@ class Tables:
         self.held_objects = set[str]()
         self.departures: dict[str, int] = {}
         self.receipts = Chain()
+        self.erasures: dict[int, int | None] = {}
         self.key_fingerprints = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}

@@ -9,7 +9,9 @@ from rich.table import Table
 from signoff.commands.terminal import ALWAYS_OR_NEVER, OPERATOR, address_of, choice, out, printable, run, stop
 from signoff.core.access import ROLES, Token, TokenKind, User
 from signoff.core.wire import format_time
+from signoff.records import ERASED_EMAIL
 from signoff.settings import load
+from signoff.work.admin.erasure import erase_user
 from signoff.work.admin.issue import MAX_DAYS
 from signoff.work.admin.people import (
     DAY_SECONDS,
@@ -68,6 +70,24 @@ def user_list() -> None:
 def user_disable(email: str) -> None:
     """Refuse all tokens of a user, and end all sessions; running servers do so within a second."""
     _set_active(email, active=False)
+
+
+@users.command("erase")
+def user_erase(
+    email: str,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for a confirmation.")] = False,
+) -> None:
+    """Erase all that a user sent and got, and disable them for good. If it is interrupted, servers go on with it."""
+    if not yes:
+        typer.confirm(f"Erase all requests and answers of {email}?", abort=True)
+
+    async def erase(services: Services) -> tuple[int, User]:
+        user = await user_with_email(services, email)
+        return await erase_user(services, OPERATOR, user.id), user
+
+    count, user = run(load(), erase)
+    out.print(f"Erased {count} jobs. The user is now {ERASED_EMAIL.format(user.id)}; backups still have their data.")
 
 
 @users.command("enable")

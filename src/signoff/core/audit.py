@@ -131,6 +131,11 @@ def receipts_archived(until: int) -> AuditChange:
     return AuditChange(action="receipts_archived", subject="receipts", after={"archived_until": until})
 
 
+def user_erased(user_id: int) -> AuditChange:
+    """Return the erasure of a user, who is not named by their email."""
+    return AuditChange(action="user_erased", subject=f"user_id:{user_id}")
+
+
 def cache_cleared(query: CacheFilter, count: int | None) -> AuditChange:
     """Return the deletion of cached answers; `count` is None if the cache did not say how many."""
     return AuditChange(action="cache_cleared", subject="cache", after=_public(query) | {"deleted": count})

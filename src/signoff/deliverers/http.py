@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -75,6 +76,9 @@ class HttpDeliverer:
             raise AddressRefused(blocked_reason(error) or self._allow_list.refusal(url.host or "")) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _mapped(error) from error
+
+    async def withdraw(self, addresses: Sequence[str]) -> None:
+        """See `deliverer.Deliverer`. What was received is out of reach."""
 
     async def is_available(self) -> bool:
         """See `deliverer.Deliverer`."""

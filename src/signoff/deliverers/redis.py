@@ -1,7 +1,7 @@
 """Results in Redis: each is stored under its key for some time, and published on the channel of the same name."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from redis.exceptions import RedisError
@@ -37,6 +37,11 @@ class RedisDeliverer:
         while not await self._try_write(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
+
+    async def withdraw(self, addresses: Sequence[str]) -> None:
+        """See `deliverer.Deliverer`."""
+        if addresses:
+            await self._redis.delete(*addresses)
 
     async def is_available(self) -> bool:
         """See `deliverer.Deliverer`."""

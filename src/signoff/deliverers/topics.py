@@ -1,7 +1,7 @@
 """Answers on topics, each through a transport of its stream, which is open until the stream changes or is deleted."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -45,6 +45,9 @@ class TopicDeliverer:
         while not await self._try_publish(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
+
+    async def withdraw(self, addresses: Sequence[str]) -> None:
+        """See `deliverer.Deliverer`. What was received is out of reach."""
 
     async def is_available(self) -> bool:
         """See `deliverer.Deliverer`."""

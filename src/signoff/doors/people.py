@@ -3,13 +3,14 @@
 from typing import Annotated, Any
 
 from litestar import Router, delete, get, patch, post
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.access import Caller, Token, TokenKind, User
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, parse_json
-from signoff.errors import Forbidden
+from signoff.errors import BadRequest, Forbidden
+from signoff.work.admin.erasure import begin_erasure
 from signoff.work.admin.issue import TokenRequest, issue_token
 from signoff.work.admin.people import (
     UserChange,
@@ -42,6 +43,23 @@ async def patch_user(
     """Change the user and return it; fewer rights end their sessions within a second."""
     change = parse_json(await request.body(), UserChange, "change of a user")
     return _user_json(await change_user(services, check_token(caller), user_id, change))
+
+
+@delete("/users/{user_id:int}", status_code=202, summary="Erase a user")
+async def delete_user(
+    services: InjectedServices,
+    caller: InjectedCaller,
+    user_id: FromPath[int],
+    erase: FromQuery[bool] = False,  # noqa: FBT002 -- Litestar passes it by name
+) -> dict[str, Any]:
+    """Disable a user for good, and erase all that they sent and got; servers do so in the background.
+
+    `erase=true` confirms that nothing of it comes back.
+    """
+    if not erase:
+        raise BadRequest("`erase` must be true: all that the user sent and got is erased. `PATCH` disables a user.")
+    await begin_erasure(services, _with_token(caller), user_id)
+    return {"id": user_id, "status": "erasing"}
 
 
 @post("/tokens", status_code=201, summary="Create a token")
@@ -126,6 +144,7 @@ router = Router(
     route_handlers=[
         get_users,
         patch_user,
+        delete_user,
         post_token,
         get_tokens,
         delete_token,

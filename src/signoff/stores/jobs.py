@@ -21,19 +21,14 @@ from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, 
 from signoff.stores.claims import claim_jobs
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
+from signoff.stores.deletion import delete_calls, delete_jobs
 from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
-from signoff.stores.objects_schema import created_objects
-from signoff.stores.receipts_schema import receipt_salts
 from signoff.stores.schema import (
     calls,
-    decisions,
     deliveries,
-    departures,
     events,
-    function_calls,
     jobs,
     used_keys,
-    votes,
 )
 from signoff.stores.transitions import (
     EVERY_COLUMN,
@@ -52,20 +47,6 @@ from signoff.stores.writer import Tx
 KEY_LIFETIME_US = 24 * 3600 * SECOND
 # The user id of keys that are unique among all users; no user has it.
 ALL_USERS = -2
-
-
-# Tables with rows of jobs, which are deleted together with them.
-OF_JOBS = (
-    events,
-    votes,
-    decisions,
-    deliveries,
-    departures,
-    used_keys,
-    function_calls,
-    created_objects,
-    receipt_salts,
-)
 
 
 class SqlJobs:
@@ -358,14 +339,9 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     """Delete at most `limit` ended jobs that are that old, with their rows in all tables; return their number."""
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
-    if ids:
-        for table in OF_JOBS:
-            tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
-        tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()
-    if call_ids:
-        tx.conn.execute(sa.delete(created_objects).where(created_objects.c.job_id.in_(call_ids)))
-        tx.conn.execute(sa.delete(calls).where(calls.c.id.in_(call_ids)))
+    delete_jobs(tx, ids)
+    delete_calls(tx, call_ids)
     return len(ids) + len(call_ids)
 
 

@@ -24,6 +24,7 @@ from signoff.stores.catalog import SqlCatalog
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.departures import SqlDepartures
+from signoff.stores.erasures import SqlErasures
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
@@ -68,6 +69,7 @@ class SqlStore:
         self.deliveries = SqlDeliveries(self._database)
         self.departures = SqlDepartures(self._database)
         self.receipts = SqlReceipts(self._database)
+        self.erasures = SqlErasures(self._database)
         self.people = SqlPeople(self._database)
         self.sign_ins = SqlSignIns(self._database)
         self.catalog = SqlCatalog(self._database)

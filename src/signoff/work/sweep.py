@@ -11,12 +11,14 @@ import structlog
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
+from signoff.work.admin.erasure import continue_erasures
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
 
 BATCH_SIZE = 100
 PURGE_BATCH_SIZE = 500
+ERASED_PAGES = 20
 PURGE_PAUSE_SECONDS = 0.05
 log = structlog.get_logger()
 
@@ -32,7 +34,7 @@ async def run_sweeper(services: Services) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Sweep once: rescue lapsed leases, apply due verdicts, expire reviews, wake stalled runs, purge old jobs."""
+    """Sweep once: rescue lapsed leases, apply due verdicts, expire reviews, wake runs, purge old jobs, erase users."""
     for job in await services.store.jobs.lapsed(BATCH_SIZE):
         await _transition(services, job, _lapse_transition(services, job))
     for job in await services.store.jobs.released(BATCH_SIZE):
@@ -46,6 +48,7 @@ async def sweep(services: Services) -> None:
         )
     if services.rules.retention_seconds is not None:
         await _purge(services, services.rules.retention_seconds)
+    await continue_erasures(services, max_pages=ERASED_PAGES)
 
 
 async def _purge(services: Services, older_than_seconds: float) -> None:
