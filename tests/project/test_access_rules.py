@@ -54,6 +54,7 @@ LOADERS = {
     "work/call.py _serve": "reads the job of the call itself",
     "work/await_review.py await_review": "reads the job of the call itself",
     "work/reviews/desk.py _load_held": "checks `may_review` first, and takes held jobs only",
+    "work/reviews/feedback.py _load": "is for `export_feedback`, which checks `check_admin` first",
     "work/reviews/desk.py decide_with_draft": "has loaded the job by `_load_held`",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",

@@ -61,7 +61,13 @@ async def test_nothing_of_an_erased_user_is_left(tmp_path: Path) -> None:
         user, other = [await store.people.user(f"{name}@example.com") for name in ("ann", "bob")]
         assert user is not None
         assert other is not None
-        assert {"jobs", "events", "decisions", "used_keys", "keys"} <= rows_with(database, SECRET).keys() | {"keys"}
+
+        async def is_logged() -> bool | None:  # calls are written after their answers
+            counts = [len(await store.jobs.list(JobFilter(user_id=each.id))) for each in (user, other)]
+            return counts == [4, 1] or None
+
+        await until(is_logged)
+        assert {"jobs", "events", "decisions", "used_keys"} <= rows_with(database, SECRET).keys()
         usage = await store.usage.report(UsageQuery())
 
         status, reply = await server.ask("DELETE", f"/api/users/{user.id}?erase=true", admin)

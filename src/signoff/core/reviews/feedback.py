@@ -168,8 +168,8 @@ def _chat(feedback: Feedback, answer: bytes) -> JsonObject | None:
     """Return request and answer as a chat, whose answer is the member `answer`; None if they are no chat."""
     try:
         request = msgspec.json.decode(feedback.request, type=JsonObject)
-        given = msgspec.json.decode(in_form(feedback.job, answer), type=JsonObject)
-        messages, chat = _translated(feedback.job, request, given)
+        content = msgspec.json.decode(in_form(feedback.job, answer), type=JsonObject)
+        messages, chat = _translated(feedback.job, request, content)
     except (*_UNREADABLE, KeyError, IndexError, TypeError, AttributeError):
         return None
     if not messages or messages[-1].get("role") != "assistant":
@@ -195,8 +195,8 @@ def _translated(job: Job, request: JsonObject, answer: JsonObject) -> tuple[list
             whole = request | {"messages": [*request["messages"], turn], "stream": False}
             chat = msgspec.json.decode(messages_to_chat.to_chat(msgspec.json.encode(whole), job.target))
         case endpoint if endpoint == RESPONSES:
-            asked_for = request["input"]
-            turns = [{"role": "user", "content": asked_for}] if isinstance(asked_for, str) else asked_for
+            conversation = request["input"]
+            turns = [{"role": "user", "content": conversation}] if isinstance(conversation, str) else conversation
             whole = request | {"input": [*turns, *answer["output"]], "stream": False}
             chat = msgspec.json.decode(responses_to_chat.to_chat(msgspec.json.encode(whole), job.target))
         case _:

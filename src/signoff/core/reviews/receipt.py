@@ -101,7 +101,7 @@ class VerdictReceipt(Link, frozen=True, kw_only=True, tag="verdict", tag_field="
     decided_at: int
     """Time of the verdict."""
     open: tuple[OpenTime, ...]
-    """How long each reviewer had the answer open since it was held, by reviewer."""
+    """Time for which each reviewer had the answer open since it was held, by reviewer."""
     shown: Shown
     """Digests of what was shown."""
     edit: str | None
@@ -246,7 +246,7 @@ class ReviewTimes(msgspec.Struct, frozen=True, kw_only=True):
     decided_at: int
     """Time of the verdict, or of the end of the review without one."""
     open: tuple[OpenTime, ...]
-    """How long each reviewer had the answer open, by reviewer."""
+    """Time for which each reviewer had the answer open, by reviewer."""
 
 
 def review_times(events: list[ReviewEvent], ended_at: int) -> ReviewTimes:

@@ -37,6 +37,7 @@ async def erase_user(services: Services, caller: Caller, user_id: int) -> int:
 
     Raises what `begin_erasure` and `erase_page` raise.
     """
+    check_admin(caller)
     await begin_erasure(services, caller, user_id)
     count = 0
     while erased := await erase_page(services, user_id):
