@@ -58,7 +58,7 @@ async def delete_user(
     """
     if not erase:
         raise BadRequest("`erase` must be true: all that the user sent and got is erased. `PATCH` disables a user.")
-    await begin_erasure(services, _with_token(caller), user_id)
+    await begin_erasure(services, check_token(caller), user_id)
     return {"id": user_id, "status": "erasing"}
 
 
