@@ -15,6 +15,8 @@ from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.core.pipelines.function import Function
+from signoff.core.reviews.policy import PolicyVersion
+from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.stream import Stream
 
 
@@ -251,6 +253,40 @@ class Library(Protocol):
 
         Functions of the modules in `unread`, whose source could not be read, are not deleted.
         """
+        ...
+
+
+class Policies(Protocol):
+    """Named review policies, in numbered versions, which stay when the policy is deleted.
+
+    `put` and `drop` increment the version of the topic `policies` (see `Store.versions`).
+    """
+
+    async def put(self, policy: ReviewPolicy) -> ReviewPolicy:
+        """Add a version of the policy `policy.name`, which applies from now on; return it with its number and time.
+
+        Raises Conflict if another policy has its target, or there would be more than MAX_POLICIES.
+        """
+        ...
+
+    async def get(self, name: str, version: int | None = None) -> ReviewPolicy | None:
+        """Return a version, also of a deleted policy; by default the one that applies. None if there is none."""
+        ...
+
+    async def current(self) -> list[PolicyVersion]:
+        """Return the versions that apply, ordered by name."""
+        ...
+
+    async def page(self, *, after: str = "", limit: int = 50) -> list[ReviewPolicy]:
+        """Return a page of the versions that apply, ordered by name; `after` is the last name of the page before."""
+        ...
+
+    async def versions(self, name: str, *, before: int | None = None, limit: int = 50) -> list[ReviewPolicy]:
+        """Return up to `limit` versions of a policy, the newest first; only those with a number less than `before`."""
+        ...
+
+    async def drop(self, name: str) -> bool:
+        """Delete a policy, so that it applies to no further requests. Return False if there is no such policy."""
         ...
 
 

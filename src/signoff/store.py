@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
-from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
+from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
 from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page
@@ -23,7 +23,9 @@ from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.records import Deliveries, Departures, Erasures, Receipts
 
-CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
+CachedTopic = Literal[
+    "models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"
+]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
 InitialVerb = Literal["submit", "hit", "refuse"]
 Listener = Callable[[Topic, str], None]
@@ -321,6 +323,11 @@ class Store(Protocol):
     @property
     def model_logs(self) -> ModelLogs:
         """Logs of models."""
+        ...
+
+    @property
+    def policies(self) -> Policies:
+        """Named review policies."""
         ...
 
     @property

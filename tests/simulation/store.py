@@ -21,6 +21,7 @@ from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
 from simulation.objects import MemoryUpstreamObjects
 from simulation.people import MemoryPeople, MemorySignIns
+from simulation.policies import MemoryPolicies
 from simulation.quotas import MemoryQuotas
 from simulation.receipts import MemoryReceipts
 from simulation.runs import MemoryRuns
@@ -51,6 +52,7 @@ class MemoryStore:
         self.streams = MemoryStreams(tables, connection)
         self.secrets = MemorySecrets(tables, connection)
         self.model_logs = MemoryModelLogs(tables, connection)
+        self.policies = MemoryPolicies(tables, connection)
         self.audit = MemoryAudit(tables, connection)
 
     async def start(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 import sqlalchemy as sa
@@ -25,10 +25,11 @@ from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.reviews.receipt import ReceiptDraft
+from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
-from signoff.store import Listener, Topic, TransitionRequest
+from signoff.store import CachedTopic, Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
 from simulation.receipts import Chain, append_receipts
 
@@ -162,8 +163,9 @@ class Tables:
         self.functions: dict[str, Function] = {}
         self.limits: dict[str, Limit] = {}
         self.counters: dict[str, Counter] = {}
-        topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
-        self.versions = dict.fromkeys(topics, 0)
+        self.versions = dict.fromkeys(get_args(CachedTopic), 0)
+        self.policies: dict[str, int] = {}
+        self.policy_versions: dict[tuple[str, int], ReviewPolicy] = {}
         self.streams: dict[str, Stream] = {}
         self.leads: dict[str, tuple[str, int]] = {}
         self.sealed: dict[int, tuple[UpstreamKey, bytes]] = {}

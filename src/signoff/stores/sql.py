@@ -31,6 +31,7 @@ from signoff.stores.migrations import migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.objects import SqlUpstreamObjects
 from signoff.stores.people import SqlPeople
+from signoff.stores.policies import SqlPolicies
 from signoff.stores.quotas import SqlQuotas
 from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.receipts import SqlReceipts
@@ -79,6 +80,7 @@ class SqlStore:
         self.streams = SqlStreams(self._database)
         self.secrets = SqlSecrets(self._database)
         self.model_logs = SqlModelLogs(self._database)
+        self.policies = SqlPolicies(self._database)
         self.audit = SqlAudit(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:

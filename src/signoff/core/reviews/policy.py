@@ -8,6 +8,22 @@ from signoff.core.endpoints import COUNT_TOKENS
 
 Review = Literal["always", "never"]
 OnDeadline = Literal["stay", "approve", "reject"]
+# Beyond this number of versions, which many changes between retries can add up to, every answer is held.
+MAX_VERSIONS = 16
+
+
+class Escalation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Move of a held answer to another review queue when its deadline has passed."""
+
+    escalate: str
+    """Name of the queue."""
+
+
+class PolicyVersion(msgspec.Struct, frozen=True, order=True):
+    """A version of a named policy; see `rules.ReviewPolicy`."""
+
+    name: str
+    version: int
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,11 +37,26 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome at the deadline: the job stays in review, is approved, or is rejected."""
     undo_seconds: float = 0
     """Time for which a verdict can be undone before it takes effect."""
+    named: tuple[PolicyVersion, ...] = ()
+    """Versions of named policies that apply, the strictest outcome of which counts. A job that was submitted under one
+    version and is done again under another has both."""
+    is_judged: bool = False
+    """True if a named policy must look at the answer before it leaves; False if the request has decided."""
 
     @property
     def may_hold(self) -> bool:
-        """True if an answer under this policy can be held."""
-        return self.review == "always"
+        """True if an answer under this policy can be held, so that nothing of it leaves before its ruling."""
+        return self.review == "always" or self.is_judged
+
+    @property
+    def name(self) -> str | None:
+        """Name of the named policy that applies first; None if none does."""
+        return self.named[0].name if self.named else None
+
+    @property
+    def version(self) -> int | None:
+        """Version of the named policy that applies first; None if none does."""
+        return self.named[0].version if self.named else None
 
 
 def review_for(path: str, review: Review | None) -> Review | None:
@@ -40,5 +71,15 @@ def policy_for(target_review: Review | None, door_review: Review, base: Policy) 
 
 
 def stricter(policy: Policy, other: Policy) -> Policy:
-    """Return `other` if only that can hold an answer, else `policy`."""
-    return other if other.may_hold and not policy.may_hold else policy
+    """Return `policy` with all that `other` demands besides: its review mode, and its named policies."""
+    named = (*policy.named, *(each for each in other.named if each not in policy.named))
+    if (other.may_hold and not policy.may_hold) or len(named) > MAX_VERSIONS:
+        policy = msgspec.structs.replace(policy, deadline_seconds=other.deadline_seconds, on_deadline=other.on_deadline)
+        policy = msgspec.structs.replace(policy, undo_seconds=other.undo_seconds)
+    is_always = "always" in {policy.review, other.review} or len(named) > MAX_VERSIONS
+    return msgspec.structs.replace(
+        policy,
+        review="always" if is_always else "never",
+        named=named[:MAX_VERSIONS],
+        is_judged=policy.is_judged or other.is_judged,
+    )

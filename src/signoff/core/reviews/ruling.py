@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from signoff.core.reviews.policy import OnDeadline
+from signoff.core.reviews.policy import Escalation, OnDeadline
 
 Outcome = Literal["pass", "hold", "reject"]
 
@@ -28,8 +28,10 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     """Priority of a held answer on the desk, from 0 to 9; None for that of the job."""
     deadline_seconds: float | None = None
     """Time for a verdict, from the hold on; None for that of the job's policy."""
-    on_deadline: OnDeadline | None = None
+    on_deadline: OnDeadline | Escalation | None = None
     """Outcome at the deadline; None for that of the job's policy."""
+    audit: float | None = None
+    """Probability with which the rules ask that a person looks at a passed answer; None for none."""
     votes: int = 1
     """Number of reviewers who must agree."""
     code: str | None = None
