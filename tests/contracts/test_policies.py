@@ -7,7 +7,7 @@ import pytest
 
 from signoff.core.audit import AuditFilter
 from signoff.core.reviews.policy import Escalation, PolicyVersion
-from signoff.core.reviews.rules import Budget, Consequence, ReviewPolicy, Rule
+from signoff.core.reviews.rules import Budget, Action, ReviewPolicy, Rule
 from signoff.errors import Conflict
 from support.stores import AStore, together
 
@@ -21,7 +21,7 @@ RULES = (
 
 def a_policy(name: str, target: str | None = None, **more: object) -> ReviewPolicy:
     """Return a policy for a target of its own; `more` overrides its fields."""
-    fields = {"rules": RULES, "default": Consequence(then="hold"), "user_id": 3} | more
+    fields = {"rules": RULES, "default": Action(then="hold"), "user_id": 3} | more
     return ReviewPolicy(name=name, target=target or name, **fields)  # type: ignore[arg-type]
 
 

@@ -39,7 +39,7 @@ DOCUMENTED = {
     "core/model.py": {"Model", "EndpointConfig", "Timeouts", "ProcessLimits"},
     "core/limits.py": {"Limit"},
     "core/reviews/policy.py": {"Policy"},
-    "core/reviews/rules.py": {"Consequence", "Rule", "Budget", "PolicyDraft", "ReviewPolicy"},
+    "core/reviews/rules.py": {"Action", "Rule", "Budget", "PolicyDraft", "ReviewPolicy"},
     "work/services.py": {"Rules", "Services", "Adapters", "Caches", "Runtime", "Ids"},
     "core/filters.py": {"JobFilter", "LibraryFilter"},
     "store.py": {"TransitionRequest"},

@@ -8,13 +8,13 @@ from signoff.core.reviews.policy import Escalation, OnDeadline
 
 # Every process has the current version of each policy in memory.
 MAX_POLICIES = 500
-Action = Literal["pass", "hold", "reject", "ask", "audit"]
+ActionKind = Literal["pass", "hold", "reject", "ask", "audit"]
 
 
-class Consequence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What happens to an answer that a rule matches."""
+class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Treatment of an answer that a rule matches."""
 
-    then: Action = "pass"
+    then: ActionKind = "pass"
     """`pass` delivers it, `hold` lets a person decide, `reject` fails the job, `ask` asks another model first, and
     `audit` lets a person look at a random share of them."""
     queue: str | None = None
@@ -37,10 +37,8 @@ class Consequence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Message of a rejected answer for its caller; None for a general one."""
 
 
-class Rule(
-    Consequence, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename={"if_": "if"}
-):
-    """A condition, and what happens to an answer that meets it."""
+class Rule(Action, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename={"if_": "if"}):
+    """A condition, and the treatment of an answer that meets it."""
 
     if_: str
     """Expression in the Common Expression Language (CEL) with a true or false result."""
@@ -75,8 +73,8 @@ class PolicyDraft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Name of a model, prompt or pipeline; a name that ends in `*` stands for all with that prefix."""
     rules: tuple[Rule, ...] = ()
     """Rules in order; the first one whose condition is met decides."""
-    default: Consequence = Consequence()
-    """What happens to an answer that no rule matches."""
+    default: Action = Action()
+    """Treatment of an answer that no rule matches."""
     budget: Budget | None = None
     """Error budget of the answers that the rules let pass; None for none."""
     judge: str | None = None
