@@ -32,6 +32,10 @@ class People(Protocol):
         """Return a user and one of that user's tokens, active or not; None for each that does not exist."""
         ...
 
+    async def has_other_reviewer(self, user_id: int) -> bool:
+        """Return True if an active reviewer or admin other than this user exists."""
+        ...
+
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         """Create an active user, or change the one with this e-mail address. Return the user.
 

@@ -22,6 +22,7 @@ from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.records import Deliveries, Departures, Erasures, Receipts
+from signoff.reviews import ReviewQueues, Reviews
 
 CachedTopic = Literal[
     "models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"
@@ -46,7 +47,9 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     round: int | None = None
     """The review round that the actor saw, for `Guard.ROUND`. None fails that guard."""
     reviewer: str | None = None
-    """The reviewer, for `Guard.UNOPENED`. None fails that guard while another reviewer has the job open."""
+    """The reviewer, for `Guard.UNOPENED` and `Guard.OPENED`. None fails them while another reviewer has the job open."""
+    seq: int | None = None
+    """The `seq` of the job that the actor saw, for `Guard.SEEN`. None fails that guard."""
     settled_steps: int | None = None
     """Number of steps of the run's current round that the actor saw ended, for `Guard.QUIET`. None fails that guard."""
     changes: Mapping[str, Any] = {}
@@ -55,6 +58,8 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """New values of columns that hold a time, in seconds from the store's present time."""
     decision: Decision | None = None
     """The decision to record for the job's round. A round has at most one; `undo` begins a new round."""
+    vote: Decision | None = None
+    """The vote to record for the job's round, which has at most one for each reviewer."""
     note: Mapping[str, Any] = {}
     """Additional data for the event. It changes no column."""
 
@@ -253,6 +258,16 @@ class Store(Protocol):
     @property
     def runs(self) -> Runs:
         """Steps and function calls of runs."""
+        ...
+
+    @property
+    def reviews(self) -> Reviews:
+        """Held answers, votes and bulk decisions."""
+        ...
+
+    @property
+    def review_queues(self) -> ReviewQueues:
+        """Review queues and reasons."""
         ...
 
     @property

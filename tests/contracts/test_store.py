@@ -449,6 +449,11 @@ HOLDS: dict[Guard, list[dict[str, Any]]] = {
     Guard.LEASE: [{"lease": "mine", "lease_seconds": 60}, {"lease": "mine", "lease_seconds": -1}],
     Guard.LAPSED: [{"lease": "mine", "lease_seconds": -1}],
     Guard.ROUND: [{"round": 1}],
+    Guard.SEEN: [{"seq": 1}],
+    Guard.OPENED: [
+        {"review_lease": "ann", "review_lease_until": FUTURE},
+        {"review_lease": "ann", "review_lease_until": PAST},
+    ],
     Guard.UNOPENED: [
         {"review_lease": None, "review_lease_until": None},
         {"review_lease": "ann", "review_lease_until": FUTURE},
@@ -471,6 +476,11 @@ FAILS: dict[Guard, list[dict[str, Any]]] = {
     ],
     Guard.LAPSED: [{"lease": "mine", "lease_seconds": 60}, {"lease": None, "lease_seconds": -1}],
     Guard.ROUND: [{"round": 0}, {"round": 2}],
+    Guard.SEEN: [{"seq": 2}],
+    Guard.OPENED: [
+        {"review_lease": "bob", "review_lease_until": PAST},
+        {"review_lease": None, "review_lease_until": None},
+    ],
     Guard.UNOPENED: [{"review_lease": "bob", "review_lease_until": FUTURE}],
     Guard.UNDECIDED: [{"release_at": FUTURE}, {"release_at": PAST}],
     Guard.DECIDED: [{"release_at": None}],
@@ -901,7 +911,13 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"changes": {"review_lease": who}, "after_seconds": {"review_lease_until": when}}
         for who, when in (("ann", 60), ("bob", 60), ("bob", -1))
     ],
+    "renew": [{"after_seconds": {"review_lease_until": 60}}],
     "leave": [{}],
+    "assign": [{"changes": {"assignee": "bob", "review_queue": "legal"}}, {"changes": {"assignee": None}}],
+    "escalate": [
+        {"changes": {"review_queue": "chief", "assignee": None}, "after_seconds": {"escalated_at": 0}},
+    ],
+    "vote": [{"note": {"votes": 1}}],
     "draft": [{"changes": {"draft": Edit(payload='{"a":1}')}}, {"changes": {"draft": Edit(response='"b"')}}],
     "decide": [
         {"changes": {"decision": decision}, "after_seconds": {"release_at": when}, "decision": decision}
@@ -941,6 +957,8 @@ MODEL: dict[Guard, Callable[[Job, float], bool]] = {
     Guard.LEASE: lambda job, now: job.lease == "mine",
     Guard.LAPSED: lambda job, now: job.lease is not None and (job.lease_until or 0) < now,
     Guard.ROUND: lambda job, now: True,
+    Guard.SEEN: lambda job, now: True,
+    Guard.OPENED: lambda job, now: job.review_lease == "ann",
     Guard.UNOPENED: lambda job, now: job.review_lease != "bob" or (job.review_lease_until or 0) < now,
     Guard.UNDECIDED: lambda job, now: job.release_at is None,
     Guard.DECIDED: lambda job, now: job.release_at is not None,
@@ -984,7 +1002,7 @@ async def walk(store: AStore, rng: Random) -> None:
         continuing = [verb for verb in allowed if not {*TRANSITIONS[verb].targets} <= TERMINAL]
         not_cancelled = [verb for verb in allowed if verb != "cancel"]
         verb = rng.choice(rng.choice([continuing, continuing, continuing, continuing, not_cancelled, VERBS]) or VERBS)
-        request = a_step(verb, round=job.round, **rng.choice(REQUESTS[verb]))
+        request = a_step(verb, round=job.round, seq=job.seq, **rng.choice(REQUESTS[verb]))
         assert await is_refused(store, job, request) == (verb not in allowed)
         job = await store.jobs.get(job.id)
         assert job is not None

@@ -24,7 +24,7 @@ from simulation.loop import Violation, World
 from simulation.tables import Tables, Tx
 
 FENCED = {"release", "retry", "hold", "succeed", "fail"}
-REVIEWS = {"open", "leave", "draft", "decide"}
+REVIEWS = {"open", "renew", "leave", "draft", "assign", "escalate", "vote", "decide"}
 RELEASES = {"approve", "redo", "reject"}
 RENEWED = {"lease_until"}
 DAY_US = 24 * 3600 * 1_000_000

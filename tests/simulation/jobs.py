@@ -11,8 +11,10 @@ import msgspec
 
 from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page, page_length
-from signoff.core.job import RUN_ENDED, Event, Job, Status
+from signoff.core.job import RUN_ENDED, Decision, Event, Job, Status, Vote
+from signoff.core.reviews.queues import VoteRecord
 from signoff.core.reviews.receipt import draft_of
+from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionRequest
@@ -76,7 +78,7 @@ class MemoryJobs:
         return self._connection.send(log, writes=True)
 
     async def transition(self, job_id: str, *requests: TransitionRequest) -> Job:
-        return await self._connection.send(lambda tx: self._apply(tx, job_id, *requests), writes=True)
+        return await self._connection.send(lambda tx: self.apply(tx, job_id, *requests), writes=True)
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
@@ -204,7 +206,7 @@ class MemoryJobs:
         existing = None if job_id is None else self._tables.jobs[job_id]
         return None if existing is None or is_key_free(existing, tx.now) else existing
 
-    def _apply(self, tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
+    def apply(self, tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
         job = self._tables.jobs.get(job_id)
         if job is None:
             raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
@@ -213,8 +215,12 @@ class MemoryJobs:
             if not self._tables.may(request.verb, job, request, tx.now):
                 raise self._stale_error(job, request, tx.now)
             job = self._apply_one(tx, job, request)
+            if request.vote is not None:
+                tx.blind[job.id, job.round, request.vote.reviewer] = Vote(decision=request.vote, at=tx.now)
+                tx.votes.append(_vote_record(job, request.vote, tx.now))
             if request.decision is not None:
                 tx.decisions[job.id, job.round] = request.decision
+                tx.votes.append(_vote_record(job, request.decision, tx.now))
             tx.changes.extend(changes_of(job))
             create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
             draft = draft_of(request.verb, before, job, requests[0].decision)
@@ -251,7 +257,9 @@ class MemoryJobs:
         winner = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
         is_open = job.review_lease not in {None, request.reviewer} and (job.review_lease_until or 0) >= now
         opened = f"; {job.review_lease} has it open" if is_open else ""
-        return Stale(f"The job is {job.status}{winner}{opened}; `{request.verb}` is not possible now.", job_id=job.id)
+        has_moved_on = Guard.ROUND in TRANSITIONS[request.verb].guards and request.round not in {None, job.round}
+        in_round = f"; this is round {job.round}, not {request.round}" if has_moved_on else ""
+        return Stale(f"The job is {job.status}{winner}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job.id)
 
     def _matching(self, filters: JobFilter) -> Sequence[Job]:
         jobs = self._tables.unfinished if filters.status in {"bot", "human"} else self._tables.jobs
@@ -260,6 +268,10 @@ class MemoryJobs:
         matching = [job for job in matching if filters.fingerprint in {None, job.fingerprint}]
         matching = [job for job in matching if filters.upstream_object_id in {None, job.upstream_object_id}]
         return [job for job in matching if filters.user_id in {None, job.user_id}]
+
+
+def _vote_record(job: Job, vote: Decision, now: int) -> VoteRecord:
+    return VoteRecord(job_id=job.id, round=job.round, reviewer=vote.reviewer, verdict=vote.verdict, at=now)
 
 
 def _is_after(job: Job, filters: JobFilter) -> bool:

@@ -33,6 +33,12 @@ class MemoryPeople:
             lambda _: [user for user in users() if user.id > after_id][:limit], writes=False
         )
 
+    async def has_other_reviewer(self, user_id: int) -> bool:
+        users = self._tables.users.values
+        return await self._connection.send(
+            lambda _: any(user.active and user.role != "user" and user.id != user_id for user in users()), writes=False
+        )
+
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         def read(_: Tx) -> tuple[User | None, Token | None]:
             tokens = (token for token in self._tables.tokens.values() if token.user_id == user_id)

@@ -24,6 +24,7 @@ from simulation.people import MemoryPeople, MemorySignIns
 from simulation.policies import MemoryPolicies
 from simulation.quotas import MemoryQuotas
 from simulation.receipts import MemoryReceipts
+from simulation.reviews import MemoryReviewQueues, MemoryReviews
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
 from simulation.tables import Connection, Operation, Tables, Tx, bump, record
@@ -37,6 +38,8 @@ class MemoryStore:
         self.tables = tables
         self._connection = connection
         self.jobs = MemoryJobs(tables, connection)
+        self.reviews = MemoryReviews(tables, connection, self.jobs)
+        self.review_queues = MemoryReviewQueues(tables, connection)
         self.runs = MemoryRuns(tables, connection, self.jobs)
         self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)

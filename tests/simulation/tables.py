@@ -17,13 +17,16 @@ import sqlalchemy as sa
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.audit import Actor, AuditChange, AuditEntry
 from signoff.core.delivery import Delivery
-from signoff.core.job import Decision, Event, FunctionCall, Job
+from signoff.core.job import Decision, Event, FunctionCall, Job, Vote
 from signoff.core.limits import Counter, Limit
 from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
+from signoff.core.reviews.bulk import Bulk
+from signoff.core.reviews.notices import Notice
+from signoff.core.reviews.queues import ReviewQueue, VoteRecord
 from signoff.core.reviews.receipt import ReceiptDraft
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.sign_in import SignInCount
@@ -36,6 +39,7 @@ from simulation.receipts import Chain, append_receipts
 Key = tuple[int, str]
 Round = tuple[str, int]
 CallKey = tuple[str, int, str]
+VoteKey = tuple[str, int, str]
 
 
 class Tx(msgspec.Struct):
@@ -48,6 +52,8 @@ class Tx(msgspec.Struct):
     inserted: list[tuple[Job, str]] = []
     events: list[Event] = []
     decisions: dict[Round, Decision] = {}
+    votes: list[VoteRecord] = []
+    blind: dict[VoteKey, Vote] = {}
     deliveries: dict[str, Delivery] = {}
     keys: dict[Key, str | None] = {}
     calls: dict[CallKey, FunctionCall] = {}
@@ -115,6 +121,8 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
         job.lease is not None and job.lease_until is not None and job.lease_until < now
     ),
     Guard.ROUND: lambda job, request, now: request.round is not None and job.round == request.round,
+    Guard.SEEN: lambda job, request, now: job.seq == request.seq,
+    Guard.OPENED: lambda job, request, now: job.review_lease is not None and job.review_lease == request.reviewer,
     Guard.UNOPENED: lambda job, request, now: (
         job.review_lease is None
         or job.review_lease == request.reviewer
@@ -140,6 +148,13 @@ class Tables:
         self.ended: dict[str, Job] = {}
         self.events: dict[str, list[tuple[Event, bytes]]] = {}
         self.decisions: dict[Round, tuple[Decision, int]] = {}
+        self.votes: dict[VoteKey, VoteRecord] = {}
+        self.blind: dict[VoteKey, Vote] = {}
+        self.review_queues: dict[str, ReviewQueue] = {}
+        self.reported_until: dict[str, int] = {}
+        self.review_reasons: list[str] = []
+        self.bulks: dict[str, tuple[Bulk, int]] = {}
+        self.notices: dict[str, tuple[Notice, int, str | None]] = {}
         self.deliveries: dict[str, Delivery] = {}
         self.keys: dict[Key, str] = {}
         self.calls: dict[CallKey, FunctionCall] = {}
@@ -222,6 +237,9 @@ class Tables:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
         for job_round, decision in tx.decisions.items():
             self.decisions[job_round] = (decision, tx.now)
+        for vote in tx.votes:
+            self.votes.setdefault((vote.job_id, vote.round, vote.reviewer), vote)
+        self.blind |= tx.blind
         self.deliveries.update(tx.deliveries)
         self.calls.update(tx.calls)
         for key, job_id in tx.keys.items():
@@ -249,6 +267,8 @@ class Tables:
         for job_id in ids:
             del self.jobs[job_id], self.ended[job_id], self.events[job_id]
         self.decisions = {key: row for key, row in self.decisions.items() if key[0] not in purged}
+        self.votes = {key: vote for key, vote in self.votes.items() if key[0] not in purged}
+        self.blind = {key: vote for key, vote in self.blind.items() if key[0] not in purged}
         self.departures = {name: left_at for name, left_at in self.departures.items() if name not in purged}
         self.deliveries = {name: row for name, row in self.deliveries.items() if row.job_id not in purged}
         self.by_client_id = {name: row for name, row in self.by_client_id.items() if row.id not in purged}

@@ -28,7 +28,12 @@ def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
         case "lapse":
             was_last = job.lane == "now" or job.attempt >= job.max_attempts
             lawful = (job.lease_until or now) < now and step.to == ("fail" if was_last else "bot")
-        case "open" | "leave" | "draft" | "decide":
+        case "renew":
+            lawful = job.review_lease in {step.reviewer} and not is_decided and is_its_round
+        case "vote":
+            is_seen = step.seq == job.seq
+            lawful = is_seen and reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round
+        case "open" | "leave" | "draft" | "decide" | "assign" | "escalate":
             lawful = reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round
         case "undo":
             lawful = is_decided and is_its_round and (job.release_at or 0) > now

@@ -36,6 +36,8 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, Model], bool]] = {
     Guard.LEASE: lambda job, step, model: job.lease is not None and job.lease == step.lease,
     Guard.LAPSED: lambda job, step, model: job.lease_until is not None and job.lease_until < model.now,
     Guard.ROUND: lambda job, step, model: job.round == step.round,
+    Guard.SEEN: lambda job, step, model: job.seq == step.seq,
+    Guard.OPENED: lambda job, step, model: job.review_lease is not None and job.review_lease == step.reviewer,
     Guard.UNOPENED: lambda job, step, model: reviewer_of(job, model.now) in {None, step.reviewer},
     Guard.UNDECIDED: lambda job, step, model: job.release_at is None,
     Guard.DECIDED: lambda job, step, model: job.release_at is not None,
@@ -109,6 +111,8 @@ class Model:
             results.append(job)
         for job, step in zip(results, steps, strict=True):
             self._write(job, step.verb, step.actor)
+            if step.vote is not None:
+                self.content.votes[job.id, job.round, step.vote.reviewer] = (step.vote.verdict, self.now)
             self._record_decision(job, step.decision)
         self._propagate(results[-1], steps[-1].actor)
         return results
@@ -196,7 +200,7 @@ class Model:
             return
         assert (job.id, job.round) not in self.content.decisions, "one decision a round"
         self.content.decisions[job.id, job.round] = (decision, self.now)
-        self.content.votes[job.id, job.round, decision.reviewer] = (decision.verdict, self.now)
+        self.content.votes.setdefault((job.id, job.round, decision.reviewer), (decision.verdict, self.now))
 
     def _after(self, seconds: float) -> int:
         return self.now + round(seconds * SECOND)

@@ -78,6 +78,15 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Admission of the edited request; None if the request is not edited, or is the run of a pipeline."""
 
 
+class Vote(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict of one of several reviewers, blind to those of the others, on an answer that needs several."""
+
+    decision: Decision
+    """Verdict, reviewer, reason and edit; the decision of the round comes from all of its votes."""
+    at: int
+    """Microseconds since 1970, UTC, by the clock of the database."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A request for an answer, and its current state. Only transitions change it.
 
@@ -158,6 +167,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Priority of the held answer on the desk, from 0 to 9; None if it was never held."""
     assignee: str | None = None
     """Email of the reviewer to whom the held answer is assigned; None for nobody."""
+    held_at: int | None = None
+    """Time of the last `hold`; None if the answer was never held."""
+    escalated_at: int | None = None
+    """Time of the last escalation to another review queue; None if there was none."""
     draft: Edit | None = None
     """Saved edits of a reviewer that have no effect yet; the end of the review clears them."""
     review_lease: str | None = None

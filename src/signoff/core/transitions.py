@@ -21,7 +21,9 @@ class Guard(Enum):
     LEASE = "the actor names the lease token of the job"
     LAPSED = "the lease has expired, by the database's clock"
     ROUND = "the round is the one that the actor saw"
+    SEEN = "the job has not changed since the actor saw it"
     UNOPENED = "no other reviewer holds a live review lease"
+    OPENED = "the actor has the review lease"
     UNDECIDED = "there is no verdict"
     DECIDED = "there is a verdict"
     UNRELEASED = "the verdict has not taken effect"
@@ -51,7 +53,8 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LEASE = ("lease", "lease_until")
-_REVIEW = ("review_lease", "review_lease_until", "review_deadline", "draft")
+_REVIEW_LEASE = ("review_lease", "review_lease_until")
+_REVIEW = (*_REVIEW_LEASE, "review_deadline", "draft")
 _VERDICT = ("decision", "release_at")
 
 
@@ -61,9 +64,9 @@ def _bot(verb: str, to: tuple[Status, ...], guards: tuple[Guard, ...], meaning: 
     return Transition(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=guards, clears=clears, adds=adds)
 
 
-def _reviewer(verb: str, meaning: str, *clears: str) -> Transition:
+def _reviewer(verb: str, meaning: str, *clears: str, guards: tuple[Guard, ...] = (Guard.UNOPENED,)) -> Transition:
     """Return a transition by which a reviewer changes a held job."""
-    guards = (Guard.ROUND, Guard.UNOPENED, Guard.UNDECIDED)
+    guards = (Guard.ROUND, *guards, Guard.UNDECIDED)
     return Transition(verb=verb, meaning=meaning, sources=("human",), targets=("human",), guards=guards, clears=clears)
 
 
@@ -108,9 +111,19 @@ TRANSITIONS: dict[str, Transition] = {
         _bot("succeed", ("success",), (Guard.LEASE,), "the model answered, and the policy requires no review"),
         _bot("fail", ("fail",), (Guard.LEASE,), "the attempt failed, and another one cannot help or is not allowed"),
         _reviewer("open", "a reviewer takes the review lease"),
-        _reviewer("leave", "the reviewer gives up the review lease", "review_lease", "review_lease_until"),
+        _reviewer("renew", "the reviewer extends the review lease", guards=(Guard.OPENED,)),
+        _reviewer("leave", "the reviewer gives up the review lease", *_REVIEW_LEASE),
         _reviewer("draft", "the reviewer saves edits without a verdict"),
-        _reviewer("decide", "the reviewer gives a verdict", "review_lease", "review_lease_until"),
+        _reviewer("assign", "the job is assigned to a reviewer or a review queue", *_REVIEW_LEASE),
+        _reviewer("escalate", "the job moves to another review queue, for its reviewers to decide", *_REVIEW_LEASE),
+        _reviewer(
+            "vote",
+            "one of several reviewers gives a verdict, which the others do not see",
+            *_REVIEW_LEASE,
+            "draft",
+            guards=(Guard.SEEN, Guard.UNOPENED),
+        ),
+        _reviewer("decide", "the reviewer gives a verdict, or the last vote does", *_REVIEW_LEASE),
         Transition(
             verb="undo",
             meaning="the reviewer withdraws the verdict; a new round begins",

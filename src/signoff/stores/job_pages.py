@@ -27,7 +27,7 @@ def read_page(conn: Connection, filters: JobFilter) -> Page[Job]:
     page = Page[Job]()
     for _ in range(MAX_READS):
         matching = conn.execute(page_statement(filters)).scalars().all()
-        ids = matching[: page_length(_sizes_of(conn, matching), filters.max_bytes)]
+        ids = matching[: page_length(sizes_of(conn, matching), filters.max_bytes)]
         by_id = jobs_by_id(conn, ids)
         jobs_in_order = (by_id[job_id] for job_id in ids if job_id in by_id)
         page = Page(
@@ -39,7 +39,7 @@ def read_page(conn: Connection, filters: JobFilter) -> Page[Job]:
     return page
 
 
-def _sizes_of(conn: Connection, ids: Sequence[str]) -> Iterator[int]:
+def sizes_of(conn: Connection, ids: Sequence[str]) -> Iterator[int]:
     """Yield the bytes of jobs and calls; 0 for one that was deleted."""
     for batch in batches(ids):
         sizes = {row.id: row.size for query in _SIZES for row in conn.execute(query, {"ids": batch})}

@@ -56,6 +56,12 @@ class SqlPeople:
 
         return await self._database.read(read)
 
+    async def has_other_reviewer(self, user_id: int) -> bool:
+        """See `accounts.People`."""
+        may_review = users.c.role.in_(["admin", "reviewer"]) & users.c.active
+        query = sa.select(users.c.id).where(may_review, users.c.id != user_id).limit(1)
+        return await self._database.read(lambda conn, _: conn.execute(query).first() is not None)
+
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         """See `accounts.People`."""
         actor = current_actor()

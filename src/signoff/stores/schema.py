@@ -12,6 +12,7 @@ from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
 from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.queues import NO_DEADLINE, RANK_OF_PRIORITY
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.stream import Stream
 from signoff.core.usage import UsageTotals
@@ -82,6 +83,8 @@ jobs = sa.Table(
     sa.Column("review_queue", sa.Text),
     sa.Column("review_priority", sa.SmallInteger),
     sa.Column("assignee", sa.Text),
+    sa.Column("held_at", sa.BigInteger),
+    sa.Column("escalated_at", sa.BigInteger),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)
@@ -107,6 +110,21 @@ partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, jobs.c.door
 
 partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
 partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
+
+# Held answers without a verdict. Expressions of an index must stand in a query as they are here.
+WAITS_FOR_REVIEW = (jobs.c.status == sa.literal_column("'human'")) & jobs.c.release_at.is_(None)
+REVIEW_QUEUE = sa.func.coalesce(jobs.c.review_queue, sa.literal_column("''", sa.Text))
+_URGENCY = sa.literal_column("9", sa.Integer) - sa.func.coalesce(jobs.c.review_priority, jobs.c.priority)
+_DEADLINE = sa.func.coalesce(jobs.c.review_deadline, sa.literal_column(str(NO_DEADLINE), sa.BigInteger))
+REVIEW_RANK = _URGENCY * sa.literal_column(str(RANK_OF_PRIORITY), sa.BigInteger) + _DEADLINE
+_UNASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_(None)
+_ASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_not(None)
+_ESCALATED = WAITS_FOR_REVIEW & jobs.c.escalated_at.is_not(None)
+partial_index("jobs_by_review_queue", REVIEW_QUEUE, REVIEW_RANK, jobs.c.id, where=WAITS_FOR_REVIEW)
+partial_index("jobs_to_review", REVIEW_QUEUE, REVIEW_RANK, jobs.c.id, where=_UNASSIGNED)
+partial_index("jobs_by_assignee", jobs.c.assignee, REVIEW_RANK, jobs.c.id, where=_ASSIGNED)
+partial_index("jobs_by_hold", REVIEW_QUEUE, jobs.c.held_at, where=WAITS_FOR_REVIEW)
+partial_index("jobs_escalated", REVIEW_QUEUE, jobs.c.escalated_at, where=_ESCALATED)
 
 # Waiting calls that ended before they were stored; see `stores.calls`. No id is in both tables.
 calls = sa.Table(
@@ -178,7 +196,11 @@ votes = sa.Table(
     sa.Column("reviewer", sa.Text, primary_key=True),
     sa.Column("verdict", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
+    # The whole vote if it is one of several; of a reviewer who decides alone, the decision has it.
+    sa.Column("decision", JsonColumn(Decision)),
 )
+sa.Index("votes_by_reviewer", votes.c.reviewer, votes.c.at, votes.c.job_id)
+partial_index("votes_blind", votes.c.at, where=votes.c.decision.is_not(None))
 
 decisions = sa.Table(
     "decisions",

@@ -35,6 +35,8 @@ from signoff.stores.policies import SqlPolicies
 from signoff.stores.quotas import SqlQuotas
 from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.receipts import SqlReceipts
+from signoff.stores.review_queues import SqlReviewQueues
+from signoff.stores.reviews import SqlReviews
 from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
@@ -66,6 +68,8 @@ class SqlStore:
         self._writable_until = 0.0
         self.jobs = SqlJobs(self._database)
         self.runs = SqlRuns(self._database)
+        self.reviews = SqlReviews(self._database)
+        self.review_queues = SqlReviewQueues(self._database)
         self.objects = SqlUpstreamObjects(self._database)
         self.deliveries = SqlDeliveries(self._database)
         self.departures = SqlDepartures(self._database)

@@ -22,7 +22,7 @@ from signoff.stores.created_objects import add_created_objects
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
-from signoff.stores.statements import execute_on_sqlite
+from signoff.stores.statements import execute_on_sqlite, insert_into
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -118,6 +118,8 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
     if not changed:
         raise _transition_error(tx, job_id, request)
     [job] = changed
+    if request.vote is not None:
+        _record_vote(tx, job, request.vote)
     if request.decision is not None:
         _record_decision(tx, job, request.decision)
     return job
@@ -165,6 +167,7 @@ def parameters_of(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
         "actor_lease": request.lease,
         "actor_round": request.round,
         "reviewer": request.reviewer,
+        "actor_seq": request.seq,
         "actor_settled": request.settled_steps,
         **{f"new_{column}": value for column, value in request.changes.items()},
         **{f"new_{column}": tx.now + round(seconds * SECOND) for column, seconds in request.after_seconds.items()},
@@ -184,6 +187,7 @@ def guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement
 
 
 _ACTOR = frozenset({Guard.LEASE, Guard.ROUND})
+_REVIEWER = sa.bindparam("reviewer", type_=sa.Text)
 _STEPS = jobs.alias("steps")
 _SETTLED_STEPS = (
     sa.select(sa.func.count())
@@ -203,9 +207,11 @@ _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.LEASE: jobs.c.lease == sa.bindparam("actor_lease", type_=sa.Text),
     Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < NOW),
     Guard.ROUND: jobs.c.round == sa.bindparam("actor_round", type_=sa.Integer),
+    Guard.SEEN: jobs.c.seq == sa.bindparam("actor_seq", type_=sa.Integer),
+    Guard.OPENED: jobs.c.review_lease == _REVIEWER,
     Guard.UNOPENED: sa.or_(
         jobs.c.review_lease.is_(None),
-        jobs.c.review_lease == sa.bindparam("reviewer", type_=sa.Text),
+        jobs.c.review_lease == _REVIEWER,
         jobs.c.review_lease_until < NOW,
     ),
     Guard.UNDECIDED: jobs.c.release_at.is_(None),
@@ -230,15 +236,18 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
         return JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     decision: Decision | None = row.decision or row.round_decision
     decided = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
+    has_moved_on = Guard.ROUND in TRANSITIONS[request.verb].guards and request.round not in {None, row.round}
+    in_round = f"; this is round {row.round}, not {request.round}" if has_moved_on else ""
     is_open = row.review_lease not in {None, request.reviewer} and row.review_lease_until >= tx.now
     opened = f"; {row.review_lease} has it open" if is_open else ""
-    return Stale(f"The job is {row.status}{decided}{opened}; `{request.verb}` is not possible now.", job_id=job_id)
+    return Stale(f"The job is {row.status}{decided}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job_id)
 
 
 _OF_ROUND = (decisions.c.job_id == jobs.c.id) & (decisions.c.round == sa.bindparam("actor_round", type_=sa.Integer))
 _STATE = (
     sa.select(
         jobs.c.status,
+        jobs.c.round,
         jobs.c.review_lease,
         jobs.c.review_lease_until,
         jobs.c.decision,
@@ -253,10 +262,17 @@ _STATUS_OF_CALL = sa.select(calls.c.status).where(calls.c.id == sa.bindparam("jo
 
 
 def _record_decision(tx: Tx, job: Job, decision: Decision) -> None:
-    """Insert the vote and the decision of the job's round. The primary key allows one decision for each round."""
+    """Insert the decision of the job's round, and its vote. The primary key allows one decision for each round."""
     row = {"job_id": job.id, "round": job.round, "at": tx.now}
-    tx.conn.execute(sa.insert(votes), row | {"reviewer": decision.reviewer, "verdict": decision.verdict})
+    vote = row | {"reviewer": decision.reviewer, "verdict": decision.verdict, "decision": None}
+    tx.conn.execute(insert_into(votes, tx.conn.dialect.name).on_conflict_do_nothing(), vote)
     tx.conn.execute(sa.insert(decisions), row | {"decision": decision})
+
+
+def _record_vote(tx: Tx, job: Job, vote: Decision) -> None:
+    """Insert a blind vote. The primary key allows each reviewer one vote for each round."""
+    row = {"job_id": job.id, "round": job.round, "at": tx.now, "decision": vote}
+    tx.conn.execute(sa.insert(votes), row | {"reviewer": vote.reviewer, "verdict": vote.verdict})
 
 
 def job_of(row: Row[Any]) -> Job:

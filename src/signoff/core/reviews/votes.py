@@ -1,0 +1,67 @@
+"""Votes: several reviewers decide on one answer without knowing of each other, and how far they agree.
+
+An answer that needs N votes is decided when N reviewers agree. If they do not, the next reviewer, who sees all votes,
+decides alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from signoff.core.job import Decision, Job
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Agreement of reviewers on answers on which two or more voted."""
+
+    items: int
+    """Answers that were compared, each by its first two votes."""
+    raw: float | None
+    """Share of them on which both votes are the same verdict; None without items."""
+    kappa: float | None
+    """Cohen's kappa, the agreement beyond chance: 1 for full agreement, 0 for chance; None if it is not defined."""
+
+
+def votes_needed(job: Job) -> int:
+    """Return the number of reviewers who must agree on the answer of `job`."""
+    return 1 if job.ruling is None else max(1, job.ruling.votes)
+
+
+def is_open_ballot(needed: int, votes: Sequence[Decision]) -> bool:
+    """Return True if all votes are in and do not agree, so that one more reviewer decides, who sees them."""
+    return needed > 1 and len(votes) >= needed
+
+
+def decision_of(needed: int, votes: Sequence[Decision]) -> Decision | None:
+    """Return the decision of a round with these votes, the latest last; None while it needs more.
+
+    Reviewers agree if their verdicts and their edits are the same. The decision is the latest of the votes.
+    """
+    if not votes or len(votes) < needed:
+        return None
+    latest = votes[-1]
+    is_casting = len(votes) > needed
+    agree = all((vote.verdict, vote.edit) == (latest.verdict, latest.edit) for vote in votes)
+    return latest if is_casting or agree else None
+
+
+def agreement(pairs: Sequence[tuple[str, str]]) -> Agreement:
+    """Return the agreement of pairs of verdicts on the same answers.
+
+    kappa = (p_o - p_e) / (1 - p_e), where p_o is the share of equal pairs, and p_e the share that is expected if first
+    and second votes were independent: the sum of the products of the shares of each verdict among both. Source: J.
+    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20 (1960), 37-46.
+
+    >>> agreement([("approve", "approve")] * 20 + [("approve", "reject")] * 5 + [("reject", "approve")] * 10
+    ...     + [("reject", "reject")] * 15)
+    Agreement(items=50, raw=0.7, kappa=0.4)
+    """
+    if not pairs:
+        return Agreement(items=0, raw=None, kappa=None)
+    total = len(pairs)
+    first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    equal = sum(one == other for one, other in pairs)
+    by_chance = sum(first[verdict] * second[verdict] for verdict in first)
+    kappa = None if by_chance == total**2 else (equal * total - by_chance) / (total**2 - by_chance)
+    return Agreement(items=total, raw=equal / total, kappa=kappa)

@@ -1,0 +1,264 @@
+"""Held answers in the order of the desk, votes, decisions and bulk decisions, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.sql.elements import ColumnElement
+
+from signoff.core.filters import Page, page_length
+from signoff.core.job import Job, Vote
+from signoff.core.reviews.bulk import Bulk
+from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
+from signoff.store import TransitionRequest
+from signoff.stores.database import Database
+from signoff.stores.job_pages import batches, jobs_by_id, sizes_of
+from signoff.stores.reviews_schema import review_bulks
+from signoff.stores.schema import REVIEW_QUEUE, REVIEW_RANK, WAITS_FOR_REVIEW, decisions, jobs, votes
+from signoff.stores.transitions import NOW, SECOND, apply_transition
+from signoff.stores.writer import Tx
+
+# Candidates that are looked at together: processes that look at the same time each lock another one of them.
+CANDIDATES = 32
+MAX_LOOKS = 5
+BULK_LIFETIME_US = 24 * 3600 * SECOND
+
+
+class SqlReviews:
+    """Held answers in a SQL database; see `reviews.Reviews`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open_next(self, query: NextReview, *, actor: str, lease_seconds: float) -> Job | None:
+        """See `reviews.Reviews`."""
+
+        def open_first(tx: Tx) -> Job | None:
+            tx.flush()
+            for _ in range(MAX_LOOKS):
+                candidates = _candidates(tx, query)
+                chosen = _lock_first(tx, candidates) if candidates else None
+                if chosen is not None:
+                    return _open(tx, *chosen, query.reviewer, actor, lease_seconds)
+                if not candidates:
+                    break
+            return None
+
+        return await self._database.write(open_first)
+
+    async def list(self, filters: ReviewFilter) -> Page[Job]:
+        """See `reviews.Reviews`."""
+        return await self._database.read(lambda conn, now: _read_page(conn, filters, now()))
+
+    async def held_queues(self, limit: int) -> list[str]:
+        """See `reviews.Reviews`."""
+        rows = await self._database.read(lambda conn, _: conn.execute(_HELD_QUEUES, {"limit": limit}).scalars().all())
+        return [name for name in rows if name is not None]
+
+    async def depth(self, queue: str, *, at_most: int) -> tuple[int, int | None]:
+        """See `reviews.Reviews`."""
+        parameters = {"queue": queue, "limit": at_most}
+
+        def read(conn: Connection, _: object) -> tuple[int, int | None]:
+            return conn.execute(_DEPTH, parameters).scalar_one(), conn.execute(_OLDEST, parameters).scalar_one()
+
+        return await self._database.read(read)
+
+    async def votes(self, job_id: str, review_round: int) -> list[Vote]:
+        """See `reviews.Reviews`."""
+        query = sa.select(votes.c.decision, votes.c.at).where(
+            votes.c.job_id == job_id, votes.c.round == review_round, votes.c.decision.is_not(None)
+        )
+        query = query.order_by(votes.c.at, votes.c.reviewer)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).all())
+        return [Vote(decision=row.decision, at=row.at) for row in rows]
+
+    async def blind_votes(self, limit: int) -> list[VoteRecord]:
+        """See `reviews.Reviews`."""
+        is_blind = sa.text("votes.decision IS NOT NULL")
+        query = sa.select(*_VERDICT).where(is_blind).order_by(votes.c.at.desc()).limit(limit)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
+        return [VoteRecord(**row) for row in rows]
+
+    async def verdicts_of(self, reviewer: str, *, after: tuple[int, str] | None, limit: int) -> list[VoteRecord]:
+        """See `reviews.Reviews`."""
+        query = sa.select(*_VERDICT).where(votes.c.reviewer == reviewer)
+        if after is not None:
+            query = query.where(sa.tuple_(votes.c.at, votes.c.job_id) < sa.tuple_(*map(sa.literal, after)))
+        query = query.order_by(votes.c.at.desc(), votes.c.job_id.desc()).limit(limit)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
+        return [VoteRecord(**row) for row in rows]
+
+    async def decisions(self, job_ids: Sequence[str]) -> list[DecisionRecord]:
+        """See `reviews.Reviews`."""
+        query = sa.select(*decisions.c).where(decisions.c.job_id.in_(sa.bindparam("jobs", expanding=True)))
+
+        def read(conn: Connection, _: object) -> list[DecisionRecord]:
+            rows = [row for ids in batches(job_ids) for row in conn.execute(query, {"jobs": ids}).mappings()]
+            return sorted((DecisionRecord(**row) for row in rows), key=lambda record: (record.job_id, record.round))
+
+        return await self._database.read(read)
+
+    async def add_bulk(self, bulk: Bulk) -> None:
+        """See `reviews.Reviews`."""
+
+        def add(tx: Tx) -> None:
+            old = sa.delete(review_bulks).where(review_bulks.c.created_at < tx.now - BULK_LIFETIME_US)
+            tx.conn.execute(old)
+            tx.conn.execute(sa.insert(review_bulks).values(id=bulk.id, bulk=bulk, created_at=tx.now))
+
+        await self._database.write(add)
+
+    async def bulk(self, bulk_id: str) -> Bulk | None:
+        """See `reviews.Reviews`."""
+        query = sa.select(review_bulks.c.bulk).where(review_bulks.c.id == bulk_id)
+        return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
+
+    async def update_bulk(self, bulk: Bulk) -> None:
+        """See `reviews.Reviews`."""
+        update = sa.update(review_bulks).where(review_bulks.c.id == bulk.id).values(bulk=bulk)
+        await self._database.write(lambda tx: tx.conn.execute(update).rowcount)
+
+
+def _candidates(tx: Tx, query: NextReview) -> list[str]:
+    """Return the ids of the first answers that the reviewer may open, in order."""
+    names = {f"queue_{number}": name for number, name in enumerate(query.queues)}
+    parameters = {
+        "now": tx.now,
+        "me": query.reviewer,
+        "not_user": -1 if query.not_user_id is None else query.not_user_id,
+        "skip": query.skip,
+        "limit": CANDIDATES,
+    }
+    return list(tx.conn.execute(_candidates_statement(len(query.queues)), parameters | names).scalars())
+
+
+@cache
+def _candidates_statement(queues: int) -> sa.Select[Any]:
+    """Return the query for ids in order: each queue, and the answers that are assigned, is a range of an index."""
+    assigned = (_WAITS, _ASSIGNED, jobs.c.assignee == sa.bindparam("me", type_=sa.Text))
+    ranges = [(0, assigned)]
+    for number in range(queues):
+        ranges.append((1, (_WAITS, _UNASSIGNED, _queue_is(f"queue_{number}"))))
+    first = [
+        sa.select(sa.literal_column(str(tier), sa.Integer).label("tier"), REVIEW_RANK.label("rank"), jobs.c.id)
+        .where(*conditions, *_MAY_OPEN)
+        .order_by(REVIEW_RANK, jobs.c.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .subquery()
+        for tier, conditions in ranges
+    ]
+    every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery() if len(first) > 1 else first[0]
+    ordered = sa.select(every.c.id).order_by(every.c.tier, every.c.rank, every.c.id)
+    return ordered.limit(sa.bindparam("limit", type_=sa.Integer))
+
+
+def _queue_is(name: str) -> ColumnElement[bool]:
+    return sa.bindparam(name, type_=sa.Text) == REVIEW_QUEUE
+
+
+# The conditions of partial indexes, as literals.
+_WAITS, _ASSIGNED, _UNASSIGNED = WAITS_FOR_REVIEW, jobs.c.assignee.is_not(None), jobs.c.assignee.is_(None)
+_IS_FREE = jobs.c.review_lease.is_(None) | (jobs.c.review_lease_until < NOW)
+_HAS_VOTED = sa.exists().where(
+    votes.c.job_id == jobs.c.id,
+    votes.c.round == jobs.c.round,
+    votes.c.reviewer == sa.bindparam("me", type_=sa.Text),
+)
+_MAY_OPEN = (
+    _IS_FREE,
+    jobs.c.user_id != sa.bindparam("not_user", type_=sa.Integer),
+    jobs.c.id.not_in(sa.bindparam("skip", expanding=True)),
+    ~_HAS_VOTED,
+)
+
+
+def _lock_first(tx: Tx, candidates: Sequence[str]) -> tuple[str, int] | None:
+    """Lock the first candidate that is still free and that no other process has locked; return its id and round."""
+    rows = tx.conn.execute(_LOCK_FIRST[tx.conn.dialect.name], {"ids": candidates, "now": tx.now}).all()
+    if not rows:
+        return None
+    row = min(rows, key=lambda row: candidates.index(row.id))
+    return row.id, row.round
+
+
+_STILL_FREE = sa.select(jobs.c.id, jobs.c.round).where(
+    jobs.c.id.in_(sa.bindparam("ids", expanding=True)), _WAITS, _IS_FREE
+)
+_LOCK_FIRST = {
+    "sqlite": _STILL_FREE,  # there is one writer
+    "postgresql": _STILL_FREE.order_by(
+        (jobs.c.assignee.is_(None)), REVIEW_RANK, jobs.c.id
+    ).limit(1).with_for_update(skip_locked=True),
+}
+
+
+def _open(tx: Tx, job_id: str, review_round: int, reviewer: str, actor: str, lease_seconds: float) -> Job:
+    request = TransitionRequest(
+        verb="open",
+        actor=actor,
+        round=review_round,
+        reviewer=reviewer,
+        changes={"review_lease": reviewer},
+        after_seconds={"review_lease_until": lease_seconds},
+    )
+    return apply_transition(tx, job_id, request)
+
+
+def _read_page(conn: Connection, filters: ReviewFilter, now: int) -> Page[Job]:
+    """Return a page of held answers, after reading only those that are on it."""
+    matching = list(conn.execute(_page_statement(filters, now)).scalars())
+    ids = matching[: page_length(sizes_of(conn, matching), filters.max_bytes)]
+    by_id = jobs_by_id(conn, ids)
+    return Page(
+        (by_id[job_id] for job_id in ids if job_id in by_id),
+        may_continue=len(ids) < len(matching) or 0 < len(matching) == filters.limit,
+    )
+
+
+def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
+    """Return a query for ids in order. What follows a cursor in a queue is two ranges: its rank, and later ranks."""
+    conditions = list[ColumnElement[bool]]()
+    if filters.target is not None:
+        conditions.append(jobs.c.target == filters.target)
+    if filters.assignee is not None:
+        conditions.append(jobs.c.assignee == filters.assignee)
+    if filters.min_age_seconds is not None:
+        conditions.append(jobs.c.held_at <= now - round(filters.min_age_seconds * SECOND))
+    after: list[tuple[ColumnElement[bool], ...]] = [()]
+    if filters.after is not None:
+        rank, job_id = filters.after
+        after = [(rank == REVIEW_RANK, jobs.c.id > job_id), (rank < REVIEW_RANK,)]
+    first = [
+        sa.select(REVIEW_RANK.label("rank"), jobs.c.id)
+        .where(_WAITS, queue == REVIEW_QUEUE, *part, *conditions)
+        .order_by(REVIEW_RANK, jobs.c.id)
+        .limit(filters.limit)
+        .subquery()
+        for queue in filters.queues
+        for part in after
+    ]
+    every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery()
+    return sa.select(every.c.id).order_by(every.c.rank, every.c.id).limit(filters.limit)
+
+
+def _queues_statement() -> sa.Select[Any]:
+    """Return the query for names of queues: it reads one entry of the index for each, and not each job."""
+    least = sa.select(sa.func.min(REVIEW_QUEUE)).where(_WAITS)
+    seen = sa.select(least.scalar_subquery().label("name")).cte("seen", recursive=True)
+    following = least.where(seen.c.name < REVIEW_QUEUE).scalar_subquery()
+    seen = seen.union_all(sa.select(following).where(seen.c.name.is_not(None)))
+    return sa.select(seen.c.name).where(seen.c.name.is_not(None)).limit(sa.bindparam("limit", type_=sa.Integer))
+
+
+_VERDICT = tuple(votes.c[name] for name in VoteRecord.__struct_fields__)
+_HELD_QUEUES = _queues_statement()
+_SOME = (
+    sa.select(jobs.c.id).where(_WAITS, _queue_is("queue")).limit(sa.bindparam("limit", type_=sa.Integer)).subquery()
+)
+_DEPTH = sa.select(sa.func.count()).select_from(_SOME)
+_OLDEST = sa.select(sa.func.min(jobs.c.held_at)).where(_WAITS, _queue_is("queue"))
