@@ -16,7 +16,7 @@ class Reviews(Protocol):
     """Held answers without a verdict, in the order of `rank_of`, and what reviewers have decided."""
 
     async def open_next(self, query: NextReview, *, actor: str, lease_seconds: float) -> Job | None:
-        """Make the transition `open` of the first answer that nobody has open, and return its job; None if none is left.
+        """Make the transition `open` of the first answer that nobody has open; return its job, None if none is left.
 
         Answers that are assigned to the reviewer come first, those assigned to others never, nor those on which the
         reviewer has voted in this round. Concurrent calls never get the same job. The number of held answers does not

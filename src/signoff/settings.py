@@ -161,8 +161,16 @@ class Settings(BaseSettings):
 
     enqueue_review: Review = "always"
     """Review of answers of /enqueue; the model's own rule wins."""
-    undo_seconds: float = Field(0, ge=0)
-    """Seconds for which a verdict can be undone before it takes effect."""
+    release_after_seconds: float | None = Field(None, ge=0)
+    """Seconds for which a verdict can be undone before it takes effect; none: 5 on the desk, 0 for /reviewJob."""
+    allow_self_review: bool | None = None
+    """If true, reviewers may decide on their own requests; none: only while nobody else may review."""
+    public_url: str | None = Field(None, pattern=r"^https?://[^\s?#]+$")
+    """Address of this server in messages, such as https://signoff.example.com; none: messages have no links."""
+    smtp_url: SecretStr | None = None
+    """Mail server for digests of review queues, smtp://user:password@host:587 (STARTTLS) or smtps://; none: no mail."""
+    smtp_from: str = "signoff@localhost"
+    """Address that digests come from."""
     review_deadline_seconds: float | None = Field(None, gt=0)
     """Seconds after which a held answer is recorded as overdue; none: no deadline."""
     hold_seconds: float = Field(280, ge=0)

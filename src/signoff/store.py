@@ -47,7 +47,7 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     round: int | None = None
     """The review round that the actor saw, for `Guard.ROUND`. None fails that guard."""
     reviewer: str | None = None
-    """The reviewer, for `Guard.UNOPENED` and `Guard.OPENED`. None fails them while another reviewer has the job open."""
+    """The reviewer, for `Guard.UNOPENED` and `Guard.OPENED`. None fails them while another has the job open."""
     seq: int | None = None
     """The `seq` of the job that the actor saw, for `Guard.SEEN`. None fails that guard."""
     settled_steps: int | None = None

@@ -7,7 +7,7 @@ import pytest
 
 from signoff.core.audit import AuditFilter
 from signoff.core.reviews.policy import Escalation, PolicyVersion
-from signoff.core.reviews.rules import Budget, Action, ReviewPolicy, Rule
+from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
 from signoff.errors import Conflict
 from support.stores import AStore, together
 

@@ -259,7 +259,9 @@ class MemoryJobs:
         opened = f"; {job.review_lease} has it open" if is_open else ""
         has_moved_on = Guard.ROUND in TRANSITIONS[request.verb].guards and request.round not in {None, job.round}
         in_round = f"; this is round {job.round}, not {request.round}" if has_moved_on else ""
-        return Stale(f"The job is {job.status}{winner}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job.id)
+        return Stale(
+            f"The job is {job.status}{winner}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job.id
+        )
 
     def _matching(self, filters: JobFilter) -> Sequence[Job]:
         jobs = self._tables.unfinished if filters.status in {"bot", "human"} else self._tables.jobs

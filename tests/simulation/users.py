@@ -20,6 +20,7 @@ from signoff.work import call, submit
 from signoff.work.admit import _fingerprint as fingerprint_of
 from signoff.work.jobs import cancel, query, redeliver, retry
 from signoff.work.reviews import desk as review
+from signoff.work.reviews.leases import LockAction, lock_for_review
 from signoff.work.services import Services
 from simulation.checker import Checker
 from simulation.loop import World
@@ -256,8 +257,8 @@ class Reviewer(Person):
             await self.pause(0.01 if self.is_diligent else self.random_float.choice([0.01, 3]))
             await self._decide(job)
 
-    async def _peek(self, job: Job, peek: review.LockAction) -> None:
-        await self.see(peek, lambda services: review.lock_for_review(services, self.caller, job.id, peek))
+    async def _peek(self, job: Job, peek: LockAction) -> None:
+        await self.see(peek, lambda services: lock_for_review(services, self.caller, job.id, peek))
 
     async def _draft(self, job: Job) -> None:
         edit = Edit(response=msgspec.json.encode(f"draft {self._world.number()}").decode())

@@ -16,7 +16,9 @@ from stateful.model import StoreContent, reviewer_of
 ROW_ONLY = {"body", "deliver", "response"}  # stored only in the row, not in events
 
 
-def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
+def is_lawful(  # noqa: C901 -- one case for each law
+    job: Job, step: TransitionRequest, now: int
+) -> bool:
     """Return True if the transition of `job` can be allowed at the time `now`."""
     is_its_round = step.round == job.round
     is_decided = job.release_at is not None
@@ -29,7 +31,7 @@ def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
             was_last = job.lane == "now" or job.attempt >= job.max_attempts
             lawful = (job.lease_until or now) < now and step.to == ("fail" if was_last else "bot")
         case "renew":
-            lawful = job.review_lease in {step.reviewer} and not is_decided and is_its_round
+            lawful = job.review_lease == step.reviewer and not is_decided and is_its_round
         case "vote":
             is_seen = step.seq == job.seq
             lawful = is_seen and reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round

@@ -75,7 +75,14 @@ async def until(look: Callable[[], Awaitable[T | None]]) -> T:
 @contextlib.asynccontextmanager
 async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     """Yield a running server with these settings, and close it after the block."""
-    quick = {"sweep_seconds": 0.1, "backoff_seconds": 0.01, "drain_seconds": 1, "echo_faults": True}
+    # Most tests of one user need no second one to review; those of the rule itself turn it on.
+    quick = {
+        "sweep_seconds": 0.1,
+        "backoff_seconds": 0.01,
+        "drain_seconds": 1,
+        "echo_faults": True,
+        "allow_self_review": True,
+    }
     server_settings = Settings(data_dir=tmp_path / "data", **(quick | settings))
     if server_settings.is_embedded:
         make_file(server_settings.data_dir / "signoff.db")

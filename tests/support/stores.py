@@ -89,7 +89,15 @@ async def logged(store: AStore, *calls: Job, verbs: Sequence[str] = ("submit", "
 
 def a_step(verb: str, **more: Any) -> TransitionRequest:
     """Return a transition requested by Ann, with the lease `mine`, round 1 and no settled step, changed by `more`."""
-    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "seq": 1, "settled_steps": 0}
+    plain = {
+        "verb": verb,
+        "actor": "user:ann",
+        "lease": "mine",
+        "round": 1,
+        "reviewer": "ann",
+        "seq": 1,
+        "settled_steps": 0,
+    }
     return TransitionRequest(**(plain | more))
 
 

@@ -334,7 +334,12 @@ def _rules(settings: Settings) -> Rules:
         log_before_answer=settings.log_before_answer,
         retention_seconds=None if settings.retention_days is None else settings.retention_days * 24 * 3600,
         coalesce=settings.coalesce,
-        policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
+        policy=Policy(
+            deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.release_after_seconds or 0
+        ),
+        release_after_seconds=5 if settings.release_after_seconds is None else settings.release_after_seconds,
+        allow_self_review=settings.allow_self_review,
+        public_url=None if settings.public_url is None else settings.public_url.rstrip("/"),
         allow_list=AllowList(settings.webhook_allow),
         webhook_waits_seconds=settings.webhook_waits_seconds,
         webhook_secrets=settings.webhook_secrets,

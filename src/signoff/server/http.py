@@ -20,6 +20,8 @@ from signoff.doors import (
     prompts,
     receipts,
     review_reports,
+    review_queues,
+    reviews,
     session,
     streams,
     usage,
@@ -87,6 +89,8 @@ def _litestar_app() -> ASGIApp:
         audit,
         receipts,
         review_reports,
+        reviews,
+        review_queues,
         health,
         session,
     )

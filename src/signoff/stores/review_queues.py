@@ -15,7 +15,7 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.reviews_schema import review_notices, review_queue_members, review_queues, review_reasons
-from signoff.stores.schema import REVIEW_QUEUE, WAITS_FOR_REVIEW, jobs
+from signoff.stores.schema import WAITS_FOR_REVIEW, jobs, review_queue_name
 from signoff.stores.transitions import SECOND
 from signoff.stores.versions import lock
 from signoff.stores.writer import Tx
@@ -96,9 +96,7 @@ class SqlReviewQueues:
             if rows:
                 tx.conn.execute(sa.insert(review_reasons), rows)
             after = {"reasons": [*reasons]}
-            change = AuditChange(
-                action="review_reasons_changed", subject="review_reasons", before=before, after=after
-            )
+            change = AuditChange(action="review_reasons_changed", subject="review_reasons", before=before, after=after)
             record(tx, actor, change)
 
         await self._database.write(put)
@@ -199,7 +197,7 @@ def _news_of(conn: Connection, queue: ReviewQueue, since: int, until: int) -> Qu
 def _items(conn: Connection, queue: str, time: sa.Column[Any], since: int, until: int) -> tuple[NewsItem, ...]:
     """Return the first answers of a queue that still wait, by a time after `since` and up to `until`."""
     query = sa.select(jobs.c.id, jobs.c.target, time.label("at")).where(
-        WAITS_FOR_REVIEW, queue == REVIEW_QUEUE, time > since, time <= until
+        WAITS_FOR_REVIEW, review_queue_name == queue, time > since, time <= until
     )
     rows = conn.execute(query.order_by(time).limit(MAX_NAMED + 1)).all()
     return tuple(NewsItem(job_id=row.id, target=row.target, at=row.at) for row in rows)

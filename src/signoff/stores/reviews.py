@@ -18,7 +18,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, jobs_by_id, sizes_of
 from signoff.stores.reviews_schema import review_bulks
-from signoff.stores.schema import REVIEW_QUEUE, REVIEW_RANK, WAITS_FOR_REVIEW, decisions, jobs, votes
+from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queue_name, review_rank, votes
 from signoff.stores.transitions import NOW, SECOND, apply_transition
 from signoff.stores.writer import Tx
 
@@ -141,16 +141,14 @@ def _candidates(tx: Tx, query: NextReview) -> list[str]:
 def _candidates_statement(queues: int) -> sa.Select[Any]:
     """Return the query for ids in order: each queue, and the answers that are assigned, is a range of an index."""
     assigned = (_WAITS, _ASSIGNED, jobs.c.assignee == sa.bindparam("me", type_=sa.Text))
-    ranges = [(0, assigned)]
-    for number in range(queues):
-        ranges.append((1, (_WAITS, _UNASSIGNED, _queue_is(f"queue_{number}"))))
+    of_queues = [(1, (_WAITS, _UNASSIGNED, _queue_is(f"queue_{number}"))) for number in range(queues)]
     first = [
-        sa.select(sa.literal_column(str(tier), sa.Integer).label("tier"), REVIEW_RANK.label("rank"), jobs.c.id)
+        sa.select(sa.literal_column(str(tier), sa.Integer).label("tier"), review_rank.label("rank"), jobs.c.id)
         .where(*conditions, *_MAY_OPEN)
-        .order_by(REVIEW_RANK, jobs.c.id)
+        .order_by(review_rank, jobs.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .subquery()
-        for tier, conditions in ranges
+        for tier, conditions in [(0, assigned), *of_queues]
     ]
     every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery() if len(first) > 1 else first[0]
     ordered = sa.select(every.c.id).order_by(every.c.tier, every.c.rank, every.c.id)
@@ -158,7 +156,7 @@ def _candidates_statement(queues: int) -> sa.Select[Any]:
 
 
 def _queue_is(name: str) -> ColumnElement[bool]:
-    return sa.bindparam(name, type_=sa.Text) == REVIEW_QUEUE
+    return review_queue_name == sa.bindparam(name, type_=sa.Text)
 
 
 # The conditions of partial indexes, as literals.
@@ -191,9 +189,9 @@ _STILL_FREE = sa.select(jobs.c.id, jobs.c.round).where(
 )
 _LOCK_FIRST = {
     "sqlite": _STILL_FREE,  # there is one writer
-    "postgresql": _STILL_FREE.order_by(
-        (jobs.c.assignee.is_(None)), REVIEW_RANK, jobs.c.id
-    ).limit(1).with_for_update(skip_locked=True),
+    "postgresql": _STILL_FREE.order_by((jobs.c.assignee.is_(None)), review_rank, jobs.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True),
 }
 
 
@@ -231,12 +229,12 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
         conditions.append(jobs.c.held_at <= now - round(filters.min_age_seconds * SECOND))
     after: list[tuple[ColumnElement[bool], ...]] = [()]
     if filters.after is not None:
-        rank, job_id = filters.after
-        after = [(rank == REVIEW_RANK, jobs.c.id > job_id), (rank < REVIEW_RANK,)]
+        rank, job_id = sa.literal(filters.after[0], sa.BigInteger), filters.after[1]
+        after = [(review_rank == rank, jobs.c.id > job_id), (review_rank > rank,)]
     first = [
-        sa.select(REVIEW_RANK.label("rank"), jobs.c.id)
-        .where(_WAITS, queue == REVIEW_QUEUE, *part, *conditions)
-        .order_by(REVIEW_RANK, jobs.c.id)
+        sa.select(review_rank.label("rank"), jobs.c.id)
+        .where(_WAITS, review_queue_name == queue, *part, *conditions)
+        .order_by(review_rank, jobs.c.id)
         .limit(filters.limit)
         .subquery()
         for queue in filters.queues
@@ -248,17 +246,15 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
 
 def _queues_statement() -> sa.Select[Any]:
     """Return the query for names of queues: it reads one entry of the index for each, and not each job."""
-    least = sa.select(sa.func.min(REVIEW_QUEUE)).where(_WAITS)
+    least = sa.select(sa.func.min(review_queue_name)).where(_WAITS)
     seen = sa.select(least.scalar_subquery().label("name")).cte("seen", recursive=True)
-    following = least.where(seen.c.name < REVIEW_QUEUE).scalar_subquery()
+    following = least.where(seen.c.name < review_queue_name).scalar_subquery()
     seen = seen.union_all(sa.select(following).where(seen.c.name.is_not(None)))
     return sa.select(seen.c.name).where(seen.c.name.is_not(None)).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
 _VERDICT = tuple(votes.c[name] for name in VoteRecord.__struct_fields__)
 _HELD_QUEUES = _queues_statement()
-_SOME = (
-    sa.select(jobs.c.id).where(_WAITS, _queue_is("queue")).limit(sa.bindparam("limit", type_=sa.Integer)).subquery()
-)
+_SOME = sa.select(jobs.c.id).where(_WAITS, _queue_is("queue")).limit(sa.bindparam("limit", type_=sa.Integer)).subquery()
 _DEPTH = sa.select(sa.func.count()).select_from(_SOME)
 _OLDEST = sa.select(sa.func.min(jobs.c.held_at)).where(_WAITS, _queue_is("queue"))

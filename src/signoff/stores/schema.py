@@ -113,18 +113,18 @@ partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
 
 # Held answers without a verdict. Expressions of an index must stand in a query as they are here.
 WAITS_FOR_REVIEW = (jobs.c.status == sa.literal_column("'human'")) & jobs.c.release_at.is_(None)
-REVIEW_QUEUE = sa.func.coalesce(jobs.c.review_queue, sa.literal_column("''", sa.Text))
+review_queue_name = sa.func.coalesce(jobs.c.review_queue, sa.literal_column("''", sa.Text))
 _URGENCY = sa.literal_column("9", sa.Integer) - sa.func.coalesce(jobs.c.review_priority, jobs.c.priority)
 _DEADLINE = sa.func.coalesce(jobs.c.review_deadline, sa.literal_column(str(NO_DEADLINE), sa.BigInteger))
-REVIEW_RANK = _URGENCY * sa.literal_column(str(RANK_OF_PRIORITY), sa.BigInteger) + _DEADLINE
+review_rank = _URGENCY * sa.literal_column(str(RANK_OF_PRIORITY), sa.BigInteger) + _DEADLINE
 _UNASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_(None)
 _ASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_not(None)
 _ESCALATED = WAITS_FOR_REVIEW & jobs.c.escalated_at.is_not(None)
-partial_index("jobs_by_review_queue", REVIEW_QUEUE, REVIEW_RANK, jobs.c.id, where=WAITS_FOR_REVIEW)
-partial_index("jobs_to_review", REVIEW_QUEUE, REVIEW_RANK, jobs.c.id, where=_UNASSIGNED)
-partial_index("jobs_by_assignee", jobs.c.assignee, REVIEW_RANK, jobs.c.id, where=_ASSIGNED)
-partial_index("jobs_by_hold", REVIEW_QUEUE, jobs.c.held_at, where=WAITS_FOR_REVIEW)
-partial_index("jobs_escalated", REVIEW_QUEUE, jobs.c.escalated_at, where=_ESCALATED)
+partial_index("jobs_by_review_queue", review_queue_name, review_rank, jobs.c.id, where=WAITS_FOR_REVIEW)
+partial_index("jobs_to_review", review_queue_name, review_rank, jobs.c.id, where=_UNASSIGNED)
+partial_index("jobs_by_assignee", jobs.c.assignee, review_rank, jobs.c.id, where=_ASSIGNED)
+partial_index("jobs_by_hold", review_queue_name, jobs.c.held_at, where=WAITS_FOR_REVIEW)
+partial_index("jobs_escalated", review_queue_name, jobs.c.escalated_at, where=_ESCALATED)
 
 # Waiting calls that ended before they were stored; see `stores.calls`. No id is in both tables.
 calls = sa.Table(

@@ -240,7 +240,9 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
     in_round = f"; this is round {row.round}, not {request.round}" if has_moved_on else ""
     is_open = row.review_lease not in {None, request.reviewer} and row.review_lease_until >= tx.now
     opened = f"; {row.review_lease} has it open" if is_open else ""
-    return Stale(f"The job is {row.status}{decided}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job_id)
+    return Stale(
+        f"The job is {row.status}{decided}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job_id
+    )
 
 
 _OF_ROUND = (decisions.c.job_id == jobs.c.id) & (decisions.c.round == sa.bindparam("actor_round", type_=sa.Integer))

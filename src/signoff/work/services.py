@@ -67,6 +67,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Record a waiting call before its answer is sent."""
     policy: Policy = Policy()
     """Review policy of a job whose model and door have none."""
+    release_after_seconds: float = 5
+    """Time for which a verdict of the desk can be undone before it takes effect."""
+    allow_self_review: bool | None = None
+    """Let reviewers decide on their own requests; None for only while nobody else may review."""
+    public_url: str | None = None
+    """Address of this server for links in messages; None for messages without links."""
     coalesce: bool = False
     """Share one upstream call among equal requests of a user."""
     retention_seconds: float | None = None

@@ -9,6 +9,7 @@ import contextlib
 import structlog
 
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
+from signoff.core.reviews.policy import Escalation
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
@@ -86,7 +87,12 @@ def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
 
 def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]:
     actor = services.ids.actor
-    match job.policy.on_deadline:
+    ruling = job.ruling
+    match job.policy.on_deadline if ruling is None or ruling.on_deadline is None else ruling.on_deadline:
+        case Escalation(escalate=queue):
+            changes = {"review_queue": queue or None, "assignee": None, "review_lease": None}
+            after = {"escalated_at": 0.0}
+            return [TransitionRequest(verb="expire", actor=actor, to="human", changes=changes, after_seconds=after)]
         case "stay":
             return [TransitionRequest(verb="expire", actor=actor, to="human")]
         case "approve":

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.job import Verdict
+from signoff.core.job import Job, Verdict
 
 MAX_BULK = 500
 # Share of every selection that goes back for single decisions, besides the answers that no bulk decides.
@@ -34,3 +34,9 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     items: tuple[BulkItem, ...]
     """Selected answers, in the order of the list."""
+
+
+def needs_single_decision(job: Job) -> bool:
+    """Return True if no bulk decides on the answer: because several reviewers must, or because it may be an audit."""
+    ruling = job.ruling
+    return ruling is not None and (ruling.votes > 1 or ruling.audit is not None)

@@ -64,7 +64,7 @@ def _on_hold(services: Services, job: Job, ruling: Ruling, changes: dict[str, An
         "review_priority": job.priority if ruling.priority is None else ruling.priority,
     }
     deadline = job.policy.deadline_seconds if ruling.deadline_seconds is None else ruling.deadline_seconds
-    after = {} if deadline is None else {"review_deadline": deadline}
+    after = {"held_at": 0.0} if deadline is None else {"held_at": 0.0, "review_deadline": deadline}
     return TransitionRequest(
         verb="hold", actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after
     )

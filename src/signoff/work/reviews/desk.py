@@ -1,22 +1,24 @@
-"""Review: a reviewer's decision on a held answer, its draft and its lock."""
+"""Review: a reviewer's decision on a held answer, its draft, and its withdrawal."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.access import Caller, check_may_review
+from signoff.core.access import Caller
 from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
+from signoff.core.reviews.instruction import with_instruction
+from signoff.core.reviews.votes import votes_needed
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import store_answer
-from signoff.work.jobs.query import load_job
+from signoff.work.reviews.ballot import cast_vote
+from signoff.work.reviews.held import check_not_own, load_held
 from signoff.work.reviews.readmit import readmit
 from signoff.work.services import Services
 
-LockAction = Literal["open", "leave"]
-LOCK_SECONDS = 120.0
+# Votes of others that may come between the look at a job and a vote on it.
+MAX_VOTE_TRIES = 10
 
 
 class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,41 +32,85 @@ class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Changes to the answer (approve) or to the request (redo)."""
     round: int | None = None
     """The round that the reviewer has seen; None for the current one."""
+    instruction: str | None = None
+    """Words to the model that is asked again (redo); None for none."""
+    release_seconds: float | None = None
+    """Time for which the verdict can be undone before it takes effect; None for `undo_seconds` of the policy."""
 
 
 async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
-    """Record the verdict, and return the job. The verdict takes effect after `undo_seconds` of the policy.
+    """Record the verdict, and return the job. The verdict takes effect once it can be undone no more.
+
+    On an answer that needs several reviewers, the verdict is a vote, and the last one decides.
 
     Raises Forbidden, JobNotFound, what `readmit` raises for an edited request, BadRequest for an edited answer that the
     caller could not read, and Stale if the job is not in review, the round has changed, another reviewer has it open,
     or somebody has decided already.
     """
-    job = await _load_held(services, caller, job_id)
-    if request.verdict == "approve":
-        check_edit(job, None if request.edit.response is None else request.edit.response.encode())
-    edited = request.edit.payload if request.verdict == "redo" else None
-    decision = Decision(
-        verdict=request.verdict,
-        reviewer=caller.email,
-        reason=request.reason,
-        edit=request.edit,
-        new_target=None if edited is None else await readmit(services, job, edited.encode()),
+    job = await load_held(services, caller, job_id)
+    await check_not_own(services, caller, job)
+    decision = await _decision(services, caller, job, request)
+    request = msgspec.structs.replace(request, round=job.round if request.round is None else request.round)
+    for _ in range(MAX_VOTE_TRIES):
+        transitions = await _transitions(services, caller, job, decision, request)
+        try:
+            decided = await services.store.jobs.transition(job_id, *transitions)
+        except Stale:
+            if votes_needed(job) == 1:
+                raise
+        else:
+            store_answer(services, decided)
+            if decided.status == "bot":
+                services.adapters.broker.notify(decided.id, decided.priority)
+            return decided
+        job = await load_held(services, caller, job_id)
+    raise Stale("The job changes all the time; read it again.", job_id=job_id)
+
+
+async def _decision(services: Services, caller: Caller, job: Job, request: VerdictRequest) -> Decision:
+    """Return the decision that `request` describes, once its edits are checked."""
+    edit, new_target = request.edit, None
+    match request.verdict:
+        case "approve":
+            check_edit(job, None if edit.response is None else edit.response.encode())
+        case "redo":
+            if request.instruction:
+                body = job.body if edit.payload is None else edit.payload.encode()
+                instructed = with_instruction(job.path, body, job.response, request.instruction)
+                edit = msgspec.structs.replace(edit, payload=instructed.decode())
+            if edit.payload is not None:
+                new_target = await readmit(services, job, edit.payload.encode())
+        case _:
+            pass
+    return Decision(
+        verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=edit, new_target=new_target
     )
+
+
+async def _transitions(
+    services: Services, caller: Caller, job: Job, decision: Decision, request: VerdictRequest
+) -> Sequence[TransitionRequest]:
+    """Return the vote if one is needed, the decision if it completes the round, and its effect if that is immediate."""
+    votes = list[TransitionRequest]()
+    if votes_needed(job) > 1:
+        if request.round != job.round:
+            raise Stale(f"The job is human; this is round {job.round}, not {request.round}.", job_id=job.id)
+        vote, result = await cast_vote(services, caller, job, decision)
+        if result is None:
+            return [vote]
+        votes, decision = [vote], result
+    seconds = job.policy.undo_seconds if request.release_seconds is None else request.release_seconds
     transition = TransitionRequest(
         verb="decide",
         actor=caller.actor,
-        round=job.round if request.round is None else request.round,
+        round=request.round,
         reviewer=caller.email,
         changes={"decision": decision},
-        after_seconds={"release_at": job.policy.undo_seconds},
+        after_seconds={"release_at": seconds},
         decision=decision,
     )
-    immediate = [] if job.policy.undo_seconds > 0 else [verdict_transition(job, decision, caller.actor)]
-    decided = await services.store.jobs.transition(job_id, transition, *immediate)
-    store_answer(services, decided)
-    if decided.status == "bot":
-        services.adapters.broker.notify(decided.id, decided.priority)
-    return decided
+    immediate = [] if seconds > 0 else [verdict_transition(job, decision, caller.actor)]
+    return [*votes, transition, *immediate]
 
 
 def with_draft(job: Job, request: VerdictRequest) -> VerdictRequest:
@@ -88,7 +134,9 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
 
     Raises Stale also if somebody else saved the draft, as nothing is signed off unseen.
     """
-    job = await _load_held(services, caller, job_id)
+    job = await load_held(services, caller, job_id)
+    if job.decision is not None and job.release_at is not None:
+        raise Stale(f"{job.decision.reviewer} decided: {job.decision.verdict}.", job_id=job_id)
     complete = with_draft(job, request)
     if complete.edit != request.edit and request.verdict != "reject":
         drafts = [event for event in await services.store.jobs.events(job_id) if event.verb == "draft"]
@@ -99,31 +147,28 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
 
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
     """Withdraw a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
-    job = await _load_held(services, caller, job_id)
+    job = await load_held(services, caller, job_id)
     if caller.role != "admin" and job.decision is not None and job.decision.reviewer != caller.email:
         raise Forbidden(f"Only {job.decision.reviewer} or an admin may undo this verdict.")
     request = TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
     return await services.store.jobs.transition(job_id, request)
 
 
-async def save_draft(services: Services, caller: Caller, job_id: str, edit: Edit) -> Job:
+async def save_draft(
+    services: Services, caller: Caller, job_id: str, edit: Edit, *, review_round: int | None = None
+) -> Job:
     """Merge `edit` into the job's draft, and change nothing else. Raises Forbidden, JobNotFound, Stale."""
-    job = await _load_held(services, caller, job_id)
-    changes = {"draft": _merge(job.draft or Edit(), edit)}
-    return await services.store.jobs.transition(job_id, _transition("draft", caller, job, changes=changes))
-
-
-async def lock_for_review(services: Services, caller: Caller, job_id: str, action: LockAction) -> Job:
-    """Open a held job for `caller` for LOCK_SECONDS, or leave it; other reviewers cannot decide on an open job.
-
-    Raises Forbidden, JobNotFound, Stale.
-    """
-    job = await _load_held(services, caller, job_id)
-    if action == "leave":
-        return await services.store.jobs.transition(job_id, _transition("leave", caller, job))
-    request = _transition("open", caller, job, changes={"review_lease": caller.email})
-    request = msgspec.structs.replace(request, after_seconds={"review_lease_until": LOCK_SECONDS})
-    return await services.store.jobs.transition(job_id, request)
+    job = await load_held(services, caller, job_id)
+    return await services.store.jobs.transition(
+        job_id,
+        TransitionRequest(
+            verb="draft",
+            actor=caller.actor,
+            round=job.round if review_round is None else review_round,
+            reviewer=caller.email,
+            changes={"draft": _merge(job.draft or Edit(), edit)},
+        ),
+    )
 
 
 def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRequest:
@@ -151,24 +196,9 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
             return TransitionRequest(verb="reject", actor=actor, round=job.round, changes={"error": error})
 
 
-async def _load_held(services: Services, caller: Caller, job_id: str) -> Job:
-    check_may_review(caller)
-    job = await load_job(services, job_id)
-    if job.status != "human":
-        decision = f"; {job.decision.reviewer} decided: {job.decision.verdict}" if job.decision else ""
-        raise Stale(f"The job is {job.status}, not in review{decision}.", job_id=job_id)
-    return job
-
-
 def _merge(draft: Edit, edit: Edit) -> Edit:
     """Return `edit`, with the values of `draft` for its unchanged fields."""
     return Edit(
         payload=draft.payload if edit.payload is None else edit.payload,
         response=draft.response if edit.response is None else edit.response,
-    )
-
-
-def _transition(verb: str, caller: Caller, job: Job, changes: Mapping[str, object] | None = None) -> TransitionRequest:
-    return TransitionRequest(
-        verb=verb, actor=caller.actor, round=job.round, reviewer=caller.email, changes=changes or {}
     )

@@ -1,0 +1,120 @@
+"""Bulk decisions: select similar answers, look at how many they are, decide on all of them, and undo that."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.job import Job, Verdict
+from signoff.core.reviews.bulk import MAX_BULK, SINGLE_SHARE, Bulk, BulkItem, BulkState, needs_single_decision
+from signoff.core.reviews.queues import ReviewFilter
+from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
+from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
+from signoff.work.reviews.held import check_reviewer, user_left_out
+from signoff.work.services import Services
+
+
+async def select_bulk(
+    services: Services, caller: Caller, filters: ReviewFilter, verdict: Verdict, reason: str | None
+) -> Bulk:
+    """Select the answers for a bulk decision, and return it for a preview; nothing is decided yet.
+
+    Left out are answers that others have open, that the caller asked for, that have a draft, and that need single
+    decisions; and of the others a random share, so that nobody can tell which of them those are.
+    """
+    check_reviewer(caller)
+    if verdict == "reject" and not reason:
+        raise BadRequest("`reason` is needed to reject answers: their callers get it.")
+    left_out, now = await user_left_out(services, caller), services.clock()
+    page = await services.store.reviews.list(msgspec.structs.replace(filters, limit=min(filters.limit, MAX_BULK)))
+    items = [
+        BulkItem(job_id=job.id, round=job.round)
+        for job in page
+        if job.user_id != left_out
+        and _is_free(job, caller, now)
+        and job.draft is None
+        and not needs_single_decision(job)
+        and services.ids.random_float() >= SINGLE_SHARE
+    ]
+    bulk = Bulk(id=services.ids.new_id(), reviewer=caller.email, verdict=verdict, reason=reason, items=tuple(items))
+    await services.store.reviews.add_bulk(bulk)
+    return bulk
+
+
+def _is_free(job: Job, caller: Caller, now: int) -> bool:
+    is_open = job.review_lease not in {None, caller.email} and (job.review_lease_until or 0) >= now
+    return not is_open and job.assignee in {None, caller.email}
+
+
+async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
+    """Decide on each selected answer that is as it was selected, each with a decision of its own.
+
+    To apply it again does nothing but what was left undone, such as after a crash. Raises NotFound.
+    """
+    bulk = await _load_own(services, caller, bulk_id)
+
+    async def decide_one(item: BulkItem) -> Job:
+        request = VerdictRequest(
+            verdict=bulk.verdict,
+            reason=bulk.reason,
+            round=item.round,
+            release_seconds=services.rules.release_after_seconds,
+        )
+        return await decide(services, caller, item.job_id, request)
+
+    return await _apply(services, bulk, "selected", "decided", decide_one)
+
+
+async def undo_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
+    """Undo each decision of a bulk that has not taken effect. Raises NotFound, and Conflict if it was not applied."""
+    bulk = await _load_own(services, caller, bulk_id)
+    if all(item.state == "selected" for item in bulk.items):
+        raise Conflict("The bulk decision was not applied, so there is nothing to undo.")
+    return await _apply(services, bulk, "decided", "undone", lambda item: undo_verdict(services, caller, item.job_id))
+
+
+async def _apply(
+    services: Services,
+    bulk: Bulk,
+    before: BulkState,
+    after: BulkState,
+    operation: Callable[[BulkItem], Coroutine[Any, Any, Job]],
+) -> Bulk:
+    """Call `operation` for each item in the state `before`, and store what came of each."""
+    items = list[BulkItem]()
+    for item in bulk.items:
+        state, message = item.state, item.message
+        if state == before:
+            try:
+                await operation(item)
+                state, message = after, None
+            except SignoffError as error:
+                is_done = before == "selected" and await _is_decided(services, bulk, item)
+                state, message = (after, None) if is_done else (_failed(before), error.message)
+        items.append(msgspec.structs.replace(item, state=state, message=message))
+    bulk = msgspec.structs.replace(bulk, items=tuple(items))
+    await services.store.reviews.update_bulk(bulk)
+    return bulk
+
+
+def _failed(before: BulkState) -> BulkState:
+    """Return the state of an item on which the operation was not possible: a decision stays one."""
+    return "skipped" if before == "selected" else before
+
+
+async def _is_decided(services: Services, bulk: Bulk, item: BulkItem) -> bool:
+    """Return True if an earlier attempt to apply the bulk has decided on the item."""
+    decisions = await services.store.reviews.decisions([item.job_id])
+    return any(
+        (each.round, each.decision.reviewer, each.decision.verdict) == (item.round, bulk.reviewer, bulk.verdict)
+        for each in decisions
+    )
+
+
+async def _load_own(services: Services, caller: Caller, bulk_id: str) -> Bulk:
+    check_reviewer(caller)
+    bulk = await services.store.reviews.bulk(bulk_id)
+    if bulk is None or bulk.reviewer != caller.email:
+        raise NotFound(f"There is no bulk decision {bulk_id} of yours; they are kept for a day.")
+    return bulk

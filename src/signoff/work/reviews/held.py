@@ -1,0 +1,89 @@
+"""Held answers: who may see them on the desk, and who may decide on them."""
+
+from signoff.core.access import Caller, may_review
+from signoff.core.job import Job
+from signoff.core.reviews.queues import EVERYBODYS, MAX_QUEUES
+from signoff.errors import Forbidden, Stale
+from signoff.work.jobs.query import load_job
+from signoff.work.services import Services
+
+# Queues that one look for answers reads.
+MAX_QUEUES_READ = 100
+
+
+def check_reviewer(caller: Caller) -> None:
+    """Raise Forbidden unless `caller` may see held answers and decide on them."""
+    if not may_review(caller):
+        raise Forbidden("Only a reviewer or an admin may review.")
+
+
+async def load_held(services: Services, caller: Caller, job_id: str) -> Job:
+    """Return a held job in a queue of `caller`.
+
+    Raises Forbidden, JobNotFound, and Stale with the reason if the job is not held.
+    """
+    check_reviewer(caller)
+    job = await load_job(services, job_id)
+    if job.status != "human":
+        raise Stale(f"The job is {job.status}, not in review{await _reason_of_end(services, job)}.", job_id=job_id)
+    if not await _is_theirs(services, caller, job):
+        raise Forbidden(f"The answer is in the review queue {job.review_queue!r}, which you do not belong to.")
+    return job
+
+
+async def _reason_of_end(services: Services, job: Job) -> str:
+    """Return who decided last, or the error of a job that ended otherwise, as the end of a sentence."""
+    if job.error is not None and job.error.code in {"cancelled", "expired"}:
+        return f"; {job.error.message.rstrip('.')}"
+    if job.decision is not None:
+        return f"; {job.decision.reviewer} decided: {job.decision.verdict}"
+    decisions = await services.store.reviews.decisions([job.id])
+    if not decisions:
+        return ""
+    last = decisions[-1]
+    return f"; {last.decision.reviewer} decided in round {last.round}: {last.decision.verdict}"
+
+
+async def _is_theirs(services: Services, caller: Caller, job: Job) -> bool:
+    if caller.role == "admin" or job.review_queue in {None, EVERYBODYS} or job.assignee == caller.email:
+        return True
+    return job.review_queue in await services.store.review_queues.of_member(caller.email)
+
+
+async def queues_of(services: Services, caller: Caller) -> list[str]:
+    """Return the names of the queues with held answers that `caller` may see, the queue of all reviewers always."""
+    check_reviewer(caller)
+    held = await services.store.reviews.held_queues(MAX_QUEUES)
+    if caller.role != "admin":
+        own = {EVERYBODYS, *await services.store.review_queues.of_member(caller.email)}
+        held = [name for name in held if name in own]
+    return sorted({EVERYBODYS, *held})[:MAX_QUEUES_READ]
+
+
+async def check_queue_of(services: Services, caller: Caller, queue: str) -> None:
+    """Raise Forbidden unless `caller` belongs to `queue`."""
+    check_reviewer(caller)
+    if caller.role == "admin" or queue == EVERYBODYS:
+        return
+    if queue not in await services.store.review_queues.of_member(caller.email):
+        raise Forbidden(f"You do not belong to the review queue {queue!r}.")
+
+
+async def check_not_own(services: Services, caller: Caller, job: Job) -> None:
+    """Raise Forbidden if `caller` would decide on an answer to a request of their own."""
+    if job.user_id == await user_left_out(services, caller):
+        raise Forbidden("You asked for this answer yourself; another reviewer must decide on it (`allow_self_review`).")
+
+
+async def user_left_out(services: Services, caller: Caller) -> int | None:
+    """Return the id of the user whose requests `caller` may not decide on: their own; None if they may.
+
+    Requests without a user, those of anonymous callers and of commands, are nobody's own. Without a setting, a user may
+    decide on their own requests as long as there is nobody else who could.
+    """
+    is_allowed = services.rules.allow_self_review
+    if caller.user_id <= 0 or is_allowed:
+        return None
+    if is_allowed is None and not await services.store.people.has_other_reviewer(caller.user_id):
+        return None
+    return caller.user_id
