@@ -24,7 +24,8 @@ from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import sessions, tokens, users
 from signoff.commands.prices import prices
-from signoff.commands.receipts import feedback_commands, receipt_commands, review_commands
+from signoff.commands.receipts import feedback_commands, receipt_commands, report_commands
+from signoff.commands.reviews import review_commands
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.infra.logging import log_to_stderr
@@ -44,6 +45,7 @@ log = structlog.get_logger()
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
 cli.add_typer(maintenance)
 cli.add_typer(job_commands)
+cli.add_typer(review_commands)
 cli.add_typer(audit_commands)
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
@@ -56,7 +58,7 @@ cli.add_typer(budgets, name="budget")
 cli.add_typer(encryption_keys, name="key")
 cli.add_typer(receipt_commands, name="receipts")
 cli.add_typer(feedback_commands, name="feedback")
-cli.add_typer(review_commands)
+cli.add_typer(report_commands)
 
 
 def _print_version(is_given: bool) -> None:  # noqa: FBT001 -- Typer calls it with the option's value

@@ -101,9 +101,9 @@ async def test_concurrent_reviewers_never_get_the_same_answer(store: AStore, oth
 
     taken = await together(take(one, f"ann{number}") for number in range(24) for one in (store, other))
 
-    got = [job_id for job_id in taken if job_id is not None]
-    assert len(got) == len(set(got)) == 40
-    assert set(got) == held_jobs
+    job_ids = [job_id for job_id in taken if job_id is not None]
+    assert len(job_ids) == len(set(job_ids)) == 40
+    assert set(job_ids) == held_jobs
     assert taken.count(None) == 8
 
 

@@ -111,6 +111,36 @@ _JOBS = [
     Row("GET /api/jobs/{job_id}/deliveries", "404 200 200 200", "/api/jobs/<ended>/deliveries"),
     Row("POST /api/deliveries/{delivery_id}/resend", "404 202 403 202", "/api/deliveries/<delivery>/resend"),
 ]
+_REVIEWS = [
+    Row("GET /api/reviews", "403 403 200 200"),
+    # a queue that is not the reviewer's, and that is empty
+    Row("POST /api/reviews/next", "403 403 403 204", body={"queue": "spare"}),
+    Row("GET /api/reviews/stats", "403 403 200 200"),
+    Row("GET /api/reviews/history", "403 403 200 200"),
+    Row("GET /api/reviews/agreement", "403 403 200 200"),
+    Row("POST /api/reviews/bulk", "403 403 201 201", body={"verdict": "approve"}),
+    Row("POST /api/reviews/bulk/{bulk_id}/apply", "403 403 404 404", "/api/reviews/bulk/none/apply"),
+    Row("POST /api/reviews/bulk/{bulk_id}/undo", "403 403 404 404", "/api/reviews/bulk/none/undo"),
+    Row("GET /api/reviews/{job_id}", "403 403 200 200", "/api/reviews/<held>"),
+    Row("POST /api/reviews/{job_id}/open", "403 403 200 200", "/api/reviews/<held>/open"),
+    Row("POST /api/reviews/{job_id}/leave", "403 403 204 204", "/api/reviews/<held>/leave"),
+    Row("POST /api/reviews/{job_id}/renew", "403 403 409 409", "/api/reviews/<ended>/renew"),
+    Row("POST /api/reviews/{job_id}/draft", "403 403 409 409", "/api/reviews/<held>/draft", {"round": 9}),
+    Row(
+        "POST /api/reviews/{job_id}/decide",
+        "403 403 409 409",
+        "/api/reviews/<held>/decide",
+        {"round": 9, "verdict": "approve"},
+    ),
+    Row("POST /api/reviews/{job_id}/undo", "403 403 409 409", "/api/reviews/<ended>/undo"),
+    Row("POST /api/reviews/{job_id}/escalate", "403 403 409 409", "/api/reviews/<ended>/escalate", {"queue": "spare"}),
+    Row("POST /api/reviews/{job_id}/assign", "403 403 409 409", "/api/reviews/<ended>/assign", {}),
+    Row("GET /api/review-queues", "403 403 200 200"),
+    Row("PUT /api/review-queues/{name}", "403 403 403 200", "/api/review-queues/new", {}),
+    Row("DELETE /api/review-queues/{name}", "403 403 403 204", "/api/review-queues/gone"),
+    Row("GET /api/review-reasons", "403 403 200 200"),
+    Row("PUT /api/review-reasons", "403 403 403 200", body={"reasons": ["wrong"]}),
+]
 _ADMIN = [
     Row("GET /api/models", "403 403 403 200"),
     Row("POST /api/models", "403 403 403 201", body={"name": "new_of_<caller>", "kind": "echo"}),
@@ -301,6 +331,7 @@ _FOR_ANYBODY = [
 TABLE = [
     *_QUEUE,
     *_JOBS,
+    *_REVIEWS,
     *_ADMIN,
     *_OWN,
     *_library("prompt", "hello {x}", "201 201 201 201"),
@@ -313,10 +344,9 @@ TABLE = [
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.
 ROLE_FIRST = {
-    "POST /reviewJob",
-    "PATCH /api/users/{user_id}",
-    "POST /dashboard/people/users",
-    "POST /dashboard/people/users/{user_id}",
+    *("POST /reviewJob", "PATCH /api/users/{user_id}"),
+    *(row.route for row in _REVIEWS),
+    *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
 }
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.
 UPSTREAM_DECIDES = {"POST /v1/responses"}

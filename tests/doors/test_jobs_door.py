@@ -308,7 +308,7 @@ async def test_a_failing_model_is_retried_and_its_last_error_is_stored(tmp_path:
 
 
 async def test_a_verdict_can_be_undone_until_it_takes_effect(tmp_path: Path) -> None:
-    async with live(tmp_path, undo_seconds=3600) as server:
+    async with live(tmp_path, release_after_seconds=3600) as server:
         user, reviewer = await server.token(), await server.token("reviewer")
         job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "success")
@@ -415,7 +415,7 @@ async def test_a_path_outside_the_api_is_refused(path: str, tmp_path: Path) -> N
 
 
 async def test_events_tell_a_user_no_address_of_a_reviewer_or_a_process(tmp_path: Path) -> None:
-    async with live(tmp_path, undo_seconds=3600) as server:
+    async with live(tmp_path, release_after_seconds=3600) as server:
         user, reviewer, admin = await server.token(), await server.token("reviewer"), await server.token("admin")
         job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "success")

@@ -574,7 +574,7 @@ async def test_answers_are_not_shared_between_different_undo_times_or_deadlines(
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         await at_cached(server, token)
-        for more in ({"undo_seconds": 5}, {"review_deadline_seconds": 5}):
+        for more in ({"release_after_seconds": 5}, {"review_deadline_seconds": 5}):
             async with live(tmp_path, **more) as other:
                 assert (await at_cached(other, token))[2] == "miss"
 

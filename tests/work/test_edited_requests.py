@@ -59,7 +59,7 @@ async def test_the_model_that_an_edited_request_names_answers_it(path: str, body
 
 
 async def test_a_draft_and_a_verdict_that_can_be_undone_name_the_model_too(tmp_path: Path) -> None:
-    async with live(tmp_path, undo_seconds=0.2) as server:
+    async with live(tmp_path, release_after_seconds=0.2) as server:
         await server.model("small", review="always")
         await server.model("large")
         token = await server.token("admin")

@@ -37,7 +37,7 @@ MAX_LINE_BYTES = 1024 * 1024
 FIGURE_DAYS = 31
 receipt_commands = typer.Typer(help="Export, archive and anchor the receipts of decisions.")
 feedback_commands = typer.Typer(help="Export the decisions of reviewers.")
-review_commands = typer.Typer()
+report_commands = typer.Typer()
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")]
 Since = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only from this time (UTC) on.")]
 Until = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only before this time (UTC).")]
@@ -89,7 +89,7 @@ def receipts_archive(
     out.print(f"Moved {run(load(), archive)} receipts to {file}.")
 
 
-@review_commands.command("verify")
+@report_commands.command("verify")
 def verify(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Exports, oldest first.")],
     key: Annotated[list[str], typer.Option(help="Public key that you trust: base64, or a file with it.")],
@@ -140,7 +140,7 @@ def feedback_export(
     out.print(f"Wrote {count} rows to {file}. The next export goes on with --after {max(end, after)}.")
 
 
-@review_commands.command("review-figures")
+@report_commands.command("review-figures")
 def figures(
     by: Annotated[str, typer.Option(help="Dimensions: policy, target, reviewer, hour, day.")] = "reviewer",
     since: Since = None,

@@ -21,7 +21,7 @@ class NewsItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueNews(msgspec.Struct, frozen=True, kw_only=True):
-    """What has happened in a queue in a period of time."""
+    """Events in a queue in a period of time that its receivers want to know of."""
 
     queue: ReviewQueue
     since: int

@@ -171,6 +171,18 @@ async def save_draft(
     )
 
 
+async def release_verdict(services: Services, job: Job) -> Job:
+    """Let the verdict on `job` take effect, once it can be undone no more. Raises JobNotFound, Stale."""
+    if job.decision is None:
+        raise Stale("There is no verdict.", job_id=job.id)
+    transition = verdict_transition(job, job.decision, services.ids.actor)
+    released = await services.store.jobs.transition(job.id, transition)
+    store_answer(services, released)
+    if released.status == "bot":
+        services.adapters.broker.notify(released.id, released.priority)
+    return released
+
+
 def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRequest:
     """Return the transition by which `decision` takes effect in the current round of `job`."""
     match decision.verdict:
