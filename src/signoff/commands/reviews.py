@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import difflib
+import os
+import select
 import sys
+import termios
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Literal
 
@@ -26,6 +29,7 @@ from signoff.work.reviews.queues import list_reasons
 from signoff.work.services import Services
 
 review_commands = typer.Typer()
+LOCAL_FLAGS = 3  # position in what `tcgetattr` returns
 KEYS = "a approve  e edit  b send back  r reject  s skip  u undo  q quit"
 EDITOR_FAILED = "The editor could not be started; set EDITOR to the program that you edit texts with."
 Result = Literal["next", "again", "quit"]
@@ -236,13 +240,25 @@ async def _read_key() -> str:
 def _key() -> str:
     """Return the next key: at once on a terminal, and otherwise the first one of the next line; empty at the end."""
     if sys.stdin.isatty():
-        try:
-            return click.getchar()
-        except (EOFError, KeyboardInterrupt):
-            return ""
+        return _terminal_key(sys.stdin.fileno())
     while (line := sys.stdin.readline()).isspace():
         pass
     return line.strip()[:1]
+
+
+def _terminal_key(fd: int) -> str:
+    """Return the next key of a terminal, also one that was pressed before; empty for Ctrl+C, Ctrl+D, and the end."""
+    before = termios.tcgetattr(fd)
+    mode = termios.tcgetattr(fd)
+    mode[LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
+    termios.tcsetattr(fd, termios.TCSANOW, mode)
+    try:
+        key = os.read(fd, 1).decode(errors="replace")
+        if key == "\x1b" and select.select([fd], [], [], 0.05)[0]:  # an arrow or a function key is several bytes
+            os.read(fd, 32)
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, before)
+    return "" if key in {"\x03", "\x04"} else key
 
 
 def _ask(question: str) -> str:

@@ -22,9 +22,9 @@ from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queu
 from signoff.stores.transitions import NOW, SECOND, apply_transition
 from signoff.stores.writer import Tx
 
-# Candidates that are looked at together: processes that look at the same time each lock another one of them.
-CANDIDATES = 32
-MAX_LOOKS = 5
+# Numbers of candidates: of answers that processes look at together, each locks another one. If others have locked all,
+# there are more of them in the next look. SQLite has one writer.
+CANDIDATES = {"sqlite": (1,), "postgresql": (8, 64, 512)}
 BULK_LIFETIME_US = 24 * 3600 * SECOND
 
 
@@ -39,8 +39,8 @@ class SqlReviews:
 
         def open_first(tx: Tx) -> Job | None:
             tx.flush()
-            for _ in range(MAX_LOOKS):
-                candidates = _candidates(tx, query)
+            for limit in CANDIDATES[tx.conn.dialect.name]:
+                candidates = _candidates(tx, query, limit)
                 chosen = _lock_first(tx, candidates) if candidates else None
                 if chosen is not None:
                     return _open(tx, *chosen, query.reviewer, actor, lease_seconds)
@@ -124,15 +124,15 @@ class SqlReviews:
         await self._database.write(lambda tx: tx.conn.execute(update).rowcount)
 
 
-def _candidates(tx: Tx, query: NextReview) -> list[str]:
-    """Return the ids of the first answers that the reviewer may open, in order."""
+def _candidates(tx: Tx, query: NextReview, limit: int) -> list[str]:
+    """Return the ids of up to `limit` answers, the first that the reviewer may open, in order."""
     names = {f"queue_{number}": name for number, name in enumerate(query.queues)}
     parameters = {
         "now": tx.now,
         "me": query.reviewer,
         "not_user": -1 if query.not_user_id is None else query.not_user_id,
         "skip": query.skip,
-        "limit": CANDIDATES,
+        "limit": limit,
     }
     return list(tx.conn.execute(_candidates_statement(len(query.queues)), parameters | names).scalars())
 
