@@ -43,3 +43,14 @@ class Deliverer(Protocol):
     async def close(self) -> None:
         """Release connections. Called once, after all calls of `send` have ended."""
         ...
+
+
+class Mailer(Protocol):
+    """A mail server."""
+
+    async def send(self, message_id: str, to: Sequence[str], subject: str, text: str) -> None:
+        """Send one plain message to all addresses, with `message_id` as its id at every attempt.
+
+        Raises Undelivered if the server does not accept it; a later attempt may succeed.
+        """
+        ...

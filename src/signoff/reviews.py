@@ -96,8 +96,11 @@ class ReviewQueues(Protocol):
         """Replace the reasons for rejections."""
         ...
 
-    async def news(self) -> list[QueueNews]:
-        """Return what has happened in queues with a receiver since their last digest, for those that are due."""
+    async def news(self, *, lag_seconds: float) -> list[QueueNews]:
+        """Return what has happened in queues with a receiver since their last digest, for those that are due.
+
+        The period ends `lag_seconds` ago: what was committed later than that for an earlier time would be missed.
+        """
         ...
 
     async def add_notices(self, news: QueueNews, notices: Sequence[Notice]) -> bool:

@@ -257,6 +257,13 @@ class Settings(BaseSettings):
         parse_postgres_address(value)
         return value
 
+    @field_validator("smtp_url")
+    @classmethod
+    def _check_smtp_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"smtps?://[^\s]", value.get_secret_value()):
+            raise ValueError("The URL of the mail server must be smtp://USER:PASSWORD@HOST:PORT or smtps://….")
+        return value
+
     @field_validator("amqp_url", "redis_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:

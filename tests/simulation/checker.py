@@ -333,4 +333,4 @@ def _event_value(job: Job, name: str) -> Any:
     value = getattr(job, name)
     if name in {"metadata", "response"}:
         return None if value is None else msgspec.json.decode(value)
-    return value if value is None or isinstance(value, str | int) else msgspec.to_builtins(value)
+    return value if value is None or isinstance(value, str | int) else msgspec.json.decode(msgspec.json.encode(value))

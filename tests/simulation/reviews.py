@@ -207,10 +207,11 @@ class MemoryReviewQueues:
 
         await self._connection.send(put, writes=True)
 
-    async def news(self) -> list[QueueNews]:
+    async def news(self, *, lag_seconds: float) -> list[QueueNews]:
         def read(tx: Tx) -> list[QueueNews]:
+            until = tx.now - round(lag_seconds * SECOND)
             queues = [queue for _, queue in sorted(self._tables.review_queues.items())]
-            return [self._news_of(queue, tx.now) for queue in queues if self._is_due(queue, tx.now)]
+            return [self._news_of(queue, until) for queue in queues if self._is_due(queue, until)]
 
         return await self._connection.send(read, writes=False)
 

@@ -170,7 +170,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     held_at: int | None = None
     """Time of the last `hold`; None if the answer was never held."""
     escalated_at: int | None = None
-    """Time of the last escalation to another review queue; None if there was none."""
+    """Time of the last escalation or other move to another review queue; None if there was none."""
     draft: Edit | None = None
     """Saved edits of a reviewer that have no effect yet; the end of the review clears them."""
     review_lease: str | None = None

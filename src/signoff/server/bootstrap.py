@@ -22,7 +22,7 @@ from signoff.core.delivery import DeliveryKind
 from signoff.core.model import Model, registered_name
 from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
-from signoff.deliverer import Deliverer
+from signoff.deliverer import Deliverer, Mailer
 from signoff.deliverers.http import HttpDeliverer
 from signoff.deliverers.topics import TopicDeliverer
 from signoff.engine import Engine
@@ -198,6 +198,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             broker=_broker(settings),
             engines=_engines(settings, upstream, logs),
             deliverers=_deliverers(settings, rules.allow_list, topics),
+            mailer=_mailer(settings),
             transport_to=transport_to,
             vault=vault,
             proxies=Proxies.from_environment(),
@@ -318,6 +319,14 @@ def _deliverers(settings: Settings, allow_list: AllowList, topics: Deliverer) ->
             settings.redis_url, ttl_seconds=settings.redis_ttl_seconds, random_float=random.random
         )
     return deliverers
+
+
+def _mailer(settings: Settings) -> Mailer | None:
+    if settings.smtp_url is None:
+        return None
+    from signoff.deliverers.smtp import SmtpMailer
+
+    return SmtpMailer(settings.smtp_url.get_secret_value(), sender=settings.smtp_from)
 
 
 def _rules(settings: Settings) -> Rules:

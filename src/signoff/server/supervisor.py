@@ -10,6 +10,7 @@ from signoff.server.consumer import StreamConsumer
 from signoff.server.dispatcher import Dispatcher
 from signoff.server.worker import Worker
 from signoff.work.record import persist
+from signoff.work.reviews.notify import run_notifier
 from signoff.work.services import Services
 from signoff.work.sweep import run_sweeper
 
@@ -65,6 +66,8 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
             lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
         ),
     ]
+    if concurrency:
+        chores.append(run_notifier(services))
     await services.adapters.broker.start()
     async with _running(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
         try:

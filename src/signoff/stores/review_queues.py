@@ -101,9 +101,10 @@ class SqlReviewQueues:
 
         await self._database.write(put)
 
-    async def news(self) -> list[QueueNews]:
+    async def news(self, *, lag_seconds: float) -> list[QueueNews]:
         """See `reviews.ReviewQueues`."""
-        return await self._database.read(lambda conn, now: _read_news(conn, now()))
+        lag = round(lag_seconds * SECOND)
+        return await self._database.read(lambda conn, now: _read_news(conn, now() - lag))
 
     async def add_notices(self, news: QueueNews, notices: Sequence[Notice]) -> bool:
         """See `reviews.ReviewQueues`."""
@@ -167,15 +168,15 @@ def _check_number(tx: Tx) -> None:
         raise Conflict(f"There may be at most {MAX_QUEUES} review queues; remove some of them.")
 
 
-def _read_news(conn: Connection, now: int) -> list[QueueNews]:
+def _read_news(conn: Connection, until: int) -> list[QueueNews]:
     """Return the news of queues with a receiver whose last digest is long enough ago. At most MAX_QUEUES are read."""
     due = list[QueueNews]()
     for row in conn.execute(sa.select(review_queues)):
         queue: ReviewQueue = row.queue
         has_receiver = queue.emails or queue.sealed is not None
-        if not has_receiver or now < row.reported_until + round(queue.digest_seconds * SECOND):
+        if not has_receiver or until < row.reported_until + round(queue.digest_seconds * SECOND):
             continue
-        due.append(_news_of(conn, queue, row.reported_until, now))
+        due.append(_news_of(conn, queue, row.reported_until, until))
     return due
 
 

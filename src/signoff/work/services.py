@@ -12,7 +12,7 @@ from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
-from signoff.deliverer import Deliverer
+from signoff.deliverer import Deliverer, Mailer
 from signoff.engine import Engine
 from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.vault import Vault
@@ -106,6 +106,8 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Engines by the kind of model that they answer for."""
     deliverers: Mapping[DeliveryKind, Deliverer]
     """Delivery adapters by kind of delivery."""
+    mailer: Mailer | None = None
+    """Mail server for digests of review queues; None without one."""
     transport_to: Callable[[Stream], Transport]
     """Factory of the transport of a stream."""
     vault: Vault

@@ -74,7 +74,8 @@ async def assign(services: Services, caller: Caller, job_id: str, assignee: str 
         assignee = assignee.lower()
         await _check_assignee(services, job, assignee, new_queue)
     changes = {"assignee": assignee, "review_queue": new_queue or None}
-    return await services.store.jobs.transition(job_id, _transition("assign", caller, job, changes))
+    moved = {} if new_queue == (job.review_queue or EVERYBODYS) else {"escalated_at": 0.0}
+    return await services.store.jobs.transition(job_id, _transition("assign", caller, job, changes, moved))
 
 
 async def escalate(services: Services, caller: Caller, job_id: str, queue: str, reason: str | None) -> Job:
