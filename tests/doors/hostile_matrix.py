@@ -274,6 +274,13 @@ _PLAIN = [
 ]
 _PAGES = [
     Row("GET /dashboard/review", "403 403 200 200"),
+    Row("GET /dashboard/review/{job_id}", "403 403 200 200", "/dashboard/review/<held>"),
+    Row("POST /dashboard/review/next", "403 403 303 303", body="", headers=FORM),
+    Row("POST /dashboard/review/{job_id}/open", "403 403 303 303", "/dashboard/review/<held>/open", "", FORM),
+    Row("POST /dashboard/review/{job_id}/leave", "403 403 303 303", "/dashboard/review/<held>/leave", "", FORM),
+    Row("POST /dashboard/review/{job_id}/skip", "403 403 303 303", "/dashboard/review/<held>/skip", "", FORM),
+    Row("POST /dashboard/review/{job_id}/draft", "403 403 400 400", "/dashboard/review/<held>/draft", "", FORM),
+    Row("POST /dashboard/review/{job_id}/undo", "403 403 409 409", "/dashboard/review/<held>/undo", "", FORM),
     Row("GET /dashboard/jobs", "200 200 200 200"),
     Row("GET /dashboard/jobs/{job_id}", "404 200 200 200", "/dashboard/jobs/<ended>"),
     Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 403 409", "/dashboard/jobs/<ended>/cancel", "", FORM),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,8 @@ import msgspec
 import pytest
 
 from signoff.core.api_tokens import digest
-from signoff.core.binary import BinaryBody, encode_binary
-from signoff.core.dialects.answer import answer_text
-from signoff.core.filters import JobFilter
-from signoff.core.job import Job
 from signoff.work.admin.people import create_user, sign_in_link
 from support.live_server import Live, chat, live, until
-from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 
@@ -161,162 +154,6 @@ async def test_an_anonymous_visitor_sees_the_page_and_can_sign_in(tmp_path: Path
         assert 'action="/dashboard/sign-out"' not in page
         _, page = await server.ask("GET", "/dashboard/sign-in")
         assert 'action="/api/session"' in page
-
-
-async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        # given a held job whose input contains a script
-        token = await server.token()
-        body = {"input": "<script>alert(1)</script> & more", "model": "echo"}
-        _, response = await server.ask("POST", "/enqueue", token, json=body)
-        reviewer = await server.token("reviewer")
-        await server.job_when(reviewer, response["job_id"], lambda job: job["status"] == "human")
-        # when a reviewer opens the page, the script is escaped
-        headers = await session_headers(server)
-        _, page = await server.ask("GET", "/", headers=headers)
-        assert "<script>" not in page
-        assert "&lt;script&gt;" in page
-        # and when the reviewer submits the form with another answer
-        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
-        form = fields | {"answer": "line one\r\nline two", "verdict": "approve", "reason": ""}
-        headers |= {"sec-fetch-site": "same-origin"}
-        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
-        assert status == 303
-        _, job = await server.ask("GET", f"/job?id={response['job_id']}", token)
-        assert job["response"]["choices"][0]["message"]["content"] == "line one\nline two"
-        # then a second submit is a conflict
-        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
-        assert status == 409
-
-
-async def test_the_first_page_reads_only_what_it_shows_from_the_store(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        headers, jobs, calls = await session_headers(server), server.services.store.jobs, list[str]()
-
-        def recorded(name: str, read: Callable[..., Awaitable[Any]]) -> Any:
-            def record(filters: JobFilter, **more: int) -> Awaitable[Any]:
-                calls.append(name)
-                return read(filters, **more)
-
-            return record
-
-        jobs.list, jobs.count = recorded("list", jobs.list), recorded("count", jobs.count)  # type: ignore[method-assign]
-
-        assert (await server.ask("GET", "/", headers=headers))[0] == 200
-        assert sorted(calls) == ["count", "list"]
-
-
-async def test_binary_content_is_shown_by_its_type_and_size(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        # given a held job with audio as its input and its answer
-        headers, store = await session_headers(server), server.services.store
-        sound = encode_binary(BinaryBody("audio/wav; rate=8000", b"\0" * 1000))
-        job = await leased(store, body=sound)
-        await store.jobs.transition(job.id, a_step("hold", changes={"response": sound}))
-        # when a reviewer opens the page and approves the answer as it is shown
-        _, page = await server.ask("GET", "/", headers=headers)
-        assert page.count("audio/wav, 1000 bytes") == 2
-        assert "AAAA" not in page
-        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
-        form = fields | {"answer": "audio/wav, 1000 bytes", "verdict": "approve", "reason": ""}
-        headers |= {"sec-fetch-site": "same-origin"}
-        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
-        # then nothing is edited
-        assert status == 303
-        assert (await store.jobs.get(job.id)).response == sound
-
-
-async def held_page(server: Live, **fields: Any) -> tuple[Job, str, dict[str, str]]:
-    """Hold a job with these fields; return it, the page of a reviewer, and the hidden fields of its form."""
-    store = server.services.store
-    job = await leased(store, **{name: value for name, value in fields.items() if name != "response"})
-    job = await store.jobs.transition(job.id, a_step("hold", changes={"response": fields["response"]}))
-    _, page = await server.ask("GET", "/", headers=await session_headers(server))
-    return job, page, dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
-
-
-async def decide_by_form(server: Live, form: dict[str, str]) -> tuple[int, Any]:
-    headers = await session_headers(server) | {"sec-fetch-site": "same-origin"}
-    return await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
-
-
-CALL = {"id": "call_1", "type": "function", "function": {"name": "pay", "arguments": '{"to":"M. Malory"}'}}
-
-
-async def test_a_reviewer_sees_everything_that_is_signed_off(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        messages = [
-            {"role": "system", "content": "You are the SYSTEM prompt."},
-            {"role": "user", "content": [{"type": "text", "text": "FIRST question"}]},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "tool_call_id": "call_1", "content": "TOOL result"},
-            {"role": "user", "content": "LAST question"},
-        ]
-        body = {"model": "m", "messages": messages, "tools": [{"name": "TOOLDEFINITION"}], "temperature": 0.25}
-        answer = {"choices": [{"message": {"role": "assistant", "content": "TEXT", "tool_calls": [CALL]}}]}
-        _, page, _ = await held_page(server, body=json.dumps(body).encode(), response=json.dumps(answer).encode())
-        for text in ("SYSTEM prompt", "FIRST", "TOOL result", "LAST", "TOOLDEFINITION", "0.25", "TEXT"):
-            assert text in page
-        assert page.count("M. Malory") == 2, "the calls of tools in the request and in the answer"
-
-
-async def test_a_saved_draft_is_shown_and_is_what_an_approval_sends(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        store = server.services.store
-        job, _, before = await held_page(server, response=b'"of the model"')
-        draft = {"id": job.id, "status": "human", "response": "DRAFT", "payload": {"input": "NEW QUESTION"}}
-        assert (await server.ask("POST", "/reviewJob", await server.token("admin"), json=draft))[0] == 200
-        # a form that was loaded before the draft was saved decides nothing
-        status, _ = await decide_by_form(server, before | {"answer": "of the model", "verdict": "approve"})
-        assert status == 409
-        _, page = await server.ask("GET", "/", headers=await session_headers(server))
-        assert "Saved draft of the answer" in page
-        assert page.count("DRAFT") == 1
-        assert "NEW QUESTION" in page
-        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
-        assert (await decide_by_form(server, fields | {"answer": "DRAFT", "verdict": "approve"}))[0] == 303
-        decided = await store.jobs.get(job.id)
-        assert (decided.status, answer_text(decided.response)) == ("success", "DRAFT")
-
-
-async def test_a_draft_of_the_request_is_what_is_asked_again(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        job, *_ = await held_page(server, response=b'"of the model"', target="echo", model="echo")
-        admin = await server.token("admin")
-        draft = {"id": job.id, "status": "human", "payload": {"messages": [{"role": "user", "content": "NEW"}]}}
-        assert (await server.ask("POST", "/reviewJob", admin, json=draft))[0] == 200
-        assert (await server.ask("POST", "/reviewJob", admin, json={"id": job.id, "status": "bot"}))[0] == 200
-        assert b"NEW" in (await server.services.store.jobs.get(job.id)).body
-
-
-async def test_a_draft_of_somebody_else_is_not_signed_off_unseen(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        job, *_ = await held_page(server, response=b'"of the model"')
-        draft = {"id": job.id, "status": "human", "response": "DRAFT"}
-        assert (await server.ask("POST", "/reviewJob", await server.token("reviewer"), json=draft))[0] == 200
-        admin = await server.token("admin")
-        approval = {"id": job.id, "status": "success"}
-        assert (await server.ask("POST", "/reviewJob", admin, json=approval))[0] == 409
-        assert (await server.ask("POST", "/reviewJob", admin, json=approval | {"response": "DRAFT"}))[0] == 200
-
-
-async def test_a_rejection_needs_a_reason(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        job, _, fields = await held_page(server, response=b'"x"')
-        for reason in ("", "  "):
-            status, _ = await decide_by_form(server, fields | {"answer": "x", "verdict": "reject", "reason": reason})
-            assert status == 400
-        assert (await server.services.store.jobs.get(job.id)).status == "human"
-        form = fields | {"answer": "x", "verdict": "reject", "reason": "no"}
-        assert (await decide_by_form(server, form))[0] == 303
-
-
-async def test_a_page_is_bounded_and_says_that_a_text_is_cut(tmp_path: Path) -> None:
-    async with live(tmp_path) as server:
-        body = json.dumps({"messages": [{"role": "user", "content": "x" * 1_000_000}]}).encode()
-        job, page, _ = await held_page(server, body=body, response=b'"x"')
-        assert len(page) < 200_000
-        assert f'<a href="/api/jobs/{job.id}">whole job</a>' in page
 
 
 async def test_the_page_loads_nothing_from_other_origins(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ CHECKS = {
     "get_model",
     "list_models",
     "check_admin",
-    "check_may_review",
     "may_manage",
     "may_review",
     "may_remove",

@@ -96,7 +96,7 @@ async def show_review(
     decided: FromQuery[str] = "",
 ) -> Template:
     """Show the queue, and nothing else."""
-    return await _desk(request, services, caller, None, queue=queue or None, decided=decided)
+    return await _review_page(request, services, caller, None, queue=queue or None, decided=decided)
 
 
 @get(ITEM, include_in_schema=False, media_type=MediaType.HTML)
@@ -112,7 +112,7 @@ async def show_item(  # noqa: PLR0913 -- one parameter for each part of the addr
 ) -> Template:
     """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
     card = await _card(services, caller, await load_held(services, caller, job_id))
-    return await _desk(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
+    return await _review_page(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
 
 
 @post("/dashboard/review/next", include_in_schema=False, status_code=303)
@@ -232,7 +232,7 @@ def _to(path: str, query: dict[str, str | None]) -> Response[str]:
     return Response("", status_code=303, headers={"location": f"{path}?{text}" if text else path})
 
 
-async def _desk(  # noqa: PLR0913 -- the state of the page
+async def _review_page(  # noqa: PLR0913 -- the state of the page
     request: AnyRequest,
     services: Services,
     caller: Caller,
