@@ -102,13 +102,22 @@ async def restore(url: str, file: Path, manifest: Manifest | None = None) -> Non
         await store.close()
 
 
-@pytest.fixture
-async def file(tmp_path: Path) -> Path:
-    """Return the path of a backup with unusual values."""
-    async with opened(f"sqlite:///{tmp_path}/source.db") as store:
+@pytest.fixture(scope="module")
+async def backup(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a backup with unusual values."""
+    folder = tmp_path_factory.mktemp("source")
+    async with opened(f"sqlite:///{folder}/source.db") as store:
         await fill_with_unusual_rows(store)
-        await store.backup(tmp_path / "backup")
-    return tmp_path / "backup"
+        await store.backup(folder / "backup")
+    return (folder / "backup").read_bytes()
+
+
+@pytest.fixture
+def file(backup: bytes, tmp_path: Path) -> Path:
+    """Return the path of a backup with unusual values, for this test alone."""
+    path = tmp_path / "backup"
+    path.write_bytes(backup)
+    return path
 
 
 async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[str], tmp_path: Path) -> None:
@@ -154,11 +163,13 @@ async def test_a_backup_is_consistent_while_others_write(url: str, tmp_path: Pat
         assert sorted(map(repr, jobs)) == sorted(map(repr, events))
 
 
-async def test_only_the_owner_can_read_a_backup_and_it_overwrites_nothing(file: Path, tmp_path: Path) -> None:
-    before = file.read_bytes()
-    assert file.stat().st_mode & 0o777 == 0o600
-
+async def test_only_the_owner_can_read_a_backup_and_it_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "backup"
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
+        await store.backup(file)
+        before = file.read_bytes()
+        assert file.stat().st_mode & 0o777 == 0o600
+
         with pytest.raises(BadBackup, match="exists already"):
             await store.backup(file)
         (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -251,6 +262,7 @@ async def test_a_restore_that_fails_leaves_the_database_empty(
 ) -> None:
     # given a value that SQLite accepts and PostgreSQL refuses
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
+        await fill_with_unusual_rows(store)
         await execute(store, sa.update(metadata.tables["tokens"]).values(name="a\0b"))
         await store.backup(tmp_path / "bad")
     with pytest.raises(BadBackup, match="rejected the rows") as refusal:
