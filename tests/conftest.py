@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["plugins.services", "plugins.tiers"]
+pytest_plugins = ["plugins.services", "plugins.tiers", "plugins.unretrieved"]
 
 
 @pytest.hookimpl(wrapper=True)

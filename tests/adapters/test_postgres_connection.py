@@ -17,7 +17,7 @@ from signoff.core.postgres_address import parse_postgres_address
 from signoff.errors import SchemaOutdated
 from signoff.server.bootstrap import migrate, run_services
 from signoff.settings import Settings
-from signoff.stores.postgres_connection import CannotConnect, is_behind_pooler
+from signoff.stores.postgres_connection import CannotConnect, is_behind_pooler, open_connection
 from signoff.stores.sql import SqlStore
 from support.live_server import chat, live, until
 from support.stores import a_job
@@ -104,6 +104,33 @@ async def logged(logs: list[Any], event: str) -> Any:
 
 
 # Poolers
+
+
+@pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"use_uvloop": uses_uvloop}) for uses_uvloop in (False, True)],
+    ids=["asyncio", "uvloop"],
+)
+async def test_connecting_can_be_cancelled_at_every_moment(postgres_url: str, anyio_backend: Any) -> None:
+    # The test would fail with an exception that nobody retrieved.
+    address = parse_postgres_address(postgres_url)
+    turns, is_open = 0, False
+    while not is_open:
+        connecting = asyncio.ensure_future(open_connection(address, 10))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        is_open = connecting.done() and not connecting.cancelled()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        turns = turns + 1 if turns < 40 else turns * 2
+    connection = connecting.result()
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+    async def alone() -> bool | None:
+        return await connection.fetchval(count) == 0 or None
+
+    assert await until(alone)
+    await connection.close()
 
 
 async def test_a_pooler_is_detected_unless_the_address_tells(postgres_url: str) -> None:

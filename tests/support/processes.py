@@ -58,6 +58,8 @@ def served(environment: dict[str, str], tmp_path: Path, port: int, *more: str) -
                 yield server
             finally:
                 server.terminate()
+    # Python reports a coroutine that nobody awaited, and an exception that nobody retrieved, in these words.
+    assert not [line for line in (tmp_path / "err.txt").read_text().splitlines() if "was never " in line]
 
 
 @contextmanager

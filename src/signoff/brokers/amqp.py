@@ -8,7 +8,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import structlog
-from aio_pika import connect
+from aio_pika import Connection
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     AMQPConnectionError,
@@ -18,6 +18,7 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
 )
 from pamqp.common import Arguments
+from yarl import URL
 
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.infra.tasks import was_cancelled
@@ -101,9 +102,10 @@ async def open_connection(url: str, name: str) -> AsyncGenerator[AbstractConnect
     """
     if "heartbeat=" not in url:
         url += f"{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
-    async with asyncio.timeout(ANSWER_SECONDS):
-        connection = await connect(url, client_properties={"connection_name": name})
+    connection = Connection(URL(url), client_properties={"connection_name": name})
     try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await connection.connect()
         yield connection
     finally:
         await _close(connection)

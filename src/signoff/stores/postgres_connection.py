@@ -5,6 +5,7 @@ prepared or set on a connection is on another one afterwards. So everything is o
 no names, and nothing is set beyond a transaction.
 """
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -22,6 +23,8 @@ PostgresError = cast("type[Exception]", cast("Any", asyncpg).PostgresError)
 ClientError = cast("type[Exception]", cast("Any", asyncpg).InterfaceError)
 
 IDLE_SECONDS = 5.0
+# Time for a connection that is not needed any more, so that it need not be cut off while it is opened.
+SETTLE_SECONDS = 0.5
 # Connection failures, idle_in_transaction_session_timeout, rollbacks such as deadlocks, too many connections, and
 # shutdown or start of the server: https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT = ("08", "25P03", "40", "53300", "57P0")
@@ -65,9 +68,29 @@ async def open_connection(
     if address.uses_system_certificates:
         options["ssl"] = ssl.create_default_context()
     try:
-        return await connect(address.dsn, timeout=address.connect_seconds, command_timeout=answer_seconds, **options)
+        return await _connect(address.dsn, timeout=address.connect_seconds, command_timeout=answer_seconds, **options)
     except (OSError, PostgresError, ClientError, ValueError) as error:
         raise _describe(error, address) from error
+
+
+async def _connect(dsn: str, **options: Any) -> Any:
+    """Connect as asyncpg does; a cancellation lets it end first, because it leaves an exception behind otherwise."""
+    connecting = asyncio.get_running_loop().create_task(connect(dsn, **options))
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait([connecting], timeout=SETTLE_SECONDS)
+        finally:
+            connecting.add_done_callback(_discard)
+            connecting.cancel()
+        raise
+
+
+def _discard(connecting: asyncio.Task[Any]) -> None:
+    """Close the connection if there is one, and retrieve the error otherwise."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().terminate()
 
 
 async def is_behind_pooler(address: PostgresAddress) -> bool:
