@@ -61,10 +61,25 @@ class Deliveries(Protocol):
 
 
 class Departures(Protocol):
-    """Jobs whose waiting caller left before the answer came, so that the caller's next equal request gets it."""
+    """Callers of held jobs: those who left before the answer came, and those who wait, and leave if they are cut off.
+
+    The next equal request of a caller who left gets the job.
+    """
 
     async def add(self, job: Job) -> None:
         """Record that the caller of `job` has left. Departures of more than a day ago are deleted meanwhile."""
+        ...
+
+    async def renew(self, jobs: Sequence[Job], lease_seconds: float) -> None:
+        """Record that the callers of `jobs` wait. They have left in `lease_seconds`, unless that is renewed."""
+        ...
+
+    async def remove(self, job_id: str) -> None:
+        """Delete the record of a job, whose caller has the answer."""
+        ...
+
+    async def left_at(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """Return the times at which the callers of these jobs left, by job; those who wait are not in it."""
         ...
 
     async def take(self, job: Job, *, ended_within_seconds: float) -> Job | None:

@@ -45,6 +45,25 @@ async def test_a_departure_belongs_to_one_user_token_and_request(store: AStore, 
     assert await take(store) == job.id
 
 
+async def test_a_caller_who_waits_has_left_once_that_is_not_renewed(store: AStore, other: AStore) -> None:
+    jobs = [await store.jobs.insert(a_job(**REQUEST), actor="ann") for _ in range(2)]
+    ids = [job.id for job in jobs]
+    await store.departures.renew(jobs, 600)
+    assert await take(other) is None
+    assert await other.departures.left_at(ids) == {}
+    # a process that was killed renews nothing
+    await store.departures.renew(jobs[:1], -600)
+    left_at = await other.departures.left_at([*ids, "missing"])
+    assert list(left_at) == ids[:1]
+    assert left_at[ids[0]] < jobs[0].created_at
+    assert [await take(other), await take(store)] == [ids[0], None]
+    # the caller of the other one leaves, or gets the answer
+    await other.departures.add(jobs[1])
+    await other.departures.remove(ids[1])
+    assert await take(store) is None
+    await store.departures.remove("missing")
+
+
 async def test_of_callers_who_return_at_once_one_gets_the_job(store: AStore, other: AStore) -> None:
     job = await left(store)
     ids = await asyncio.gather(*(take(each) for each in (store, other) * 4))

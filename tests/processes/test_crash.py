@@ -61,6 +61,33 @@ def test_a_job_of_a_killed_server_is_answered_once_after_a_restart(environment: 
         assert verbs(port, token, job_id) == ["submit", "claim", "lapse", "claim", "hold"]
 
 
+def test_a_caller_whose_server_was_killed_returns_to_the_held_job(environment: dict[str, str], tmp_path: Path) -> None:
+    signoff(environment, "model", "add", "held", "--kind", "echo", "--review", "always")
+    call = {"model": "held", "messages": [{"role": "user", "content": "secret"}]}
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool, sqlite3.connect(tmp_path / "data" / "signoff.db") as database:
+        with served(environment, tmp_path, port) as server:
+            # given a caller who waits for a held answer, which the reviewer sees
+            token = first_token(tmp_path)
+            cut_off = pool.submit(ask, port, "/v1/chat/completions", token, call)
+            until(lambda: database.execute("SELECT 1 FROM departures").fetchone())
+            [held] = ask(port, "/jobs", token)
+            job = f"/job?id={held['job_id']}"
+            assert (held["status"], ask(port, job, token)["caller_left_at"]) == ("human", None)
+            # when the server is killed, and another one started
+            server.kill()
+            server.wait()
+        assert isinstance(cut_off.exception(), OSError | HTTPException)
+        with served(environment, tmp_path, port):
+            # then the reviewer sees that the caller has left, until the same request comes again
+            until(lambda: ask(port, job, token)["caller_left_at"])
+            returned = pool.submit(ask, port, "/v1/chat/completions", token, call)
+            until(lambda: ask(port, job, token)["caller_left_at"] is None or None)
+            ask(port, "/reviewJob", token, {"id": held["job_id"], "status": "success"})
+            assert returned.result()["choices"][0]["message"]["content"] == "secret"
+            assert len(ask(port, "/jobs", token)) == 1
+
+
 def test_no_model_process_outlives_a_killed_server(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     command = f"{sys.executable} {HTTP_MODEL} --port {{port}}"

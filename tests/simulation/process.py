@@ -22,6 +22,7 @@ from signoff.errors import SignoffError
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
+from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -249,6 +250,7 @@ class Process:
                 backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
+                caller_leases=CallerLeases(store.departures, background, lease_seconds=15, heartbeat_seconds=5),
                 missing_endpoints=MissingEndpoints(),
                 open_calls=OpenCalls(_unchanged),
                 inflight_calls=InflightCalls(),

@@ -65,11 +65,9 @@ class Tx(msgspec.Struct):
     drafts: list[ReceiptDraft] = []
 
     def add_missing(self, table: sa.Table, row: dict[str, Any]) -> None:
-        """Add a mark or a departure; which job created an object is derived from the jobs."""
+        """Add a mark; which job created an object is derived from the jobs."""
         if table.name == "held_objects":
             self.held_objects.add(row["object_id"])
-        elif table.name == "departures":
-            self.departures[row["job_id"]] = row["left_at"]
 
     def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add nothing: reports of these tables are computed from their jobs."""
@@ -232,7 +230,7 @@ class Tables:
         self.held_objects |= tx.held_objects
         for job_id in tx.returned:
             self.departures.pop(job_id, None)
-        self.departures = tx.departures | self.departures
+        self.departures |= tx.departures
         for event in tx.events:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
         for job_round, decision in tx.decisions.items():

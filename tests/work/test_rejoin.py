@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from signoff.core.access import Caller
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
-from signoff.stores.schema import departures
 from signoff.work.jobs.cancel import cancel
 from signoff.work.reviews.desk import VerdictRequest, decide
-from support.live_server import Live, chat, live, until
-from support.stores import rows
+from support.live_server import ANSWER_SECONDS, Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -68,8 +65,7 @@ async def leave(server: Live, token: str, **more: Any) -> Job:
 
 async def is_departed(server: Live, job: Job) -> bool | None:
     """Return True once it is recorded that the caller of `job` has left."""
-    query = sa.select(departures.c.job_id).where(departures.c.job_id == job.id)
-    return bool(await rows(server.services.store, query)) or None
+    return bool(await server.services.store.departures.left_at([job.id])) or None
 
 
 async def jobs(server: Live) -> list[Job]:
@@ -123,6 +119,45 @@ async def test_an_equal_call_joins_the_held_job_that_its_caller_left(way: str, s
         status, body = await joining
         assert (status, "secret" in body) == (200, True)
         assert len(await jobs(server)) == 2
+
+
+async def test_a_job_that_another_caller_waits_for_is_not_left(tmp_path: Path) -> None:
+    async with holding(tmp_path) as (server, token):
+        key = {"idempotency-key": "k"}
+        leaving = asyncio.ensure_future(call(server, token, headers=key))
+        await until(lambda: has_waiters(server))
+        staying = asyncio.ensure_future(call(server, token, headers=key))
+        (job,) = await jobs(server)
+        watched = server.services.runtime.caller_leases._counts
+
+        async def waits(callers: int) -> bool | None:
+            return watched[job.id] == callers or None
+
+        await until(lambda: waits(2))
+        leaving.cancel()
+        await until(lambda: waits(1))
+        await server.services.runtime.background.finish(ANSWER_SECONDS)
+        assert await is_departed(server, job) is None
+        await decide(server.services, REVIEWER, job.id, APPROVE)
+        assert (await staying)[0] == 200
+
+
+async def test_reviewers_see_since_when_nobody_waits(tmp_path: Path) -> None:
+    async with holding(tmp_path) as (server, token):
+        job = await leave(server, token)
+        for path in (f"/job?id={job.id}", f"/api/jobs/{job.id}"):
+            _, shown = await server.ask("GET", path, await server.token("reviewer"))
+            assert shown["caller_left_at"] > shown["created_at"]
+        _, page = await server.ask("GET", "/", await server.token("reviewer"))
+        assert "The caller left at" in page
+        joining = asyncio.ensure_future(call(server, token))
+        await until(lambda: has_waiters(server))
+        _, page = await server.ask("GET", "/", await server.token("reviewer"))
+        assert "The caller left at" not in page
+        await decide(server.services, REVIEWER, job.id, APPROVE)
+        assert (await joining)[0] == 200
+        _, shown = await server.ask("GET", f"/job?id={job.id}", token)
+        assert shown["caller_left_at"] is None
 
 
 async def test_only_an_equal_call_of_the_same_token_joins(tmp_path: Path) -> None:

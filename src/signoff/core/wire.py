@@ -42,6 +42,11 @@ def job_as_json(job: Job) -> dict[str, Any]:
     }
 
 
+def departure_as_json(left_at: int | None) -> dict[str, str | None]:
+    """Return the member of the job object that tells since when its caller does not wait for the held answer."""
+    return {"caller_left_at": None if left_at is None else format_time(left_at)}
+
+
 def usage_as_json(job: Job) -> dict[str, int] | None:
     """Return the tokens of all attempts of the job; None if there are none."""
     if not job.prompt_tokens and not job.completion_tokens:

@@ -26,7 +26,7 @@ from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
 from signoff.errors import BadRequest, JobNotFound, Stale
-from signoff.work.jobs.query import get_job
+from signoff.work.jobs.query import departed_callers, get_job
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.history import asker_of, list_held, queue_depths
@@ -77,6 +77,8 @@ class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
     """True if `answer` is a saved draft."""
     is_cut: bool
     """True if the texts are too long to be shown whole."""
+    caller_left_at: int | None
+    """Time since when the caller does not wait for the answer, in microseconds since 1970; None if nobody has left."""
     seen: str
     """Digest of the answer and the draft that are shown, which the form sends back."""
     opened_by: str | None
@@ -311,6 +313,7 @@ async def _card(services: Services, caller: Caller, job: Job) -> HeldCard:
         details=details and details[:MAX_SHOWN],
         has_draft=draft.response is not None,
         is_cut=length > MAX_SHOWN,
+        caller_left_at=(await departed_callers(services, [job])).get(job.id),
         seen=_digest(job),
         opened_by=_opener(services, job),
         signals={} if job.ruling is None else job.ruling.signals,

@@ -86,7 +86,8 @@ async def describe_redis(url: str) -> str:
     try:
         info = await redis.info("server")
     except (RedisError, OSError) as error:
-        raise ConnectionError(f"Redis is not usable: {error}. Check the address and the password.") from error
+        reason = str(error).rstrip(".")
+        raise ConnectionError(f"Redis is not usable: {reason}. Check the address and the password.") from error
     finally:
         await redis.aclose()
     return f"Redis {info['redis_version']}"

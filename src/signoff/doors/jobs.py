@@ -11,12 +11,12 @@ from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.reviews.policy import Review
-from signoff.core.wire import job_as_json
+from signoff.core.wire import departure_as_json, job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, Reply, cache_control_of, model_in, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, SignoffError
-from signoff.work.jobs.query import MAX_COUNT, count_jobs, get_job, list_jobs
+from signoff.work.jobs.query import MAX_COUNT, count_jobs, departed_callers, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, save_draft
 from signoff.work.submit import submit
 
@@ -73,7 +73,9 @@ async def show_job(services: InjectedServices, caller: InjectedCaller, id: FromQ
     """Return the job with this id."""
     if not id:
         raise BadRequest("The query parameter `id` is missing; set it to the id of a job.")
-    return job_as_json(await get_job(services, caller, id))
+    job = await get_job(services, caller, id)
+    left_at = (await departed_callers(services, [job])).get(job.id)
+    return job_as_json(job) | departure_as_json(left_at)
 
 
 @get("/jobs", summary="List jobs, oldest first")

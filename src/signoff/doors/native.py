@@ -17,13 +17,22 @@ from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Status
 from signoff.core.signing import Secret
-from signoff.core.wire import format_time, job_as_json, parse_time
+from signoff.core.wire import departure_as_json, format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import Reply, cache_control_of, header, model_in, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
-from signoff.work.jobs.query import JobEvent, count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
+from signoff.work.jobs.query import (
+    JobEvent,
+    count_jobs,
+    departed_callers,
+    follow_events,
+    get_job,
+    list_events,
+    list_jobs,
+    wait_for_end,
+)
 from signoff.work.jobs.retry import retry_job
 from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
@@ -132,7 +141,9 @@ async def show_job(
 ) -> Response[dict[str, Any]]:
     """Return the job; with `wait`, once it has ended or that many seconds have passed."""
     job = await (wait_for_end(services, caller, job_id, wait) if wait > 0 else get_job(services, caller, job_id))
-    return Response(job_as_json(job), headers={"x-signoff-cache": job.cache or "bypass"})
+    left_at = (await departed_callers(services, [job])).get(job.id)
+    body = job_as_json(job) | departure_as_json(left_at)
+    return Response(body, headers={"x-signoff-cache": job.cache or "bypass"})
 
 
 @get("/{job_id:str}/events", summary="List the events of a job")

@@ -40,6 +40,7 @@ from signoff.infra.proxies import Proxies
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
+from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -188,6 +189,7 @@ def builtin_models(settings: Settings) -> list[Model]:
 def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
     rules, background, vault = _rules(settings), Background(), _vault(settings)
     store = SqlStore(settings.store_url, vault)
+    renewal = {"lease_seconds": rules.lease_seconds, "heartbeat_seconds": rules.heartbeat_seconds}
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
@@ -206,13 +208,12 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
         caches=caches,
         runtime=Runtime(
             pools=EndpointPools(),
-            leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
-            reservations=Reservations(
-                store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds
-            ),
+            leases=Leases(store, **renewal),
+            reservations=Reservations(store.quotas, **renewal),
             backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
+            caller_leases=CallerLeases(store.departures, background, **renewal),
             missing_endpoints=MissingEndpoints(),
             open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),

@@ -57,6 +57,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         services.runtime.watcher.run(),
         services.runtime.leases.run(),
         services.runtime.reservations.run(),
+        services.runtime.caller_leases.run(),
         invalidation.run(),
         run_sweeper(services),
         services.runtime.logs.run(),

@@ -1,10 +1,13 @@
-"""Departures of callers, in SQL: jobs whose caller left before the answer came."""
+"""Departures of callers, in SQL: jobs whose caller left before the answer came, or leaves unless it is renewed."""
+
+from collections.abc import Callable, Iterable, Sequence
 
 import sqlalchemy as sa
 
 from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.stores.database import Database
 from signoff.stores.schema import departures, jobs
+from signoff.stores.statements import insert_into
 from signoff.stores.transitions import EVERY_COLUMN, SECOND, job_of
 from signoff.stores.writer import Tx
 
@@ -20,13 +23,30 @@ class SqlDepartures:
 
     async def add(self, job: Job) -> None:
         """See `records.Departures`."""
-        key = _key_of(job)
 
         def add(tx: Tx) -> None:
             _purge(tx)
-            tx.add_missing(departures, {"job_id": job.id, "left_at": tx.now, **key})
+            _put(tx, [job], tx.now)
 
         await self._database.write(add)
+
+    async def renew(self, jobs: Sequence[Job], lease_seconds: float) -> None:
+        """See `records.Departures`."""
+        await self._database.write(lambda tx: _put(tx, jobs, tx.now + round(lease_seconds * SECOND)))
+
+    async def remove(self, job_id: str) -> None:
+        """See `records.Departures`."""
+        await self._database.write(lambda tx: tx.conn.execute(_DELETE, {"job": job_id}))
+
+    async def left_at(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """See `records.Departures`."""
+
+        def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, int]:
+            query = sa.select(departures.c.job_id, departures.c.left_at)
+            query = query.where(departures.c.job_id.in_(job_ids), departures.c.left_at <= now())
+            return {row.job_id: row.left_at for row in conn.execute(query)}
+
+        return await self._database.read(read) if job_ids else {}
 
     async def take(self, job: Job, *, ended_within_seconds: float) -> Job | None:
         """See `records.Departures`."""
@@ -35,7 +55,7 @@ class SqlDepartures:
         def take(tx: Tx) -> Job | None:
             tx.flush()
             since = tx.now - round(ended_within_seconds * SECOND)
-            row = tx.conn.execute(_NEWEST, key | {"since": since}).one_or_none()
+            row = tx.conn.execute(_NEWEST, key | {"since": since, "now": tx.now}).one_or_none()
             if row is None:
                 return None
             departed = job_of(row)
@@ -49,6 +69,14 @@ class SqlDepartures:
 
 def _key_of(job: Job) -> dict[str, object]:
     return {"user_id": job.user_id, "token_id": job.token_id, "fingerprint": job.fingerprint}
+
+
+def _put(tx: Tx, jobs: Iterable[Job], left_at: int) -> None:
+    """Record that the callers of `jobs` leave at a time, in the order of their ids, as other processes do."""
+    rows = [{"job_id": job.id, "left_at": left_at, **_key_of(job)} for job in sorted(jobs, key=lambda job: job.id)]
+    statement = insert_into(departures, tx.conn.dialect.name)
+    changes = {"left_at": statement.excluded.left_at}
+    tx.conn.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=changes), rows)
 
 
 def _purge(tx: Tx) -> None:
@@ -69,7 +97,7 @@ _IS_RECENT = sa.or_(
 _NEWEST = (
     sa.select(*EVERY_COLUMN)
     .join_from(departures, jobs, jobs.c.id == departures.c.job_id)
-    .where(_OF_REQUEST, _IS_RECENT)
+    .where(_OF_REQUEST, departures.c.left_at <= sa.bindparam("now", type_=sa.BigInteger), _IS_RECENT)
     .order_by(departures.c.job_id.desc())
     .limit(1)
     .with_for_update(of=departures, skip_locked=True)

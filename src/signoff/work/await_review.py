@@ -15,6 +15,7 @@ from signoff.runtime.inflight import InflightCall
 from signoff.runtime.watcher import ChangeEvent
 from signoff.work.admin.people import refresh
 from signoff.work.jobs.query import failure_of_job, interrupted_error, load_job, pending_error
+from signoff.work.rejoin import forget_caller, waiting
 from signoff.work.services import Services
 
 # Interval of comments while an answer is held. Many clients give up on a stream that is silent for a few seconds, and
@@ -35,13 +36,14 @@ async def await_review(
     clock, job = asyncio.get_running_loop().time, inflight.job
     wait_seconds = services.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
     deadline = (clock() if _has_comments(job, ask) else inflight.attempt.arrived_at) + wait_seconds
-    with services.runtime.watcher.watch(job.id) as change:
+    with waiting(services, job), services.runtime.watcher.watch(job.id) as change:
         change.seq = job.seq
         while not job.is_terminal:
             await _wait_for_change(services, job, ask, sink, change, deadline)
             change.clear()
             job = await load_job(services, job.id)
             change.seq = job.seq
+    forget_caller(services, job)
     if job.status == "fail":
         raise failure_of_job(job)
     return await send_finished(job, ask, sink, with_usage=with_usage)

@@ -1,6 +1,8 @@
 """Return of callers who left before their answer: an equal request gets the job that they left, and no second one."""
 
 import asyncio
+import contextlib
+from collections.abc import Generator
 
 import structlog
 
@@ -16,12 +18,25 @@ MAX_CANDIDATES = 20
 log = structlog.get_logger()
 
 
+@contextlib.contextmanager
+def waiting(services: Services, job: Job) -> Generator[None]:
+    """Record for the duration of the block that a caller waits for `job`, which departs if this process is killed."""
+    with services.runtime.caller_leases.waiting(job) if _is_rejoinable(job) else contextlib.nullcontext():
+        yield
+
+
+def forget_caller(services: Services, job: Job) -> None:
+    """Delete the record that a caller waits for `job`: it has ended, and the caller gets its answer."""
+    if _is_rejoinable(job):
+        services.runtime.caller_leases.forget(job.id)
+
+
 async def record_departure(services: Services, job: Job) -> None:
     """Record that the caller of `job` left without its answer, also if the current task is cancelled meanwhile.
 
-    Does nothing for a job whose review no caller waits for.
+    Does nothing for a job whose review no caller waits for, or another caller of this process waits for.
     """
-    if job.fingerprint is None or not (job.policy.may_hold or job.pipeline_id is not None):
+    if not _is_rejoinable(job) or services.runtime.caller_leases.is_waiting(job.id):
         return
     try:
         await asyncio.shield(services.runtime.background.spawn(services.store.departures.add(job)))
@@ -42,6 +57,11 @@ async def find_left_job(services: Services, ask: Ask, job: Job) -> Job | None:
         if not left.is_terminal or _has_lasting_end(left):
             return left
     return await _find_unfinished(services, job) if ask.is_retry else None
+
+
+def _is_rejoinable(job: Job) -> bool:
+    """Return True if an equal request can join `job` while a person reviews its answer."""
+    return job.fingerprint is not None and (job.policy.may_hold or job.pipeline_id is not None)
 
 
 def _has_lasting_end(job: Job) -> bool:

@@ -18,6 +18,7 @@ from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
+from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -154,6 +155,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of the runs that this process performs."""
     watcher: JobWatcher
     """Watcher that wakes callers who wait for a job to change."""
+    caller_leases: CallerLeases
+    """Callers who wait for held answers, recorded for the case that this process is killed."""
     missing_endpoints: MissingEndpoints
     """Endpoints of APIs that models turned out not to have."""
     open_calls: OpenCalls

@@ -1,7 +1,7 @@
 """Queries: jobs as their owners and reviewers may see them, and waiting for their changes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
@@ -83,6 +83,12 @@ async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -
     """Return a page of the jobs that `caller` may see."""
     page = await services.store.jobs.list(_visible_to(caller, job_filter))
     return Page((redacted(caller, job) for job in page), may_continue=page.may_continue)
+
+
+async def departed_callers(services: Services, jobs: Sequence[Job]) -> dict[str, int]:
+    """Return the times at which callers who waited for held answers left, by job; those who wait are not in it."""
+    ids = [job.id for job in jobs if not job.is_terminal and job.fingerprint is not None]
+    return await services.store.departures.left_at(ids)
 
 
 async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> JobCount:
