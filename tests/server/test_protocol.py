@@ -12,7 +12,13 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from signoff.server.protocol import LINGER_SECONDS, ConnectionLimits, ConnectionRegistry, HttpConnection
+from signoff.server.protocol import (
+    HALF_CLOSED_SECONDS,
+    LINGER_SECONDS,
+    ConnectionLimits,
+    ConnectionRegistry,
+    HttpConnection,
+)
 from signoff.server.serving import uvicorn_options
 from support.live_server import ANSWER_SECONDS, live
 
@@ -327,6 +333,73 @@ async def test_a_client_that_waits_for_the_server_may_wait_for_any_time() -> Non
     server.may_answer.set()
     await server.settle()
     assert transport.sent.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_sends_no_more_gets_the_answers_to_its_requests() -> None:
+    server = Server()
+    server.may_answer.clear()
+    connection, transport = server.connect()
+    connection.data_received(GET * 2)
+    await server.settle()
+    assert connection.eof_received()
+    server.tick(HALF_CLOSED_SECONDS - 1)
+    server.may_answer.set()
+    await server.settle()
+    assert transport.sent.count(b"HTTP/1.1 200") == 2
+    assert transport.is_closed
+
+
+async def test_a_client_that_sends_no_more_is_cut_off_if_the_answer_takes_too_long() -> None:
+    server = Server()
+    server.may_answer.clear()
+    connection, transport = server.connect()
+    connection.data_received(GET)
+    await server.settle()
+    assert connection.eof_received()
+    server.tick(HALF_CLOSED_SECONDS)
+    assert transport.is_closed
+
+
+@pytest.mark.parametrize("data", [b"", GET[:-2], POST], ids=["nothing", "half a head", "half a request"])
+async def test_a_client_that_sends_no_more_before_its_request_is_complete_has_left(data: bytes) -> None:
+    server = Server()
+    connection, _ = server.connect()
+    connection.data_received(data)
+    await server.settle()
+    assert not connection.eof_received()
+
+
+@pytest.mark.parametrize("is_watched_before", [True, False])
+async def test_a_client_that_sends_no_more_and_waits_for_a_model_has_left(*, is_watched_before: bool) -> None:
+    server = Server()
+    server.may_answer.clear()
+    connection, transport = server.connect()
+    connection.data_received(GET)
+    await server.settle()
+    if is_watched_before:
+        connection.watch(lambda: None)
+        assert not connection.eof_received()
+    else:
+        assert connection.eof_received()
+        connection.watch(lambda: None)
+        assert transport.is_closed
+
+
+async def test_half_closed_connections_get_answers_over_tcp(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, asyncio.timeout(ANSWER_SECONDS):
+        token = await server.token()
+        port = int(server.url.rpartition(":")[2])
+        body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hi"}]})
+        for line, status in (("GET /jobs", b"200"), ("POST /enqueue", b"200"), ("GET /missing", b"404")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            content = body if line.startswith("POST") else ""
+            head = (
+                f"{line} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\ncontent-length: {len(content)}\r\n\r\n"
+            )
+            writer.write((head + content).encode())
+            writer.write_eof()
+            assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+            writer.close()
 
 
 async def test_a_client_that_has_its_answer_must_end_its_body_or_is_cut_off() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TICK_SECONDS = 1
 # Seconds for which a client that was refused can still read the error, while all that it sends is dropped.
 LINGER_SECONDS = 2
+# Seconds for which a client that sends no more can wait for the answer to a request; it may have left as well.
+HALF_CLOSED_SECONDS = 30
 # `head` lasts from the first byte of a connection or a request until its headers are complete; in `idle`, the client
 # has sent a whole request.
 Phase = Literal["head", "body", "idle", "closing"]
@@ -105,6 +107,7 @@ class HttpConnection(HttpToolsProtocol):
         self._registry = registry
         self._limits = registry.limits
         self._phase: Phase = "head"
+        self._is_half_closed = False
         self._error: SignoffError | None = None
         self._seconds = 0  # of this phase; in a body, since its latest piece
         self._body_seconds = 0
@@ -118,9 +121,12 @@ class HttpConnection(HttpToolsProtocol):
         """Call `callback` when the client leaves, until it is taken from `on_gone`.
 
         Go on reading, because uvicorn stops that at a large body, and the end of a connection is something to read.
+        A client that sends no more counts as gone.
         """
         self.on_gone.add(callback)
         self.flow.resume_reading()
+        if self._is_half_closed:
+            self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] -- as in uvicorn
         """Begin the connection, or refuse it if there are too many."""
@@ -142,6 +148,16 @@ class HttpConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._unused_bytes > self._limits.head_bytes or len(self.headers or ()) > self._limits.head_fields:
             self._refuse(self._head_error())
+
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] -- as asyncio defines it
+        """Return True to keep the connection of a client that sends no more, and waits for a response.
+
+        Most clients that send no more have left; so the connection is closed if `watch` was called.
+        """
+        is_waiting = self._phase == "idle" and (self._is_answering() or bool(self.pipeline))
+        self._is_half_closed = is_waiting and not self.on_gone
+        self._seconds = 0
+        return self._is_half_closed
 
     def on_message_begin(self) -> None:
         """Start a request."""
@@ -211,13 +227,18 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Begin the next request of the connection, if it is there already. Idle connections end by `tick`."""
+        """Begin the next request of the connection, if it is there already, or close it if there cannot be one.
+
+        Idle connections end by `tick`.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._is_half_closed:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed, or that a callback of the parser refused."""
@@ -226,6 +247,11 @@ class HttpConnection(HttpToolsProtocol):
     def tick(self) -> None:
         """Let one second pass; refuse the client if it is too slow."""
         self._check_reading()
+        if self._is_half_closed:
+            self._seconds += 1
+            if self._seconds >= HALF_CLOSED_SECONDS:
+                self.transport.close()
+            return
         if self._phase == "idle":
             self._seconds = 0 if self._is_answering() or self.pipeline else self._seconds + 1
             if self._seconds > self.timeout_keep_alive:
