@@ -54,7 +54,7 @@ class Catalog(Protocol):
             is_new: Do not replace an existing model.
 
         Raises:
-            Conflict: `is_new` is set, and a model with this name exists.
+            NameTaken: `is_new` is set, and a model with this name exists.
         """
         ...
 
@@ -159,8 +159,8 @@ class Streams(Protocol):
         """Return all declared streams, ordered by name."""
         ...
 
-    async def put(self, stream: Stream) -> None:
-        """Declare a stream; replace the one that has the same name."""
+    async def put(self, stream: Stream, *, is_new: bool = False) -> None:
+        """Declare a stream; replace the one that has the same name. Raises NameTaken if there is one, and `is_new`."""
         ...
 
     async def drop(self, name: str) -> bool:

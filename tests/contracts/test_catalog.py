@@ -10,7 +10,7 @@ from signoff.core import access
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
-from signoff.errors import Conflict
+from signoff.errors import Conflict, NameTaken
 from signoff.stores import secrets as stored_secrets
 from support.stores import AStore, inserted, together
 
@@ -37,7 +37,7 @@ async def test_of_concurrent_registrations_of_a_new_name_one_succeeds(store: ASt
     async def register(turn: int) -> bool:
         try:
             await [store, other][turn % 2].catalog.put_model(a_model(url=f"http://{turn}"), is_new=True)
-        except Conflict:
+        except NameTaken:
             return False
         return True
 
@@ -50,7 +50,7 @@ async def test_of_concurrent_registrations_of_a_new_name_one_succeeds(store: ASt
 async def test_registering_a_taken_name_as_new_changes_neither_model_nor_key(store: AStore) -> None:
     await store.catalog.put_model(a_model(), sealed=b"s", is_new=True)
     before = await store.catalog.models()
-    with pytest.raises(Conflict):
+    with pytest.raises(NameTaken):
         await store.catalog.put_model(a_model(url="http://b"), sealed=b"other", is_new=True)
     assert await store.catalog.models() == before
     assert await secrets(store) == [b"s"]
@@ -142,7 +142,7 @@ async def test_a_token_and_a_job_store_their_key_id(store: AStore) -> None:
 async def test_a_refused_registration_changes_no_version(store: AStore) -> None:
     await store.catalog.put_model(a_model())
     before = await store.versions()
-    with pytest.raises(Conflict):
+    with pytest.raises(NameTaken):
         await store.catalog.put_model(a_model(url="http://b"), sealed=b"k", is_new=True)
     assert await store.versions() == before
 

@@ -8,6 +8,7 @@ from signoff.core.delivery import DeliveryTarget
 from signoff.core.job import JobError
 from signoff.core.stream import Stream
 from signoff.core.turn import Turn
+from signoff.errors import NameTaken
 from support.stores import AStore, a_job, inserted, together
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +23,9 @@ def a_stream(name: str, **more: object) -> Stream:
 async def test_streams_are_put_replaced_and_dropped_by_name(store: AStore, other: AStore) -> None:
     one, two = a_stream("one", user="ann@example.com"), a_stream("two")
     await store.streams.put(two)
-    await store.streams.put(a_stream("one", requests="before"))
+    await store.streams.put(a_stream("one", requests="before"), is_new=True)
+    with pytest.raises(NameTaken):
+        await store.streams.put(one, is_new=True)
     await store.streams.put(one)
 
     assert await other.streams.all() == [one, two]

@@ -30,7 +30,8 @@ async def test_a_model_is_registered_tried_changed_and_deleted(tmp_path: Path) -
             True,
             None,
         )
-        assert (await server.ask("POST", "/api/models", admin, json=new))[0] == 409
+        status, problem = await server.ask("POST", "/api/models", admin, json=new)
+        assert (status, problem["code"]) == (409, "name_taken")
         # then a test request reaches its upstream with the key
         status, response = await server.ask("POST", "/api/models/org/small", admin, json={"any": [1]})
         assert (status, response["ok"], response["answer"]) == (200, True, {"any": [1]})

@@ -160,6 +160,12 @@ async def test_a_name_is_unique_across_kinds_and_users(tmp_path: Path) -> None:
                 assert (status, response["code"]) == (409, "name_taken")
         status, response = await server.ask("POST", "/api/prompts", ann, json={"name": "echo", "body": "x"})
         assert (status, response["code"]) == (409, "name_taken")
+        # which comes before every other fault
+        for kind, body in [("prompt", {"model": "unknown"}), ("prompt", {"body": ""}), ("pipeline", {"body": "("})]:
+            for name in ("greet", "twice", "echo"):
+                draft = {"name": name, "body": "x"} | body
+                status, response = await server.ask("POST", f"/api/{kind}s", bob, json=draft)
+                assert (status, response["code"]) == (409, "name_taken")
         # a name of a model, of a shared and of a private prompt get the same answer
         await create(server, bob, "prompt", name="secret", body="x")
         await create(server, bob, "prompt", name="open", body="x", shared=True)

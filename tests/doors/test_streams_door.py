@@ -192,7 +192,8 @@ async def test_a_stream_in_the_settings_cannot_be_changed_or_added_again_at_run_
     async with live(tmp_path, streams=[STREAM]) as server:
         token = await server.token("admin")
         assert (await server.ask("GET", "/api/streams/one", token))[1]["declared"] == "settings"
-        assert (await server.ask("POST", "/api/streams", token, json=STREAM))[0] == 409
+        status, problem = await server.ask("POST", "/api/streams", token, json=STREAM)
+        assert (status, problem["code"]) == (409, "name_taken")
         assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 1}))[0] == 409
         assert (await server.ask("DELETE", "/api/streams/one", token))[0] == 409
         assert (await server.ask("DELETE", "/api/streams/two", token))[0] == 404

@@ -11,7 +11,7 @@ from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.audit import change_of, encryption_key_changed
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
-from signoff.errors import Conflict
+from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.secrets import sealed_in, with_sealed
 from simulation.tables import Connection, Tables, Tx, bump, record
@@ -45,7 +45,7 @@ class MemoryCatalog:
         def put(tx: Tx) -> None:
             old = models.get(model.name)
             if old is not None and is_new:
-                raise Conflict(f"There is a model {model.name!r} already.")
+                raise name_taken(model.name)
             merged = model if old is None else with_existing_keys(model, old)
             merged = without_keys(merged) if drops_key else merged
             stored = with_new_keys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from signoff.core.audit import change_of
 from signoff.core.stream import Stream
+from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.transitions import SECOND
 from simulation.tables import Connection, Tables, Tx, record
@@ -20,11 +21,13 @@ class MemoryStreams:
         streams = self._tables.streams
         return await self._connection.send(lambda _: [stream for _, stream in sorted(streams.items())], writes=False)
 
-    async def put(self, stream: Stream) -> None:
+    async def put(self, stream: Stream, *, is_new: bool = False) -> None:
         actor = current_actor()
 
         def put(tx: Tx) -> None:
             old = self._tables.streams.get(stream.name)
+            if old is not None and is_new:
+                raise name_taken(stream.name)
             record(self._tables, tx, actor, change_of("stream", stream.name, old, stream))
             self._tables.streams[stream.name] = stream
             self._bump(tx)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.audit import change_of
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
-from signoff.errors import Conflict
+from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
@@ -50,7 +50,7 @@ class SqlCatalog:
             lock(tx, "models")
             old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
             if old is not None and is_new:
-                raise _conflict(model)
+                raise name_taken(model.name)
             new = model if old is None else with_existing_keys(model, old)
             new = without_keys(new) if drops_key else new
             new = with_new_keys(new, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)
@@ -66,7 +66,7 @@ class SqlCatalog:
             await self._database.write(put)
         except IntegrityError:  # another process registered this name at the same time
             if is_new:
-                raise _conflict(model) from None
+                raise name_taken(model.name) from None
             await self._database.write(put)
 
     async def drop_model(self, name: str) -> bool:
@@ -134,10 +134,6 @@ class SqlCatalog:
             return True
 
         return await self._database.write(drop)
-
-
-def _conflict(model: Model) -> Conflict:
-    return Conflict(f"There is a model {model.name!r} already.")
 
 
 def _add_key(tx: Tx, user_id: int | None, name: str, sealed: bytes, *, is_shared: bool = False) -> int:

@@ -5,6 +5,7 @@ from sqlalchemy.exc import IntegrityError
 
 from signoff.core.audit import change_of
 from signoff.core.stream import Stream
+from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
@@ -25,12 +26,16 @@ class SqlStreams:
         query = sa.select(streams.c.stream).order_by(streams.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
-    async def put(self, stream: Stream) -> None:
+    async def put(self, stream: Stream, *, is_new: bool = False) -> None:
         """See `catalog.Streams`."""
         actor = current_actor()
+        exists = sa.select(streams.c.name).where(streams.c.name == stream.name)
         delete = sa.delete(streams).where(streams.c.name == stream.name).returning(streams.c.stream)
 
         def put(tx: Tx) -> None:
+            lock(tx, "streams")
+            if is_new and tx.conn.execute(exists).first() is not None:
+                raise name_taken(stream.name)
             bump(tx, "streams")
             old = tx.conn.execute(delete).scalar_one_or_none()
             record(tx, actor, change_of("stream", stream.name, old, stream))

@@ -69,12 +69,12 @@ async def register_model(
         model: The model; one of the same name is replaced.
         secrets: Keys of its upstreams, stored encrypted. Without them the model keeps its keys.
         drops_key: Remove the model's own key if there is no new one.
-        is_new: Raise Conflict if there is a model of this name.
+        is_new: Raise NameTaken if there is a model of this name.
 
     Raises:
         BadRequest: a field is invalid.
         AddressRefused: a URL is not allowed.
-        Conflict: `is_new`, and the name is taken.
+        NameTaken: `is_new`, and the name is taken.
     """
     if model.kind not in services.adapters.engines:
         raise BadRequest(f"`kind` must be one of {', '.join(sorted(services.adapters.engines))} (got {model.kind!r}).")

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.stream import ListenerStatus, Stream, public_address, stream_fault
-from signoff.errors import BadRequest, Conflict, NotFound
+from signoff.errors import BadRequest, Conflict, NotFound, name_taken
 from signoff.work.services import Services
 
 
@@ -38,16 +38,16 @@ async def add_stream(services: Services, caller: Caller, fields: Mapping[str, An
     """Add a stream, to which every worker listens within a second.
 
     `fields` are those of a `Stream`, with its `url` in place of `scheme`, `host` and `sealed`.
-    Raises Unauthorized, Forbidden, BadRequest, Conflict.
+    Raises Unauthorized, Forbidden, BadRequest, NameTaken.
     """
     check_identified(caller)
     check_admin(caller)
     if not {"name", "url", "requests", "responses"} <= fields.keys():
         raise BadRequest("A stream needs `name`, `url`, `requests` and `responses`.")
     if any(fields["name"] == stream.name for stream in await _reload(services)):
-        raise Conflict(f"`name` {fields['name']!r} is taken by another stream.")
+        raise name_taken(fields["name"])
     blank = Stream(name="", scheme="", host="", sealed=b"", requests="", responses="")
-    return await _save(services, blank, fields)
+    return await _save(services, blank, fields, is_new=True)
 
 
 async def change_stream(services: Services, caller: Caller, name: str, changes: Mapping[str, Any]) -> StreamStatus:
@@ -82,7 +82,7 @@ async def _get_changeable(services: Services, caller: Caller, name: str) -> Stre
     return stream
 
 
-async def _save(services: Services, stream: Stream, fields: Mapping[str, Any]) -> StreamStatus:
+async def _save(services: Services, stream: Stream, fields: Mapping[str, Any], *, is_new: bool = False) -> StreamStatus:
     changes = dict(fields)
     url: str | None = changes.pop("url", None)
     if url is not None:
@@ -93,7 +93,7 @@ async def _save(services: Services, stream: Stream, fields: Mapping[str, Any]) -
         raise BadRequest(fault)
     if stream.user is not None and await services.caches.callers.by_email(stream.user) is None:
         raise BadRequest(f"`as` must be the e-mail address of an active user (got {stream.user!r}).")
-    await services.store.streams.put(stream)
+    await services.store.streams.put(stream, is_new=is_new)
     services.caches.streams.invalidate()
     return _status_of(services, stream)
 

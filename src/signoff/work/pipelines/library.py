@@ -52,10 +52,19 @@ async def create_item(services: Services, caller: Caller, kind: LibraryItemKind,
     """
     if not is_valid_name(draft.name):
         raise BadRequest(f"`name` must be a letter, then letters, digits and _, at most {MAX_NAME_LENGTH} in all.")
-    if any(model.name == draft.name for model in await services.caches.models.all()):
+    if await _is_name_taken(services, draft.name):  # first, whatever else is wrong with the draft
         raise name_taken(draft.name)
     item = await _checked_item(services, caller, kind, draft, user_id=caller.user_id, shared=bool(draft.shared))
     return await _save(services, item, draft.label)
+
+
+async def _is_name_taken(services: Services, name: str) -> bool:
+    """Return True if a model, a function, or a prompt or pipeline of whatever user has this name."""
+    if any(model.name == name for model in await services.caches.models.all()):
+        return True
+    if name in await services.caches.functions.registered():
+        return True
+    return await services.caches.library.find(name, refresh=True) is not None
 
 
 async def save_version(
