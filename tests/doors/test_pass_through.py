@@ -297,6 +297,17 @@ async def test_a_copy_of_a_held_response_is_held_too(tmp_path: Path) -> None:
             assert (status, answer["error"]["code"]) == (504, "review_pending")
 
 
+async def test_a_short_id_that_a_held_job_names_is_held_and_the_names_of_members_are_not(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await add_model(server, fake, review="always")
+        await server.model("hasty", kind="openai", url=fake.at("keep"), review="never")
+        token = await server.token()
+        for model, thread_id, expected in (("mine", "1", 504), ("hasty", "1", 504), ("hasty", "2", 200)):
+            body = {"model": model, "input": "hi", "metadata": {"thread_id": thread_id}, "tools": [{"file_ids": []}]}
+            status, _ = await ask(server, token, "POST", "/v1/responses", json=body, headers={"prefer": "wait=0"})
+            assert status == expected
+
+
 @pytest.mark.parametrize(
     ("behaviour", "kind", "whole"),
     [("spoken", "text/event-stream", b"".join(SPOKEN)), ("speech", "audio/mpeg", SOUND)],

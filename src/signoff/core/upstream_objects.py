@@ -1,5 +1,6 @@
 """Objects that an answer creates at its upstream, such as responses, and that later requests refer to by id."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import cast
@@ -17,13 +18,42 @@ _LIVING = "conv|vs|asst|thread|run|cntr|file|eval|ftjob|video|batch|upload|skill
 _FINAL = "resp|msg|rs|fc|fco|ws|ig|ci|fs|mcp|cfile|call"
 # Without such a prefix, only a text that is so long is taken for an id.
 _ID = rf"((?:{_LIVING}|{_FINAL})[_-][0-9A-Za-z_-]{{1,250}}|[0-9A-Za-z_-]{{20,{MAX_ID_LENGTH}}})".encode()
-_TEXT = re.compile(b'"' + _ID + b'"')
+_TEXT = re.compile(b'"' + _ID + rb'"(?!\s*:)')  # no name of a member, such as `file_id`
 _FIELD = re.compile(b"\n" + _ID + rb"(?=\r?\n)")
 _SEGMENT = re.compile(_ID.decode())
 _ESCAPED = re.compile(rb'"(?:[0-9A-Za-z_-]|\\u00[2-7][0-9A-Fa-f]){4,255}+"')
+# Members that refer to objects (OpenAI's API reference) by ids of any length and form.
+_REFERRING = (
+    "assistant_id",
+    "batch_id",
+    "container",
+    "container_id",
+    "conversation",
+    "conversation_id",
+    "file_id",
+    "file_ids",
+    "input_file_id",
+    "previous_response_id",
+    "response_id",
+    "run_id",
+    "skill_id",
+    "thread_id",
+    "training_file",
+    "upload_id",
+    "validation_file",
+    "vector_store_id",
+    "vector_store_ids",
+    "video_id",
+)
+_MEMBER = re.compile(rf'"(?:{"|".join(_REFERRING)})"\s*:'.encode())
+_ESCAPED_MEMBER = re.compile(rb'("(?:[a-z_]|\\u00[2-7][0-9A-Fa-f]){6,120}+")\s*:')
+_STRING = rf'"(?:[^"\\]|\\.){{1,{MAX_ID_LENGTH}}}+"'
+_STRINGS = re.compile(_STRING.encode())
+# A text, the first member `id` of an object, or a list of texts.
+_REFERENCE = re.compile(rf'\s*(?:(?:\{{[^{{}}]*?"id"\s*:\s*)?({_STRING})|\[([^\]]*)\])'.encode())
 # Ids of the parts of an answer that later requests can refer to: items of a response, containers and their files.
 _IN_ANSWER = re.compile(
-    rb'"(?:id|container_id)"\s*:\s*"([0-9A-Za-z_-]{20,255})"|"file_id"\s*:\s*"(cfile_[0-9A-Za-z_-]+)"'
+    rb'"id"\s*:\s*"([0-9A-Za-z_-]{20,255})"|"(?:container_id|file_id)"\s*:\s*"([0-9A-Za-z_-]{1,255})"'
 )
 _NEVER_CHANGES = re.compile(rf"(?:{_FINAL})[_-]")
 
@@ -84,9 +114,13 @@ def can_change(object_id: str) -> bool:
 
 def ids_in_route(route: Route) -> set[str]:
     """Return the ids of upstream objects in the path and the query of a request."""
-    segments = route.path.split("/")[3:] + [value for _, value in parse_qsl(route.query or "")]
-    ids = {segment for segment in segments if _SEGMENT.fullmatch(segment)}
-    return ids if route.object_id is None else ids | {route.object_id}
+    segments = route.path.split("/")[3:]
+    values = [value for _, value in parse_qsl(route.query or "")]
+    ids = {segment for segment in segments + values if _SEGMENT.fullmatch(segment)}
+    if route.object_id is None:
+        return ids
+    below = segments[segments.index(route.object_id) :]  # such as `thread_1/runs/1/steps/2`
+    return ids | set(below[::2])
 
 
 def referenced_ids(body: bytes) -> set[str]:
@@ -102,7 +136,20 @@ def _ids_in_text(text: bytes) -> set[str]:
     matches = _TEXT.findall(text)
     if b"\\u00" in text:
         matches += _TEXT.findall(msgspec.json.encode([msgspec.json.decode(each) for each in _ESCAPED.findall(text)]))
-    return {match.decode() for match in matches} | set(_ids_in_members(text))
+    return {match.decode() for match in matches} | set(_ids_in_members(text)) | set(_ids_after_members(text))
+
+
+def _ids_after_members(text: bytes) -> Iterator[str]:
+    """Yield the values of members that refer to objects, at any depth."""
+    ends = [match.end() for match in _MEMBER.finditer(text)]
+    if b"\\u00" in text:
+        escaped = (match for match in _ESCAPED_MEMBER.finditer(text) if b"\\" in match[1])
+        ends += [match.end() for match in escaped if msgspec.json.decode(match[1]) in _REFERRING]
+    for end in ends:
+        if (match := _REFERENCE.match(text, end)) is not None:
+            for value in _STRINGS.findall(match[2] or b"") if match[1] is None else (match[1],):
+                with contextlib.suppress(ValueError):  # no JSON
+                    yield msgspec.json.decode(value, type=str)
 
 
 def _ids_in_members(text: bytes) -> Iterator[str]:
