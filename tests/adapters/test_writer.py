@@ -435,6 +435,33 @@ async def test_a_deferred_operation_is_run_again_while_the_database_is_unavailab
     assert (failures >= 2, place.names()) == (True, ["a"])
 
 
+async def test_a_group_of_deferred_operations_that_is_too_large_is_split(
+    place: MemoryDatabase, deferring: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_group, sizes, fitting = deferring._run_group, list[int](), 10
+
+    async def run_if_small(group: Callable[[Tx], list[Any]]) -> list[Any]:
+        def count(tx: Tx) -> list[Any]:
+            results = group(tx)
+            sizes.append(len(results))
+            if len(results) > fitting:
+                raise Overloaded("The database does not answer.")
+            return results
+
+        return await run_group(count)
+
+    deferring._run_group = run_if_small
+    monkeypatch.setattr("signoff.stores.writer.RETRY_SECONDS", 0)
+    names = [f"{number:03}" for number in range(100)]
+    writes = [await deferring.defer(add(name)) for name in names]
+    assert await together(writes) == names == place.names()
+    assert max(sizes) > fitting
+    # the database takes large groups again
+    fitting = 100
+    while sizes[-1] < 50:
+        await together([await deferring.defer(add(f"{len(sizes):03}-{number:03}")) for number in range(100)])
+
+
 async def test_a_deferred_operation_that_is_wrong_fails(place: MemoryDatabase, deferring: Writer) -> None:
     await deferring.write(add("a"))
     good, bad = await deferring.defer(add("b")), await deferring.defer(add("a"))

@@ -134,6 +134,7 @@ class Writer:
     def __init__(self, run_group: RunGroup, *, waiting_limit: int, group_limit: int, timeout_seconds: float) -> None:
         self._run_group = run_group
         self._group_limit = group_limit
+        self._group_size = group_limit
         self._timeout_seconds = timeout_seconds
         self._waiting = asyncio.Queue[Pending](waiting_limit)
         self._deferred_slots = asyncio.Semaphore(MAX_DEFERRED)
@@ -244,12 +245,13 @@ class Writer:
     async def _flush(self) -> None:
         """Commit the operations that wait, as one group of limited size."""
         group = list[Pending]()
-        while len(group) < self._group_limit and not self._waiting.empty():
+        while len(group) < self._group_size and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
         if not self._waiting.empty():
             self._is_due.set()
         pending = [waiting for waiting in group if not waiting.done.cancelled()]
         results = await self._commit(pending) if pending else []
+        self._adapt_group_size(pending, results)
         for waiting, result in zip(pending, results, strict=True):
             if waiting.is_deferred and isinstance(result, Overloaded) and not self._closed:
                 self._repeat(waiting)
@@ -257,6 +259,17 @@ class Writer:
                 _resolve(waiting.done, None)  # it was committed before, although its result was lost
             else:
                 _resolve(waiting.done, result)
+
+    def _adapt_group_size(self, group: Sequence[Pending], results: Sequence[Any]) -> None:
+        """Make groups smaller while repeated ones fail, as they may be too large for the time limits of the database.
+
+        Make them larger again when the database takes them.
+        """
+        failed = [waiting for waiting, result in zip(group, results, strict=True) if isinstance(result, Overloaded)]
+        if any(waiting.is_repeated for waiting in failed):
+            self._group_size = max(1, len(group) // 2)
+        elif group and not failed:
+            self._group_size = min(self._group_limit, 2 * self._group_size)
 
     def _repeat(self, waiting: Pending) -> None:
         """Queue an operation again after RETRY_SECONDS."""
