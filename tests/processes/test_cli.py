@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,7 +29,7 @@ from signoff.core.ask import Ask
 from signoff.errors import Unauthorized
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
-from signoff.work.admin.people import identify
+from signoff.work.admin.people import create_user, identify
 from signoff.work.admin.sign_in import sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
@@ -375,6 +376,58 @@ def test_invalid_settings_and_directories_are_refused_in_one_line(tmp_path: Path
     assert re.search(r"BAD │ data folder", doctor[1])
     assert re.search(r"BAD │ database", doctor[1])
     assert (jobs[0], is_one_line(jobs[2])) == (1, True)
+
+
+USE_FOLDER = """
+import os, sys
+from signoff.commands.terminal import stop
+from signoff.server.bootstrap import check_data_dir
+from signoff.settings import load
+settings = load()
+if os.getuid() == 0:
+    os.setuid(65534)  # nobody
+try:
+    check_data_dir(settings)
+except Exception as error:
+    stop(str(error))
+"""
+
+
+def test_a_data_folder_that_cannot_be_used_is_named_with_a_remedy(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # others may enter this one
+        folder = Path(name).resolve()
+        folder.chmod(0o555)
+        for path, fault in (
+            (folder, "is not writable. Change its owner, or set SIGNOFF_DATA_DIR."),
+            (folder / "data", "cannot be made: Permission denied. Set SIGNOFF_DATA_DIR."),
+        ):
+            command = [sys.executable, "-c", USE_FOLDER]
+            settings = environment(tmp_path, {"SIGNOFF_DATA_DIR": str(path)})
+            result = subprocess.run(
+                command,
+                cwd=tmp_path,
+                env=settings,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+            assert (result.returncode, result.stderr) == (1, f"The data folder {path} {fault}\n")
+
+
+def test_one_job_is_printed_as_json(tmp_path: Path) -> None:
+    async def submit_job(services: Services) -> str:
+        user = await create_user(services, "ann@example.com", "user")
+        caller = Caller(user_id=user.id, token_id=0, role="user", email=user.email)
+        ask = Ask(door="test", caller=caller, body=b'"\\u009b31m"', target="echo")
+        return (await submit(services, ask)).id
+
+    job_id = run_inside(tmp_path, submit_job)
+    shown, missing = signoff_many(tmp_path, ["jobs", job_id, ""], ["jobs", "missing", ""])
+    job = json.loads(shown[1])
+    assert (shown[0], job["job_id"], job["status"], job["model"]) == (0, job_id, "bot", "echo")
+    assert "\x9b" not in shown[1]
+    assert missing == (1, "", "The job missing does not exist, or you may not see it.\n")
 
 
 def test_the_version_is_printed_and_the_option_is_documented(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The access log: one line for each HTTP request, without bodies, queries and secrets."""
 
 import asyncio
+import re
 
 import structlog
 
@@ -10,6 +11,7 @@ from signoff.doors.http import ASGIApp, Message, Receive, Scope, Send
 CLIENT_LEFT = 499
 # Paths that end in a secret.
 SECRET_PATHS = ("/signin/",)
+REPEATED_SLASHES = re.compile("/{2,}")
 JOB_HEADER, LOCATION, JOB_PATH = b"x-signoff-job", b"location", b"/api/jobs/"
 log = structlog.get_logger()
 
@@ -39,7 +41,8 @@ async def serve_and_log(app: ASGIApp, scope: Scope, receive: Receive, send: Send
 
 
 def _public_path(path: str) -> str:
-    """Return the path, without the secret in it."""
+    """Return the path as it is routed, without the secret in it."""
+    path = REPEATED_SLASHES.sub("/", path)
     secret_path = next((prefix for prefix in SECRET_PATHS if path.startswith(prefix)), None)
     return path if secret_path is None else f"{secret_path}…"
 
