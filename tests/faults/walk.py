@@ -78,9 +78,12 @@ def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
     return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
 
 
-# The guards, as far as events show their inputs; they do not show renewals of leases, or rounds that reviewers saw.
+# The guards, as far as events show their inputs; they do not show renewals of leases, rounds that reviewers saw, or
+# steps that had settled.
 GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
-    Guard.DUE: lambda row, event, _: row.get("lease") is None and row["due_at"] <= event.at,
+    Guard.DUE: lambda row, event, _: (
+        row.get("lease") is None and row.get("parked_at") is None and row["due_at"] <= event.at
+    ),
     Guard.LEASE: _is_holder,
     Guard.LAPSED: lambda row, event, _: row.get("lease") is not None and row["lease_until"] < event.at,
     Guard.ROUND: lambda row, event, _: True,
@@ -90,6 +93,8 @@ GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.UNRELEASED: lambda row, event, _: row["release_at"] > event.at,
     Guard.RELEASED: lambda row, event, _: row["release_at"] <= event.at,
     Guard.OVERDUE: lambda row, event, _: row["review_deadline"] <= event.at,
+    Guard.QUIET: lambda row, event, _: True,
+    Guard.PARKED: lambda row, event, _: row.get("parked_at") is not None,
 }
 
 
