@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, load
 from signoff.work.admin.audit import record_settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
+from signoff.work.admin.registry import default_model
 from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
@@ -234,8 +236,9 @@ async def _welcome(services: Services, address: str, *, is_terminal: bool) -> st
     if is_terminal and admin.active:
         link = address + await sign_in_link(services, admin)
     token = await create_token(services, admin, name="first") if not users else None
-    shell_token = token or "$TOKEN"
-    chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
+    shell_token, options = token or "$TOKEN", await _example_options(services)
+    chat = json.dumps({"messages": [{"role": "user", "content": "Say hello."}]} | options)
+    question = json.dumps({"input": "What is 2 + 2?"} | options)
     return f"""
 Signoff is at {address}
 
@@ -243,5 +246,13 @@ Sign in (once, as {admin.email}): {link}
 Token: {token or "printed at the first start; for another: .venv/bin/signoff token create YOU@EXAMPLE.COM --role user"}
 
 curl {address}/v1/chat/completions -H "Authorization: Bearer {shell_token}" -d '{chat}'
-curl {address}/enqueue -H "Authorization: Bearer {shell_token}" -d '{{"input": "What is 2 + 2?"}}'
+curl {address}/enqueue -H "Authorization: Bearer {shell_token}" -d '{question}'
 """
+
+
+async def _example_options(services: Services) -> dict[str, object]:
+    """Return the members of an example request with which the default model answers well; name one if there is none."""
+    default = await default_model(services)
+    if default is None:
+        return {"model": "echo"}
+    return {"temperature": 0, "max_tokens": 40} if default.name == "local" else {}

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,10 +27,12 @@ from signoff.cli import _welcome
 from signoff.core.access import Caller
 from signoff.core.api_tokens import PREFIX, is_well_formed
 from signoff.core.ask import Ask
+from signoff.core.model import Model
 from signoff.errors import Unauthorized
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_user, identify
+from signoff.work.admin.registry import register_model
 from signoff.work.admin.sign_in import sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
@@ -281,6 +284,27 @@ def test_a_sign_in_link_is_printed_on_a_terminal_only(tmp_path: Path) -> None:
         return await identify(services, newest, "signin")
 
     assert run_inside(tmp_path, callers).email == "admin@localhost"
+
+
+@pytest.mark.parametrize(
+    ("default", "options"), [("local", {"temperature": 0, "max_tokens": 40}), ("mine", {}), (None, {"model": "echo"})]
+)
+def test_the_printed_commands_suit_the_default_model(
+    default: str | None, options: dict[str, Any], tmp_path: Path
+) -> None:
+    async def welcome(services: Services) -> str:
+        services.caches.models._built_in = ()  # `local` is there only where its package is installed
+        if default is not None:
+            await register_model(services, Model(name=default, kind="echo", default=True))
+        return await _welcome(services, "http://x", is_terminal=False)
+
+    text = run_inside(tmp_path, welcome)
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("curl ")]
+    bodies = {command[1]: json.loads(command[-1]) for command in commands}
+    assert bodies == {
+        "http://x/v1/chat/completions": {"messages": [{"role": "user", "content": "Say hello."}]} | options,
+        "http://x/enqueue": {"input": "What is 2 + 2?"} | options,
+    }
 
 
 def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Path) -> None:
