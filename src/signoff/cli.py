@@ -19,6 +19,7 @@ from signoff.commands.audit import audit_commands
 from signoff.commands.budget import budgets
 from signoff.commands.cache import caches
 from signoff.commands.data import maintenance
+from signoff.commands.help import CommandGroup
 from signoff.commands.jobs import job_commands
 from signoff.commands.keys import encryption_keys
 from signoff.commands.limits import limits
@@ -44,23 +45,8 @@ POLL_SECONDS = 0.5
 RESTARTED = "SIGNOFF_WORKER_RESTARTED"
 log = structlog.get_logger()
 
-cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
-cli.add_typer(maintenance)
-cli.add_typer(job_commands)
-cli.add_typer(review_commands)
-cli.add_typer(audit_commands)
-cli.add_typer(users, name="user")
-cli.add_typer(tokens, name="token")
-cli.add_typer(sessions, name="session")
-cli.add_typer(models, name="model")
-cli.add_typer(prices, name="price")
-cli.add_typer(caches, name="cache")
-cli.add_typer(limits, name="limit")
-cli.add_typer(budgets, name="budget")
-cli.add_typer(encryption_keys, name="key")
-cli.add_typer(receipt_commands, name="receipts")
-cli.add_typer(feedback_commands, name="feedback")
-cli.add_typer(report_commands)
+cli = CommandGroup("One server in front of every AI model.")
+servers = CommandGroup(panel="Servers")
 
 
 def _print_version(is_given: bool) -> None:  # noqa: FBT001 -- Typer calls it with the option's value
@@ -90,7 +76,7 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-@cli.command()
+@servers.register("serve", "signoff serve --port 8001", "signoff serve --host 0.0.0.0 --workers 4 --no-work")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free port.")] = None,
@@ -123,7 +109,7 @@ def serve(
         raise typer.Exit(1)
 
 
-@cli.command()
+@servers.register("work", "signoff work --concurrency 32")
 def work(
     concurrency: Annotated[int | None, typer.Option(help="Maximum jobs at a time.", min=1)] = None,
 ) -> None:
@@ -256,3 +242,22 @@ async def _example_options(services: Services) -> dict[str, object]:
     if default is None:
         return {"model": "echo"}
     return {"temperature": 0, "max_tokens": 40} if default.name == "local" else {}
+
+
+cli.add(servers)
+cli.add(job_commands)
+cli.add(review_commands)
+cli.add(report_commands)
+cli.add(feedback_commands, "feedback")
+cli.add(receipt_commands, "receipts")
+cli.add(budgets, "budget")
+cli.add(maintenance)
+cli.add(audit_commands)
+cli.add(caches, "cache")
+cli.add(encryption_keys, "key")
+cli.add(users, "user")
+cli.add(tokens, "token")
+cli.add(sessions, "session")
+cli.add(models, "model")
+cli.add(prices, "price")
+cli.add(limits, "limit")

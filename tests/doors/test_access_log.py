@@ -32,9 +32,9 @@ async def logged(server: Live, method: str, path: str, **more: Any) -> MutableMa
         async def line() -> MutableMapping[str, Any] | None:
             return next((event for event in events if event["event"] == "request"), None)
 
-        found = await until(line)
-    assert (found["log_level"], found["ms"] >= 0) == ("info", True)
-    return found
+        logged_line = await until(line)
+    assert (logged_line["log_level"], logged_line["ms"] >= 0) == ("info", True)
+    return logged_line
 
 
 async def test_each_request_has_a_line_with_its_job(tmp_path: Path) -> None:

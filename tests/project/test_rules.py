@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -339,6 +340,26 @@ def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
         return
     for name, command in group.commands.items():
         yield from commands(command, *before, name)
+
+
+def test_the_help_of_every_command_has_an_example_that_works_and_names_values_as_users_do() -> None:
+    import typer.main
+
+    from signoff.cli import cli
+
+    for words, command in commands(typer.main.get_command(cli)):
+        lines = [line for line in (command.epilog or "").split("\n\n") if "signoff " in line]
+        assert lines, words
+        for line in lines:
+            example = re.fullmatch(rf"(?:TOKEN=\$\()?signoff {words}\b(.*?)\)?(?: [<>] \S+)?", line)
+            assert example is not None, line
+            context = command.make_context("signoff", shlex.split(example[1]))  # raises for what it does not take
+        for parameter in command.get_params(context):
+            if parameter.param_type_name == "option":
+                assert re.fullmatch("" if parameter.is_flag else "<[A-Z]+>", parameter.metavar), parameter.opts
+            else:
+                assert re.fullmatch(r"[A-Z]+(\.\.\.)?", parameter.metavar), words
+                assert parameter.help, words
 
 
 def test_every_command_and_every_option_is_documented() -> None:

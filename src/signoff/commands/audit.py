@@ -6,10 +6,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
-from signoff.commands.terminal import OPERATOR, out, printable, run
+from signoff.commands.terminal import OPERATOR, print_table, printable, run, table_of
 from signoff.core.audit import AuditEntry, AuditFilter, entry_as_json
 from signoff.core.wire import format_time, parse_time
 from signoff.settings import load
@@ -17,10 +17,12 @@ from signoff.work.admin.audit import list_audit
 from signoff.work.services import Services
 
 PAGE, TABLE_ROWS = 1000, 100
-audit_commands = typer.Typer()
+audit_commands = CommandGroup(panel="Data")
 
 
-@audit_commands.command()
+@audit_commands.register(
+    "audit", "signoff audit --subject model:gpt-4o --since 2026-11-01", "signoff audit --json > audit.jsonl"
+)
 def audit(
     actor: Annotated[str | None, typer.Option(help="Only changes by user:EMAIL, operator or system.")] = None,
     subject: Annotated[str | None, typer.Option(help="Only changes of this subject, such as model:NAME.")] = None,
@@ -47,8 +49,8 @@ async def _export(services: Services, filters: AuditFilter) -> None:
 
 
 def _print_table(entries: list[AuditEntry]) -> None:
-    table = Table("id", "at", "actor", "action", "subject", "client")
+    table = table_of("id", "at", "actor", "action", "subject", "client")
     for entry in entries:
         texts = (format_time(entry.at), entry.actor, entry.action, entry.subject, entry.client or "")
         table.add_row(str(entry.id), *map(printable, texts))
-    out.print(table)
+    print_table(table)

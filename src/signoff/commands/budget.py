@@ -4,14 +4,15 @@ from typing import Annotated
 
 import typer
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import out, stop
 from signoff.core.reviews.error_budget import bound
 
-budgets = typer.Typer(help="Compute error budgets.")
+budgets = CommandGroup("Compute error budgets of reviews.", panel="Jobs")
 MAX_DETECTED = 100_000
 
 
-@budgets.command("table")
+@budgets.register("table", "signoff budget table --audit-rate 0.1 --confidence 0.95 --max 5")
 def budget_table(
     audit_rate: Annotated[float, typer.Option(help="Share of the answers that a person looks at, between 0 and 1.")],
     confidence: Annotated[float, typer.Option(help="Probability that the bound holds, between 0 and 1.")] = 0.95,

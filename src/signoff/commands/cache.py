@@ -4,19 +4,20 @@ from typing import Annotated
 
 import typer
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, out, run
 from signoff.core.cache import CacheFilter
 from signoff.settings import load
 from signoff.work.admin.cache import clear_cache, get_cache_size
 
-caches = typer.Typer(help="Manage the cache of answers.")
+caches = CommandGroup("Manage the cache of answers.", panel="Data")
 User = Annotated[str | None, typer.Option(help="Only answers of the user with this e-mail address.")]
 OfModel = Annotated[str | None, typer.Option("--model", help="Only answers of this model.")]
 Target = Annotated[str | None, typer.Option(help="Only answers to requests that named this model, prompt or pipeline.")]
 Key = Annotated[str | None, typer.Option(help="Only the answer with this key (`cache_key` of a job).")]
 
 
-@caches.command("clear")
+@caches.register("clear", "signoff cache clear --model gpt-4o")
 def cache_clear(user: User = None, model: OfModel = None, target: Target = None, key: Key = None) -> None:
     """Delete cached answers; jobs are not changed."""
     settings = load()
@@ -28,7 +29,7 @@ def cache_clear(user: User = None, model: OfModel = None, target: Target = None,
         out.print(f"Deleted answers: {deleted}.")
 
 
-@caches.command("size")
+@caches.register("size", "signoff cache size --user ann@example.com")
 def cache_size(user: User = None, model: OfModel = None, target: Target = None) -> None:
     """Print the number of cached answers and their size."""
     settings, cache_filter = load(), CacheFilter(model=model, target=target)

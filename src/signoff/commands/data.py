@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from signoff.commands.terminal import err, out
+from signoff.commands.help import CommandGroup
+from signoff.commands.terminal import err, out, print_table, table_of
 from signoff.settings import load
 
-maintenance = typer.Typer()
+maintenance = CommandGroup(panel="Data")
 
 
-@maintenance.command()
+@maintenance.register("migrate", "signoff migrate")
 def migrate() -> None:
     """Bring the schema of the database up to date."""
     from signoff.server.bootstrap import migrate
@@ -23,24 +23,24 @@ def migrate() -> None:
     out.print("The schema is up to date.")
 
 
-@maintenance.command()
+@maintenance.register("doctor", "signoff doctor")
 def doctor() -> None:
     """Check that everything the server needs is available."""
     from signoff.commands.doctor import checks
 
-    table, healthy = Table("", "check", "result"), True
+    table, healthy = table_of("", "check", "result"), True
     for check in asyncio.run(checks(load())):
         healthy = healthy and check.is_ok
         result = "warn" if check.is_warning else "ok"
         table.add_row(result if check.is_ok else "BAD", check.name, check.detail)
-    out.print(table)
+    print_table(table)
     if not healthy:
         raise typer.Exit(1)
 
 
-@maintenance.command()
+@maintenance.register("backup", "signoff backup 2026-11-29.signoff")
 def backup(
-    file: Annotated[Path, typer.Argument(help="File to create.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to create.")],
     *,
     with_key: Annotated[bool, typer.Option("--with-key", help="Include the key of the stored secrets.")] = False,
 ) -> None:
@@ -56,8 +56,8 @@ def backup(
         out.print(f"It does not contain the encryption key (--with-key): back up {settings.key_path} as well.")
 
 
-@maintenance.command()
-def restore(file: Annotated[Path, typer.Argument(help="File that `signoff backup` wrote.")]) -> None:
+@maintenance.register("restore", "signoff restore 2026-11-29.signoff")
+def restore(file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `signoff backup` wrote.")]) -> None:
     """Fill an empty database from a backup, which may be of another kind of database."""
     from signoff.commands.backup import restore
 

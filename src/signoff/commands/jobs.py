@@ -4,9 +4,9 @@ from typing import Annotated, cast
 
 import msgspec
 import typer
-from rich.table import Table
 
-from signoff.commands.terminal import OPERATOR, out, printable, run, stop
+from signoff.commands.help import CommandGroup
+from signoff.commands.terminal import OPERATOR, out, print_table, printable, run, stop, table_of
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status
 from signoff.core.reviews.item import text_of
@@ -15,12 +15,12 @@ from signoff.settings import load
 from signoff.work.jobs.query import JobCount, count_jobs, get_job, list_jobs
 from signoff.work.services import Services
 
-job_commands = typer.Typer()
+job_commands = CommandGroup(panel="Jobs")
 
 
-@job_commands.command()
+@job_commands.register("jobs", "signoff jobs --status human", "signoff jobs 01a1fbeb-8a3e-7c52-b7a6-0d6f5a1c2e3f")
 def jobs(
-    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this job as JSON.")] = None,
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="Show this job as JSON.")] = None,
     status: Annotated[str | None, typer.Option(help=" | ".join(STATUSES))] = None,
     limit: Annotated[int, typer.Option(help="Maximum number of jobs.", min=1, max=1000)] = 20,
 ) -> None:
@@ -33,10 +33,10 @@ def jobs(
         stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
     job_filter = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)
     rows, count = run(load(), lambda services: _rows_and_count(services, job_filter))
-    table = Table("id", "status", "model", "answer", caption=f"{count} in all")
+    table = table_of("id", "status", "model", "answer", caption=f"{count} in all")
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    print_table(table)
 
 
 async def _rows_and_count(services: Services, job_filter: JobFilter) -> tuple[list[tuple[str, ...]], JobCount]:

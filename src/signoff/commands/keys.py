@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import err, out, run, stop
 from signoff.infra.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
 from signoff.settings import Settings, load
@@ -13,10 +14,10 @@ from signoff.work.services import Services
 # Secrets that were sealed with an old key while the key changed are in the database long before this time has passed.
 MIN_KEY_AGE_SECONDS = 3600
 
-encryption_keys = typer.Typer(help="Rotate the encryption key of the stored secrets.")
+encryption_keys = CommandGroup("Rotate the encryption key of the stored secrets.", panel="Data")
 
 
-@encryption_keys.command("add")
+@encryption_keys.register("add", "signoff key add")
 def key_add() -> None:
     """Add a key that decrypts but does not encrypt yet, so that all hosts can get the key file first."""
     settings = _settings_with_file()
@@ -25,7 +26,7 @@ def key_add() -> None:
     out.print(f"Added a key to {settings.key_path}. Copy the file to every host, then run: signoff key rotate --added")
 
 
-@encryption_keys.command("rotate")
+@encryption_keys.register("rotate", "signoff key rotate")
 def key_rotate(*, added: Annotated[bool, typer.Option("--added", help="Use the key of `key add`.")] = False) -> None:
     """Encrypt all stored secrets with a new key, while servers run; the old key still decrypts."""
     settings = _settings_with_file()
@@ -35,7 +36,7 @@ def key_rotate(*, added: Annotated[bool, typer.Option("--added", help="Use the k
     out.print("The old key is still needed for secrets that are being stored. In an hour, run: signoff key drop")
 
 
-@encryption_keys.command("drop")
+@encryption_keys.register("drop", "signoff key drop")
 def key_drop(
     *,
     at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait an hour; only if no server runs.")] = False,
@@ -57,7 +58,7 @@ def key_drop(
         out.print(f"Deleted old keys: {drop_old_keys(settings.key_path)}.")
 
 
-@encryption_keys.command("accept")
+@encryption_keys.register("accept", "signoff key accept")
 def key_accept() -> None:
     """Use the key of this host although it is not the one of the stored secrets, for when that one is lost."""
     _print_result(run(load(), rotate_secrets, checks_key=False))

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
-from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, run, stop
+from signoff.commands.help import CommandGroup
+from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, print_table, run, stop, table_of
 from signoff.core.model import BALANCES, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.settings import load
 from signoff.work.admin.models import end_process
@@ -23,10 +23,13 @@ from signoff.work.admin.registry import (
 )
 from signoff.work.services import Services
 
-models = typer.Typer(help="Manage models.")
+models = CommandGroup("Manage models.", panel="Configuration")
 
 
-Name = Annotated[str, typer.Argument(help="Name of the model; it may end in *, for all names with that prefix.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the model; it may end in *, for all names with that prefix.")
+]
+RegisteredName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")]
 Urls = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of an OpenAI-compatible server; for http, the URL that takes the JSON. Repeatable."),
@@ -45,7 +48,11 @@ Kinds = Annotated[str, typer.Option(help="openai | http | subprocess | anyllm | 
 NoKey = Annotated[bool, typer.Option("--no-key", help="Remove the stored keys; otherwise, they are kept.")]
 
 
-@models.command("add")
+@models.register(
+    "add",
+    "signoff model add gpt-4o --kind openai --url https://api.openai.com/v1 --key-stdin < key.txt",
+    'signoff model add mine --kind subprocess --command "python3 model.py" --review always',
+)
 def model_add(
     name: Name,
     kind: Kinds,
@@ -122,30 +129,30 @@ def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
     out.print(f"{model.name} is registered.")
 
 
-@models.command("list")
+@models.register("list", "signoff model list")
 def model_list() -> None:
     """List all models."""
-    table = Table("name", "kind", "where", "review", "default")
+    table = table_of("name", "kind", "where", "review", "default")
     listed, default = run(load(), _models_and_default)
     for model in listed:
         where = model.url or shlex.join(model.command) or "\n".join(each.url for each in model.endpoints)
         table.add_row(model.name, model.kind, where, model.review or "", "yes" if model == default else "")
-    out.print(table)
+    print_table(table)
 
 
 async def _models_and_default(services: Services) -> tuple[Sequence[Model], Model | None]:
     return await all_models(services), await default_model(services)
 
 
-@models.command("remove")
-def model_remove(name: str) -> None:
+@models.register("remove", "signoff model remove mine")
+def model_remove(name: RegisteredName) -> None:
     """Remove a registered model."""
     run(load(), lambda services: unregister_model(services, name))
     out.print(f"{name} is removed.")
 
 
-@models.command("stop")
-def model_stop(name: str) -> None:
+@models.register("stop", "signoff model stop local")
+def model_stop(name: RegisteredName) -> None:
     """Stop the processes of a model on this host; the next request starts them again."""
 
     async def end(services: Services) -> None:

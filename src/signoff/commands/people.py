@@ -4,9 +4,20 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from signoff.commands.terminal import ALWAYS_OR_NEVER, OPERATOR, address_of, choice, out, printable, run, stop
+from signoff.commands.help import CommandGroup
+from signoff.commands.terminal import (
+    ALWAYS_OR_NEVER,
+    OPERATOR,
+    address_of,
+    choice,
+    out,
+    print_table,
+    printable,
+    run,
+    stop,
+    table_of,
+)
 from signoff.core.access import ROLES, Token, TokenKind, User
 from signoff.core.wire import format_time
 from signoff.records import ERASED_EMAIL
@@ -27,15 +38,17 @@ from signoff.work.admin.people import (
 from signoff.work.services import Services
 
 PAGE = 1000
-users, tokens = typer.Typer(help="Manage users."), typer.Typer(help="Manage tokens.")
-sessions = typer.Typer(help="Manage sessions.")
-ListedEmail = Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Only those of this user.")]
+users = CommandGroup("Manage users and sign-in links.", panel="Configuration")
+tokens = CommandGroup("Manage API tokens.", panel="Configuration")
+sessions = CommandGroup("Manage sessions of the pages.", panel="Configuration")
+ListedEmail = Annotated[str | None, typer.Argument(metavar="EMAIL", help="Only those of this user.")]
+Email = Annotated[str, typer.Argument(metavar="EMAIL", help="E-mail address of the user.")]
 NewRole = Annotated[str | None, typer.Option(help=" | ".join(ROLES))]
 
 
-@users.command("create")
+@users.register("create", "signoff user create ann@example.com --role reviewer")
 def user_create(
-    email: str,
+    email: Email,
     role: NewRole = None,
     *,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
@@ -52,29 +65,29 @@ def user_create(
     out.print(f"{user.email} is a {user.role}{'' if user.active else ', and disabled'}.")
 
 
-@users.command("list")
+@users.register("list", "signoff user list")
 def user_list() -> None:
     """List all users."""
 
     async def list_users(services: Services) -> list[User]:
         return await services.store.people.users()
 
-    table = Table("id", "email", "role", "state", "password")
+    table = table_of("id", "email", "role", "state", "password")
     for user in run(load(), list_users):
         has_password = "" if user.password_hash is None else "yes"
         table.add_row(str(user.id), user.email, user.role, "active" if user.active else "disabled", has_password)
-    out.print(table)
+    print_table(table)
 
 
-@users.command("disable")
-def user_disable(email: str) -> None:
+@users.register("disable", "signoff user disable ann@example.com")
+def user_disable(email: Email) -> None:
     """Refuse all tokens of a user, and end all sessions; running servers do so within a second."""
     _set_active(email, active=False)
 
 
-@users.command("erase")
+@users.register("erase", "signoff user erase ann@example.com")
 def user_erase(
-    email: str,
+    email: Email,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for a confirmation.")] = False,
 ) -> None:
@@ -90,8 +103,8 @@ def user_erase(
     out.print(f"Erased {count} jobs. The user is now {ERASED_EMAIL.format(user.id)}; backups still have their data.")
 
 
-@users.command("enable")
-def user_enable(email: str) -> None:
+@users.register("enable", "signoff user enable ann@example.com")
+def user_enable(email: Email) -> None:
     """Accept the tokens of a user again; sessions stay ended."""
     _set_active(email, active=True)
 
@@ -105,8 +118,8 @@ def _set_active(email: str, *, active: bool) -> None:
     out.print(f"{user.email} is {'active' if user.active else 'disabled'}.")
 
 
-@users.command("link")
-def user_link(email: str) -> None:
+@users.register("link", "signoff user link ann@example.com")
+def user_link(email: Email) -> None:
     """Print a link that signs the user in, once and within a day. It ends the user's former links."""
     settings = load()
 
@@ -116,9 +129,13 @@ def user_link(email: str) -> None:
     out.print(address_of(settings.host, settings.port) + run(settings, link))
 
 
-@tokens.command("create")
+@tokens.register(
+    "create",
+    "signoff token create ann@example.com --name laptop --days 30",
+    "TOKEN=$(signoff token create ann@example.com --quiet)",
+)
 def token_create(
-    email: str,
+    email: Email,
     role: NewRole = None,
     name: Annotated[str, typer.Option(help="Description of what the token is for.")] = "",
     cache: Annotated[str | None, typer.Option(help="always | never; default: as each request.")] = None,
@@ -143,13 +160,13 @@ def token_create(
     out.print(token if quiet else f"{token}\n\nThe token is not shown again.")
 
 
-@tokens.command("list")
+@tokens.register("list", "signoff token list ann@example.com")
 def token_list(email: ListedEmail = None) -> None:
     """List the tokens that are not revoked, with their last use to the minute."""
     _print_tokens("api", email)
 
 
-@tokens.command("revoke")
+@tokens.register("revoke", "signoff token revoke 3 4")
 def token_revoke(
     token_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of `signoff token list`.")],
 ) -> None:
@@ -163,14 +180,14 @@ def token_revoke(
     out.print(f"Revoked: {', '.join(map(str, token_ids))}.")
 
 
-@sessions.command("list")
+@sessions.register("list", "signoff session list")
 def session_list(email: ListedEmail = None) -> None:
     """List the sessions that have not ended."""
     _print_tokens("session", email)
 
 
-@sessions.command("revoke")
-def session_revoke(email: str) -> None:
+@sessions.register("revoke", "signoff session revoke ann@example.com")
+def session_revoke(email: Email) -> None:
     """End all sessions and sign-in links of a user; running servers refuse them within a second."""
 
     async def end(services: Services) -> int:
@@ -189,9 +206,9 @@ def _print_tokens(kind: TokenKind, email: str | None) -> None:
             after_id = page[-1][0].id
         return listed
 
-    table = Table("id", "email", "name", "role", "created", "expires", "last used")
+    table = table_of("id", "email", "name", "role", "created", "expires", "last used")
     for token, user in run(load(), list_all):
         times = (token.created_at, token.expires_at, token.last_used_at)
         texts = ("" if at is None else format_time(at)[:16].replace("T", " ") for at in times)
         table.add_row(str(token.id), user.email, printable(token.name), token.role, *texts)
-    out.print(table)
+    print_table(table)

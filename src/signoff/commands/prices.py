@@ -4,22 +4,24 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from signoff.commands.terminal import out, run, stop
+from signoff.commands.help import CommandGroup
+from signoff.commands.terminal import out, print_table, run, stop, table_of
 from signoff.core.price import Price, dollars, microdollars
 from signoff.core.wire import format_time
 from signoff.settings import load
 from signoff.work.admin.usage import add_price, list_prices
 from signoff.work.services import Services
 
-prices = typer.Typer(help="Manage prices of models.")
+prices = CommandGroup("Manage prices of models.", panel="Configuration")
 DATE_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 
-@prices.command("set")
+@prices.register("set", "signoff price set gpt-4o --input 2.50 --cached-input 1.25 --output 10")
 def price_set(
-    model: Annotated[str, typer.Argument(help="Name of the model; it may end in *, for all names with that prefix.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Name of the model; it may end in *, for all names with that prefix.")
+    ],
     input_: Annotated[str, typer.Option("--input", help="Dollars for a million prompt tokens.")],
     output: Annotated[str, typer.Option("--output", help="Dollars for a million completion tokens.")],
     cached_input: Annotated[str | None, typer.Option(help="Dollars for a million cached prompt tokens.")] = None,
@@ -40,15 +42,15 @@ def price_set(
     out.print(f"The price of {model} is set.")
 
 
-@prices.command("list")
+@prices.register("list", "signoff price list")
 def price_list() -> None:
     """List all prices."""
-    table = Table("model", "from", "input", "cached input", "output", "request")
+    table = table_of("model", "from", "input", "cached input", "output", "request")
     for price in run(load(), list_prices):
         cached = "" if price.cached_input is None else dollars(price.cached_input)
         amounts = dollars(price.input), cached, dollars(price.output), dollars(price.request)
         table.add_row(price.model, format_time(price.valid_from), *amounts)
-    out.print(table)
+    print_table(table)
 
 
 def _amount(text: str) -> int:

@@ -8,10 +8,10 @@ from typing import Annotated, cast, get_args
 
 import msgspec
 import typer
-from rich.table import Table
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
-from signoff.commands.terminal import OPERATOR, choice, out, printable, run, stop
+from signoff.commands.terminal import OPERATOR, choice, out, print_table, printable, run, stop, table_of
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery
 from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
@@ -35,34 +35,34 @@ from signoff.work.services import Services
 
 MAX_LINE_BYTES = 1024 * 1024
 FIGURE_DAYS = 31
-receipt_commands = typer.Typer(help="Export, archive and anchor the receipts of decisions.")
-feedback_commands = typer.Typer(help="Export the decisions of reviewers.")
-report_commands = typer.Typer()
+receipt_commands = CommandGroup("Export, archive and anchor the receipts of decisions.", panel="Jobs")
+feedback_commands = CommandGroup("Export the decisions of reviewers.", panel="Jobs")
+report_commands = CommandGroup(panel="Jobs")
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")]
 Since = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only from this time (UTC) on.")]
 Until = Annotated[datetime | None, typer.Option(formats=DATE_FORMATS, help="Only before this time (UTC).")]
 
 
-@receipt_commands.command("export")
+@receipt_commands.register("export", "signoff receipts export receipts.jsonl")
 def receipts_export(file: NewFile) -> None:
     """Write all receipts to a file, as JSON Lines; `signoff verify` checks it."""
     count = run(load(), lambda services: _write(file, export_receipts(services, OPERATOR, ReceiptFilter())))
     out.print(f"Wrote {count} receipts to {file}.")
 
 
-@receipt_commands.command("head")
+@receipt_commands.register("head", "signoff receipts head > head.json")
 def receipts_head_() -> None:
     """Print the signed number and hash of the last receipt. Store it elsewhere: it shows if receipts were removed."""
     typer.echo(canonical(run(load(), lambda services: receipts_head(services, OPERATOR))).decode())
 
 
-@receipt_commands.command("key")
+@receipt_commands.register("key", "signoff receipts key > key.txt")
 def receipts_key() -> None:
     """Print the public key that signs the next receipt, in base64."""
     typer.echo(encode_key(run(load(), public_key)))
 
 
-@receipt_commands.command("rotate-key")
+@receipt_commands.register("rotate-key", "signoff receipts rotate-key")
 def receipts_rotate_key(
     *, lost: Annotated[bool, typer.Option("--lost", help="The old key cannot be decrypted any more.")] = False
 ) -> None:
@@ -73,7 +73,7 @@ def receipts_rotate_key(
         out.print("The old key did not sign it: give both keys to `signoff verify`.")
 
 
-@receipt_commands.command("archive")
+@receipt_commands.register("archive", "signoff receipts archive 2026.jsonl --before 2027-01-01")
 def receipts_archive(
     file: NewFile,
     before: Annotated[datetime, typer.Option(formats=DATE_FORMATS, help="Archive receipts before this time (UTC).")],
@@ -89,7 +89,7 @@ def receipts_archive(
     out.print(f"Moved {run(load(), archive)} receipts to {file}.")
 
 
-@report_commands.command("verify")
+@report_commands.register("verify", "signoff verify receipts.jsonl --key key.txt --head head.json")
 def verify(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Exports, oldest first.")],
     key: Annotated[list[str], typer.Option(help="Public key that you trust: base64, or a file with it.")],
@@ -108,7 +108,7 @@ def verify(
     out.print(f"Receipts {verifier.first} to {verifier.last} are as they were signed, {is_checked}.")
 
 
-@feedback_commands.command("export")
+@feedback_commands.register("export", "signoff feedback export decisions.jsonl --since 2026-11-01")
 def feedback_export(
     file: NewFile,
     kind: Annotated[str, typer.Option(help=" | ".join(FEEDBACK_KINDS))] = "decisions",
@@ -140,7 +140,7 @@ def feedback_export(
     out.print(f"Wrote {count} rows to {file}. The next export goes on with --after {max(end, after)}.")
 
 
-@report_commands.command("review-figures")
+@report_commands.register("review-figures", "signoff review-figures --by policy,day")
 def figures(
     by: Annotated[str, typer.Option(help="Dimensions: policy, target, reviewer, hour, day.")] = "reviewer",
     since: Since = None,
@@ -156,11 +156,11 @@ def figures(
         start = services.clock() - FIGURE_DAYS * DAY_US if since is None else _time(since) or 0
         query = FigureQuery(by=dimensions, since=start, until=_time(until))
         rows, total = await review_figures(services, OPERATOR, query)
-        table = Table(*dimensions, *(name.replace("_", " ") for name in totals_json(total)))
+        table = table_of(*dimensions, *(name.replace("_", " ") for name in totals_json(total)))
         for dimensions_of_row, totals in [*((row.dimensions, row.totals) for row in rows), ({}, total)]:
             names = (_cell(name, dimensions_of_row[name]) if dimensions_of_row else "" for name in dimensions)
             table.add_row(*names, *(_number(value) for value in totals_json(totals).values()))
-        out.print(table)
+        print_table(table)
 
     run(load(), report)
 

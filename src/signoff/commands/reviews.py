@@ -15,6 +15,7 @@ import msgspec
 import typer
 from rich.text import Text
 
+from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, err, out, printable, run
 from signoff.core.dialects.answer import answer_text
 from signoff.core.dialects.edited_answer import edited_answer
@@ -28,7 +29,7 @@ from signoff.work.reviews.leases import LOCK_SECONDS, MAX_SKIPPED, lock_for_revi
 from signoff.work.reviews.queues import list_reasons
 from signoff.work.services import Services
 
-review_commands = typer.Typer()
+review_commands = CommandGroup(panel="Jobs")
 LOCAL_FLAGS = 3  # position in what `tcgetattr` returns
 KEYS = "a approve  e edit  b send back  r reject  s skip  u undo  q quit"
 EDITOR_FAILED = "The editor could not be started; set EDITOR to the program that you edit texts with."
@@ -45,7 +46,7 @@ class Session(msgspec.Struct):
     """Jobs with a verdict of this session that has not taken effect, the latest last."""
 
 
-@review_commands.command()
+@review_commands.register("review", "signoff review", "signoff review --queue support")
 def review(
     queue: Annotated[str | None, typer.Option(help="Review queue; default: all of them.")] = None,
 ) -> None:

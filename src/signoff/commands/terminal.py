@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NoReturn, TypeVar, cast
 
 from rich.console import Console
+from rich.table import Table
 
 from signoff.core.access import Caller
 from signoff.core.audit import Actor
@@ -17,6 +18,8 @@ T = TypeVar("T")
 C = TypeVar("C", bound=str)
 ALWAYS_OR_NEVER: tuple[Literal["always", "never"], ...] = ("always", "never")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
+# Characters of a line of a table in a file or a pipe.
+MAX_WIDTH = 1000
 # Control characters except tab and newline, and characters that change the direction of the text.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # Texts of models are printed as they are: without markup and emoji codes.
@@ -53,6 +56,19 @@ def choice(option: str, text: str | None, choices: Sequence[C]) -> C | None:
     if text is not None and text not in choices:
         stop(f"--{option} must be one of {', '.join(choices)} (got {text!r}).")
     return cast("C | None", text)
+
+
+def table_of(*heads: str, caption: str | None = None) -> Table:
+    """Return a table whose texts are wrapped, and never cut, where they are too long."""
+    table = Table(caption=caption)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table; in a file or a pipe, as wide as it needs to be."""
+    (out if out.is_terminal else Console(width=MAX_WIDTH, markup=False, emoji=False)).print(table)
 
 
 def printable(text: str) -> str:

@@ -102,7 +102,8 @@ async def show_jobs(
     if jobs and jobs.may_continue:
         query = {"after": jobs[-1].id, "limit": limit} | ({"status": status} if status else {})
         headers["link"] = f'</jobs?{urlencode(query)}>; rel="next"'
-    return Response([job_as_json(job) for job in jobs], headers=headers)
+    left_at = await departed_callers(services, jobs)
+    return Response([job_as_json(job) | departure_as_json(left_at.get(job.id)) for job in jobs], headers=headers)
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")

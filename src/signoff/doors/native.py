@@ -122,8 +122,9 @@ async def get_jobs(
     """
     job_filter = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
     jobs = await list_jobs(services, caller, job_filter)
+    left_at = await departed_callers(services, jobs)
     page: dict[str, Any] = {
-        "data": [job_as_json(job) for job in jobs],
+        "data": [job_as_json(job) | departure_as_json(left_at.get(job.id)) for job in jobs],
         "next": jobs[-1].id if jobs and jobs.may_continue else None,
     }
     if total:
