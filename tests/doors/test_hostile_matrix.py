@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,14 @@ NOWHERE = {
 
 
 class Matrix:
-    """A server, the tokens of all callers, and objects of the owner, of which each caller with a token gets some."""
+    """A server, the tokens of all callers, and objects of the owner, of which each caller with a token gets some.
 
-    def __init__(self, server: Live, receiver: WebhookReceiver) -> None:
-        self.server = server
+    The requests of the table go to `servers` in turn, which share a database.
+    """
+
+    def __init__(self, servers: Sequence[Live], receiver: WebhookReceiver) -> None:
+        self.server = servers[0]
+        self._turns = itertools.cycle(servers)
         self.receiver = receiver
         self.tokens: dict[str, str | None] = {"no token": None}
         self.worlds = dict[str, World]()
@@ -181,7 +186,7 @@ class Matrix:
         body = row.body if row.body is None or isinstance(row.body, str) else json.dumps(row.body)
         token = self.tokens[caller]
         headers = row.headers | ({} if token is None else {"authorization": f"Bearer {token}"})
-        address = URL(self.server.url + fill_in(row.path, world), encoded=True)
+        address = URL(next(self._turns).url + fill_in(row.path, world), encoded=True)
         content = None if body is None else fill_in(body, world).encode()
         async with self.server.http.request(
             method, address, data=content, headers=headers, allow_redirects=False
@@ -224,14 +229,26 @@ def fill_in(text: str, world: World) -> str:
 
 
 @asynccontextmanager
-async def matrix(tmp_path: Path, callers: Sequence[str] = KNOWN_CALLERS) -> AsyncIterator[Matrix]:
-    """Yield a server with all callers, and with objects for each of `callers`."""
+async def matrix(
+    tmp_path: Path, database_url: str | None, callers: Sequence[str] = KNOWN_CALLERS
+) -> AsyncIterator[Matrix]:
+    """Yield a server with all callers, and with objects for each of `callers`; two of them if `database_url` is set."""
     settings: dict[str, Any] = {"webhook_allow": ["127.0.0.0/8"], "webhook_secret": SIGNING_SECRET}
-    async with fake_upstream() as fake, WebhookReceiver() as receiver, live(tmp_path, **settings) as server:
-        await server.model("mine", kind="openai", url=fake.at("keep"))
-        filled = Matrix(server, receiver)
+    settings |= {"database_url": database_url}
+    async with AsyncExitStack() as stack:
+        fake, receiver = [await stack.enter_async_context(each) for each in (fake_upstream(), WebhookReceiver())]
+        count = 1 if database_url is None else 2
+        servers = [await stack.enter_async_context(live(tmp_path, **settings)) for _ in range(count)]
+        await servers[0].model("mine", kind="openai", url=fake.at("keep"))
+        filled = Matrix(servers, receiver)
         await filled.fill(callers)
         yield filled
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Return the URL of the database of two servers; None for one server with an embedded database."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
 def expected(row: Row, caller: str) -> set[int]:
@@ -251,8 +268,8 @@ def faults_of(caller: str, sent: Sequence[tuple[Row, int, str]]) -> list[str]:
     ]
 
 
-async def test_each_caller_gets_the_status_that_the_table_says(tmp_path: Path) -> None:
-    async with matrix(tmp_path) as filled:
+async def test_each_caller_gets_the_status_that_the_table_says(tmp_path: Path, database_url: str | None) -> None:
+    async with matrix(tmp_path, database_url) as filled:
         before, faults = await filled.snapshot(), list[str]()
         # strangers first, while each object is still as its owner made it
         for caller in (*UNKNOWN_CALLERS, "other"):
@@ -268,8 +285,10 @@ async def test_each_caller_gets_the_status_that_the_table_says(tmp_path: Path) -
         assert not faults, "\n".join(faults)
 
 
-async def test_another_user_cannot_tell_an_object_of_the_owner_from_none(tmp_path: Path) -> None:
-    async with matrix(tmp_path, ["other"]) as filled:
+async def test_another_user_cannot_tell_an_object_of_the_owner_from_none(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    async with matrix(tmp_path, database_url, ["other"]) as filled:
         rows = [row for row in TABLE if row.names_object and row.route not in UPSTREAM_DECIDES]
         faults = list[str]()
         for row in rows:
