@@ -54,8 +54,13 @@ def _with_error(path: str, item: dict[str, Any]) -> dict[str, Any]:
         "content": {media_type: {"schema": schema}},
     }
     return {
-        method: operation | {"responses": {"default": error} | operation["responses"]}
+        method: operation | {"responses": {"default": error} | _without_own_form(operation["responses"])}
         if isinstance(operation, dict) and "responses" in operation
         else operation
         for method, operation in item.items()
     }
+
+
+def _without_own_form(responses: dict[str, Any]) -> dict[str, Any]:
+    """Return the responses without that for invalid parameters, as Litestar documents a form which no API here has."""
+    return {status: response for status, response in responses.items() if status != "400"}
