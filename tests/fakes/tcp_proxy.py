@@ -31,8 +31,8 @@ class TcpProxy:
     @property
     def url(self) -> str:
         """The address to use instead of the server's."""
-        user = self._far.netloc.rpartition("@")[0]
-        return self._far._replace(netloc=f"{user}@127.0.0.1:{self._port}").geturl()
+        user, at, _ = self._far.netloc.rpartition("@")
+        return self._far._replace(netloc=f"{user}{at}127.0.0.1:{self._port}").geturl()
 
     @property
     def standing(self) -> int:
