@@ -431,6 +431,29 @@ async def test_a_zero_byte_in_a_url_is_refused(tmp_path: Path, postgres_url: str
         assert (status, dialect in response) == (400, True), response
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/jobs?limit=-1&token=x", "`limit` (query) is not valid: Expected `int` >= 0."),
+        (
+            "/api/jobs?limit=0&total=x",
+            "Expected `int` >= 1. `total` (query) is not valid: ",
+        ),
+        ("/api/users/x", ""),
+        ("/v1/files", "not passed on to models; queue jobs with POST /api/jobs."),
+        ("/signin/unknown", "This sign-in link was used already, or is too old."),
+    ],
+    ids=str,
+)
+async def test_an_error_names_the_parameter_and_the_fault_alone(path: str, text: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        method = "POST" if path == "/v1/files" else "GET"
+        status, response = await server.ask(method, path, await server.token("admin"))
+        assert 400 <= status < 500
+        assert text in json.dumps(response)
+        assert "token=x" not in json.dumps(response)
+
+
 async def test_every_operation_of_the_document_has_an_error_in_the_format_of_its_api(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         _, document = await server.ask("GET", "/schema/openapi.json")

@@ -11,8 +11,7 @@ from signoff.doors.errors import error_headers, problem
 from signoff.doors.http import MOUNT
 from signoff.errors import SignoffError, Unauthorized
 
-SIGN_IN_LINKS, PAGES = "/signin/", ("/signin/", "/dashboard/")
-LINK_IS_USED = "This sign-in link was used already, or is too old. An admin makes a new one: signoff user link EMAIL"
+PAGES = ("/signin/", "/dashboard/")
 
 
 def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None:
@@ -22,11 +21,10 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
         return None
     if isinstance(error, Unauthorized) and path.startswith("/dashboard/") and request.method == "GET":
         return Response("", status_code=303, headers={"location": "/dashboard/sign-in"}, media_type=MediaType.HTML)
-    is_used_link = path.startswith(SIGN_IN_LINKS) and isinstance(error, Unauthorized)
     context = {
         "root": scope_of(request).get(MOUNT, ""),
         "title": problem(error)["title"],
-        "message": LINK_IS_USED if is_used_link else error.message,
+        "message": error.message,
     }
     return Template(
         "error.html",

@@ -54,7 +54,8 @@ def _with_error(path: str, item: dict[str, Any]) -> dict[str, Any]:
         "content": {media_type: {"schema": schema}},
     }
     return {
-        method: operation | {"responses": {"default": error} | _without_own_form(operation["responses"])}
+        method: operation
+        | {"responses": {"default": error} | _without_own_form(cast("dict[str, Any]", operation["responses"]))}
         if isinstance(operation, dict) and "responses" in operation
         else operation
         for method, operation in item.items()

@@ -248,12 +248,28 @@ def _converted(request: AnyRequest, error: HTTPException) -> SignoffError:
         case 405:
             converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(error))
         case status:
-            converted = BadRequest(error.detail)
+            converted = BadRequest(_faults(error) or error.detail)
             converted.status = status
             converted.code = BadRequest.code if status == BadRequest.status else "http_error"
-    if extra := getattr(error, "extra", None):
-        converted.message = f"{converted.message} {msgspec.json.encode(extra).decode()}"
     return converted
+
+
+class _Fault(msgspec.Struct):
+    """Fault of a parameter, as Litestar describes it."""
+
+    message: str
+    key: str = ""
+    source: str = "request"
+
+
+def _faults(error: HTTPException) -> str:
+    """Return a sentence for each invalid parameter; empty if the error is about something else."""
+    try:
+        faults = msgspec.json.decode(msgspec.json.encode(getattr(error, "extra", None)), type=list[_Fault])
+    except msgspec.ValidationError:
+        return ""
+    sentences = (f"`{fault.key}` ({fault.source}) is not valid: {fault.message.rstrip('.')}." for fault in faults)
+    return " ".join(sentences)
 
 
 def _hint(path: str) -> str:

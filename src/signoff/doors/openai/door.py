@@ -44,6 +44,7 @@ PREFIXES = ("/openai/v1/", "/v1/")
 _KNOWN_PATHS = {f"{prefix}{path.removeprefix('/v1/')}": path for prefix in PREFIXES for path in KNOWN}
 # Methods besides POST that are passed on to an upstream.
 PASSED_METHODS = {"GET", "PUT", "PATCH", "DELETE"}
+NOT_PASSED_ON = "Files and batches are not passed on to models; queue jobs with POST /api/jobs."
 # Media types of bodies that are not JSON. Any other type is read as JSON: clients without a better default, such as
 # curl, declare JSON as a form or as bytes.
 BINARY_TYPES = ("multipart/", "audio/", "image/", "video/")
@@ -92,8 +93,9 @@ class OpenAIDoor(AsgiDoor):
                 await self._ask(scope, receive, send, caller, f"/v1/{rest}")
             case _, [first, *_] if f"/v1/{rest}" in KNOWN or first == "models":
                 raise MethodNotAllowed.at(path, method, _allowed(rest))
-            case _:
-                raise NotFound(f"The path {path} does not exist, or does not support the method {method}.")
+            case _, [first, *_]:
+                text = f"The path {path} does not exist, or does not support the method {method}."
+                raise NotFound(f"{text} {NOT_PASSED_ON}" if first in {"batches", "files", "uploads"} else text)
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str) -> None:
         """Ask a model: the one that the body names, else that of `_model_and_query`, else the default one."""

@@ -10,6 +10,7 @@ from signoff.work.admin.people import create_token, identify, is_email
 from signoff.work.services import Services
 
 SESSION_SECONDS = 14 * 24 * 3600.0
+LINK_IS_USED = "This sign-in link was used already, or is too old. An admin makes a new one: signoff user link EMAIL"
 log = structlog.get_logger()
 
 
@@ -51,12 +52,13 @@ async def _check_password(services: Services, email: str, password: str, client:
 async def sign_in_with_link(services: Services, code: str) -> str:
     """Return a session token for the code of a sign-in link, which works once. Raises Unauthorized."""
     token = PREFIX + code
-    caller = await identify(services, token, "signin")
-    if not await services.store.people.end_token(digest(token)):
-        raise Unauthorized("This sign-in link was used already; ask an admin for a new one.")
+    try:
+        caller = await identify(services, token, "signin")
+    except Unauthorized:
+        raise Unauthorized(LINK_IS_USED) from None
     user = await services.store.people.user(caller.email)
-    if user is None or not user.active:
-        raise Unauthorized
+    if not await services.store.people.end_token(digest(token)) or user is None or not user.active:
+        raise Unauthorized(LINK_IS_USED)
     return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
 
 
