@@ -93,9 +93,10 @@ class OpenAIDoor(AsgiDoor):
                 await self._ask(scope, receive, send, caller, f"/v1/{rest}")
             case _, [first, *_] if f"/v1/{rest}" in KNOWN or first == "models":
                 raise MethodNotAllowed.at(path, method, _allowed(rest))
-            case _, [first, *_]:
+            case _, segments:
                 text = f"The path {path} does not exist, or does not support the method {method}."
-                raise NotFound(f"{text} {NOT_PASSED_ON}" if first in {"batches", "files", "uploads"} else text)
+                is_batch = segments[0] in {"batches", "files", "uploads"}
+                raise NotFound(f"{text} {NOT_PASSED_ON}" if is_batch else text)
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str) -> None:
         """Ask a model: the one that the body names, else that of `_model_and_query`, else the default one."""
