@@ -247,15 +247,8 @@ class HttpConnection(HttpToolsProtocol):
     def tick(self) -> None:
         """Let one second pass; refuse the client if it is too slow."""
         self._check_reading()
-        if self._is_half_closed:
-            self._seconds += 1
-            if self._seconds >= HALF_CLOSED_SECONDS:
-                self.transport.close()
-            return
         if self._phase == "idle":
-            self._seconds = 0 if self._is_answering() or self.pipeline else self._seconds + 1
-            if self._seconds > self.timeout_keep_alive:
-                self.transport.close()
+            self._tick_idle()
             return
         if self._is_served():
             return
@@ -275,6 +268,13 @@ class HttpConnection(HttpToolsProtocol):
             elif is_slow and self._body_seconds > limits.body_grace_seconds:
                 rate = limits.body_bytes_per_second
                 self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second."))
+
+    def _tick_idle(self) -> None:
+        """Close the connection if it is idle for too long, or if a client that sends no more waits for too long."""
+        is_served = self._is_answering() or bool(self.pipeline)
+        self._seconds = 0 if is_served and not self._is_half_closed else self._seconds + 1
+        if self._seconds > (HALF_CLOSED_SECONDS - 1 if self._is_half_closed else self.timeout_keep_alive):
+            self.transport.close()
 
     def _check_reading(self) -> None:
         """Close the connection if its client has read nothing for too long, which holds up the response."""
