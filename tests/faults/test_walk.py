@@ -11,7 +11,7 @@ from faults.tables import StoredJob
 from faults.walk import GUARD_CHECKS, check_events
 from signoff.core.access import Caller
 from signoff.core.filters import JobFilter
-from signoff.core.job import Guard
+from signoff.core.transitions import Guard
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, live, until
 
