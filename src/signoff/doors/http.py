@@ -150,7 +150,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
 
 def header(scope: Scope, name: bytes) -> str | None:
     """Return the first header with this name, which must be in lower case, as Latin-1 text."""
-    value = headers_of(scope).get(name)
+    value = (scope.get(HEADERS) or headers_of(scope)).get(name)
     return None if value is None else value.decode("latin-1")
 
 

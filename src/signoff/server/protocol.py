@@ -5,7 +5,7 @@ uvicorn's protocol bounds none of these. A client that exceeds a limit gets an e
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote
 
 import httptools
@@ -16,9 +16,6 @@ from signoff.doors.errors import PROBLEM, problem, raw_error_headers
 from signoff.doors.http import CONNECTION
 from signoff.errors import BadRequest, HeadTooLarge, Overloaded, RequestTimedOut, SignoffError
 from signoff.server.exchange import Exchange
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 TICK_SECONDS = 1
 # Seconds for which a client that was refused can still read the error, while all that it sends is dropped.
@@ -174,7 +171,7 @@ class HttpConnection(HttpToolsProtocol):
             self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on one connection.")
             raise self._error
         keeps_alive = self._complete_scope()
-        app = cast("ASGI3Application", self.app)
+        app = cast("Any", self.app)
         must_wait, self.cycle = self._is_answering(), self._exchange(keeps_alive=keeps_alive)
         if must_wait:
             self.flow.pause_reading()
@@ -187,7 +184,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def _complete_scope(self) -> bool:
         """Add to the scope what the request line says; return True if the client may send another request."""
-        parser, scope = cast("httptools.HttpRequestParser", self.parser), cast("dict[str, Any]", self.scope)
+        parser: Any = self.parser
+        scope: Any = self.scope
         version, url = parser.get_http_version(), httptools.parse_url(self.url)
         path = url.path.decode("ascii")
         scope["method"] = parser.get_method().decode("ascii")

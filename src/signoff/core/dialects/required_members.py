@@ -35,6 +35,9 @@ _NULL = msgspec.Raw(b"null")
 def missing_member(path: str, members: Members) -> str | None:
     """Return the name of a member that `path` requires and a body with `members` lacks or has as null; else None."""
     for group in REQUIRED_MEMBERS.get(path, ()):
-        if all(members.get(name, _NULL) == _NULL for name in group):
+        for name in group:
+            if members.get(name, _NULL) != _NULL:
+                break
+        else:
             return group[0]
     return None

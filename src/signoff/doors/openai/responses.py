@@ -115,7 +115,8 @@ def call_headers(call: Call) -> list[Header]:
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
     if reservation is not None:
         return [*headers, *gauge_headers(reservation.gauges)]
-    upstream_headers = call.inflight.attempt.upstream_headers
+    if not (upstream_headers := call.inflight.attempt.upstream_headers):
+        return headers
     return [*headers, *((name.encode(), value.encode()) for name, value in upstream_headers.items())]
 
 
