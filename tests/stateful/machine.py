@@ -273,18 +273,22 @@ class Machine(RuleBasedStateMachine):
 
     @possible("leave", "undo")
     @action(
-        verb=st.sampled_from(["open", "leave", "draft", "undo"]),
+        verb=st.sampled_from(["open", "renew", "leave", "draft", "assign", "escalate", "vote", "undo"]),
         index=indexes,
         reviewer=people,
         edit=edits,
         behind=rounds,
     )
     def review(self, verb: str, index: int, reviewer: str, edit: Edit, behind: int) -> None:
-        """Open, leave, draft or undo as a reviewer, perhaps for an earlier round."""
+        """Take a step of a reviewer without a decision, perhaps for an earlier round or on an earlier state."""
         job = self.job(verb, index, reviewer=reviewer)
         details: dict[str, dict[str, Any]] = {
             "open": {"changes": {"review_lease": reviewer}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
+            "renew": {"after_seconds": {"review_lease_until": 2 * TICK_SECONDS}},
             "leave": {},
+            "assign": {"changes": {"assignee": reviewer}},
+            "escalate": {"changes": {"review_queue": "chief"}, "after_seconds": {"escalated_at": 0}},
+            "vote": {"vote": Decision(verdict="approve", reviewer=reviewer), "seq": job.seq - behind},
             "draft": {"changes": {"draft": edit}},
             "undo": {},
         }

@@ -311,5 +311,5 @@ class Model:
 def request_for(verb: str, job: Job, **fields: object) -> TransitionRequest:
     """Return a transition request with the lease and the round of `job`."""
     return msgspec.structs.replace(
-        TransitionRequest(verb=verb, actor="sweeper", lease=job.lease, round=job.round), **fields
+        TransitionRequest(verb=verb, actor="sweeper", lease=job.lease, round=job.round, seq=job.seq), **fields
     )

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
-from signoff.core.job import Decision, JobError
+from signoff.core.job import Decision, Edit, JobError
 from signoff.core.reviews.policy import Policy
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.stores import claims, deliveries, jobs, transitions
@@ -77,6 +77,7 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
     wake_a_parked_run(place)
     lapse_a_lease(place)
     reject_an_answer(place)
+    vote_on_an_answer(place)
     assert verbs_to_do() == set()
 
 
@@ -98,6 +99,18 @@ def lapse_a_lease(place: ControlledDatabase) -> None:
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=-1)
     machine.sweep(index=0, is_mistake=True, verb="lapse")
+    machine.teardown()
+
+
+def vote_on_an_answer(place: ControlledDatabase) -> None:
+    """Take the steps of the machine that lead to `renew` and `vote`, and compare the store with its model."""
+    machine = Machine(place)
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
+    machine.claim(limit=1, lease=3)
+    machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    for verb in ("open", "renew", "vote"):
+        machine.review(verb, index=0, reviewer="ann", edit=Edit(), behind=0)
     machine.teardown()
 
 
