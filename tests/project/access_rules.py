@@ -25,7 +25,6 @@ CHECKS = {
     "_get_changeable",
     "_load_own",
     "check_queue_of",
-    "check_reviewer",
     "load_held",
     "_load_run",
     "_narrow",

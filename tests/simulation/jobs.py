@@ -211,6 +211,7 @@ class MemoryJobs:
         if job is None:
             raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
         before = job
+        decision = next((request.decision for request in requests if request.decision is not None), None)
         for request in requests:
             if not self._tables.may(request.verb, job, request, tx.now):
                 raise self._stale_error(job, request, tx.now)
@@ -223,7 +224,7 @@ class MemoryJobs:
                 tx.votes.append(_vote_record(job, request.decision, tx.now))
             tx.changes.extend(changes_of(job))
             create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
-            draft = draft_of(request.verb, before, job, requests[0].decision)
+            draft = draft_of(request.verb, before, job, decision)
             tx.drafts += [] if draft is None else [draft]
         if job.is_terminal:
             self._propagate_end(tx, job, requests[-1].actor)

@@ -41,6 +41,7 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
     Raises Stale, JobNotFound, and Unreadable if this process cannot sign the receipt of a verdict.
     """
     before = _held_job(tx, job_id, requests)
+    decision = next((request.decision for request in requests if request.decision is not None), None)
     if len(requests) == 1:
         versions = [_apply_one(tx, job_id, requests[0])]
     else:
@@ -48,7 +49,7 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
             versions = [_apply_one(tx, job_id, request) for request in requests]
     for job, request in zip(versions, requests, strict=True):
         _record_transition(tx, job, request)
-        draft = None if before is None else draft_of(request.verb, before, job, requests[0].decision)
+        draft = None if before is None else draft_of(request.verb, before, job, decision)
         if draft is not None:
             tx.at_end(append_receipts, draft)
     if versions[-1].is_terminal:

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job, Verdict
 from signoff.core.reviews.bulk import MAX_BULK, SINGLE_SHARE, Bulk, BulkItem, BulkState, needs_single_decision
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
 from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
-from signoff.work.reviews.held import check_reviewer, user_left_out
+from signoff.work.reviews.held import user_left_out
 from signoff.work.services import Services
 
 
@@ -23,7 +23,7 @@ async def select_bulk(
     Left out are answers that others have open, that the caller asked for, that have a draft, and that need single
     decisions; and of the others a random share, so that nobody can tell which of them those are.
     """
-    check_reviewer(caller)
+    check_may_review(caller)
     if verdict == "reject" and not reason:
         raise BadRequest("`reason` is needed to reject answers: their callers get it.")
     left_out, now = await user_left_out(services, caller), services.clock()
@@ -113,7 +113,7 @@ async def _is_decided(services: Services, bulk: Bulk, item: BulkItem) -> bool:
 
 
 async def _load_own(services: Services, caller: Caller, bulk_id: str) -> Bulk:
-    check_reviewer(caller)
+    check_may_review(caller)
     bulk = await services.store.reviews.bulk(bulk_id)
     if bulk is None or bulk.reviewer != caller.email:
         raise NotFound(f"There is no bulk decision {bulk_id} of yours; they are kept for a day.")

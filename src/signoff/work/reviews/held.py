@@ -1,6 +1,6 @@
 """Held answers: who may see them on the desk, and who may decide on them."""
 
-from signoff.core.access import Caller, may_review
+from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.queues import EVERYBODYS, MAX_QUEUES
 from signoff.errors import Forbidden, Stale
@@ -11,18 +11,12 @@ from signoff.work.services import Services
 MAX_QUEUES_READ = 100
 
 
-def check_reviewer(caller: Caller) -> None:
-    """Raise Forbidden unless `caller` may see held answers and decide on them."""
-    if not may_review(caller):
-        raise Forbidden("Only a reviewer or an admin may review.")
-
-
 async def load_held(services: Services, caller: Caller, job_id: str) -> Job:
     """Return a held job in a queue of `caller`.
 
     Raises Forbidden, JobNotFound, and Stale with the reason if the job is not held.
     """
-    check_reviewer(caller)
+    check_may_review(caller)
     job = await load_job(services, job_id)
     if job.status != "human":
         raise Stale(f"The job is {job.status}, not in review{await _reason_of_end(services, job)}.", job_id=job_id)
@@ -52,7 +46,7 @@ async def _is_theirs(services: Services, caller: Caller, job: Job) -> bool:
 
 async def queues_of(services: Services, caller: Caller) -> list[str]:
     """Return the names of the queues with held answers that `caller` may see, the queue of all reviewers always."""
-    check_reviewer(caller)
+    check_may_review(caller)
     held = await services.store.reviews.held_queues(MAX_QUEUES)
     if caller.role != "admin":
         own = {EVERYBODYS, *await services.store.review_queues.of_member(caller.email)}
@@ -62,7 +56,7 @@ async def queues_of(services: Services, caller: Caller) -> list[str]:
 
 async def check_queue_of(services: Services, caller: Caller, queue: str) -> None:
     """Raise Forbidden unless `caller` belongs to `queue`."""
-    check_reviewer(caller)
+    check_may_review(caller)
     if caller.role == "admin" or queue == EVERYBODYS:
         return
     if queue not in await services.store.review_queues.of_member(caller.email):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_may_review
 from signoff.core.filters import Page
 from signoff.core.job import Job, Vote
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, VoteRecord
 from signoff.core.reviews.votes import Agreement, agreement, is_open_ballot, votes_needed
-from signoff.work.reviews.held import check_queue_of, check_reviewer, queues_of
+from signoff.work.reviews.held import check_queue_of, queues_of
 from signoff.work.services import Services
 
 MAX_COUNT = 1000
@@ -66,7 +66,7 @@ async def past_verdicts(
     services: Services, caller: Caller, *, after: tuple[int, str] | None, limit: int
 ) -> list[PastVerdict]:
     """Return verdicts of `caller`, the newest first."""
-    check_reviewer(caller)
+    check_may_review(caller)
     votes = await services.store.reviews.verdicts_of(caller.email, after=after, limit=limit)
     job_ids = list({vote.job_id for vote in votes})
     decisions = await services.store.reviews.decisions(job_ids)
@@ -98,7 +98,7 @@ async def queue_depths(services: Services, caller: Caller) -> list[QueueDepth]:
 
 async def recent_agreement(services: Services, caller: Caller) -> Agreement:
     """Return how far reviewers agree: the first two votes on each answer among the latest VOTES_COMPARED votes."""
-    check_reviewer(caller)
+    check_may_review(caller)
     votes = await services.store.reviews.blind_votes(VOTES_COMPARED)
     by_round = dict[tuple[str, int], list[str]]()
     for vote in sorted(votes, key=lambda vote: vote.at):
@@ -109,6 +109,6 @@ async def recent_agreement(services: Services, caller: Caller) -> Agreement:
 
 async def asker_of(services: Services, caller: Caller, job: Job) -> str | None:
     """Return the email of the user who asked for the answer; None for nobody's."""
-    check_reviewer(caller)
+    check_may_review(caller)
     user, _ = await services.store.people.owner(job.user_id, job.token_id)
     return None if user is None else user.email

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.queues import EVERYBODYS, NextReview
 from signoff.errors import BadRequest, Stale
@@ -13,7 +13,6 @@ from signoff.store import TransitionRequest
 from signoff.work.reviews.held import (
     MAX_QUEUES_READ,
     check_queue_of,
-    check_reviewer,
     load_held,
     queues_of,
     user_left_out,
@@ -31,7 +30,7 @@ async def take_next(services: Services, caller: Caller, queue: str | None, skip:
     Answers that are assigned to the caller come first, then by priority, deadline and age. Those that somebody has
     open, that the caller has voted on or asked for, and those in `skip` are left out. Raises Forbidden, BadRequest.
     """
-    check_reviewer(caller)
+    check_may_review(caller)
     if len(skip) > MAX_SKIPPED:
         raise BadRequest(f"`skip` must have at most {MAX_SKIPPED} ids (got {len(skip)}).")
     if queue is not None:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.access import Caller, check_admin
+from signoff.core.access import Caller, check_admin, check_may_review
 from signoff.core.allow_list import checked_host
 from signoff.core.reviews.queues import ReviewQueue, check_queue, checked_reasons
 from signoff.core.signing import Secret
 from signoff.errors import BadRequest, NotFound
-from signoff.work.reviews.held import check_reviewer
 from signoff.work.services import Services
 
 
@@ -39,7 +38,7 @@ class QueueChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 async def list_queues(services: Services, caller: Caller) -> list[ReviewQueue]:
     """Return all queues for an admin, and their own for a reviewer. Raises Forbidden."""
-    check_reviewer(caller)
+    check_may_review(caller)
     queues = await services.store.review_queues.all()
     return [queue for queue in queues if caller.role == "admin" or caller.email in queue.members]
 
@@ -97,7 +96,7 @@ async def remove_queue(services: Services, caller: Caller, name: str) -> None:
 
 async def list_reasons(services: Services, caller: Caller) -> list[str]:
     """Return the reasons for rejections. Raises Forbidden."""
-    check_reviewer(caller)
+    check_may_review(caller)
     return await services.store.review_queues.reasons()
 
 
