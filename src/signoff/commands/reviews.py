@@ -24,7 +24,7 @@ from signoff.core.job import Edit, Job
 from signoff.core.reviews.item import text_of
 from signoff.errors import SignoffError
 from signoff.settings import load
-from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, release_verdict, save_draft, undo_verdict
+from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, release_verdict, save_draft, undo_verdict
 from signoff.work.reviews.leases import LOCK_SECONDS, MAX_SKIPPED, lock_for_review, take_next
 from signoff.work.reviews.queues import list_reasons
 from signoff.work.services import Services
@@ -129,8 +129,7 @@ async def _send_back(session: Session, job: Job) -> Result:
 
 async def _decide(session: Session, job: Job, request: VerdictRequest) -> Result:
     seconds = session.services.rules.release_after_seconds
-    request = msgspec.structs.replace(request, release_seconds=seconds)
-    decided = await decide_with_draft(session.services, OPERATOR, job.id, request)
+    decided = await decide_on_desk(session.services, OPERATOR, job.id, request)
     if decided.release_at is not None:
         session.pending.append(decided)
         out.print(f"  {request.verdict}; u undoes it within {seconds:g} seconds.")

@@ -16,7 +16,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import INTS, parse_json
 from signoff.errors import BadRequest
 from signoff.work.reviews.bulk import apply_bulk, select_bulk, undo_bulk
-from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, save_draft, undo_verdict
+from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.history import (
     PastVerdict,
@@ -257,9 +257,8 @@ async def post_decide(
         edit=_edit(wanted),
         round=wanted.round,
         instruction=wanted.instruction,
-        release_seconds=services.rules.release_after_seconds,
     )
-    return _state(await decide_with_draft(services, caller, job_id, verdict_request))
+    return _state(await decide_on_desk(services, caller, job_id, verdict_request))
 
 
 @post("/{job_id:str}/undo", status_code=200, summary="Undo a verdict")

@@ -14,7 +14,6 @@ from signoff.core.pipelines.tree import Call
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.queues import NO_DEADLINE, RANK_OF_PRIORITY
 from signoff.core.reviews.ruling import Ruling
-from signoff.core.stream import Stream
 from signoff.core.usage import UsageTotals
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.metadata import metadata, partial_index
@@ -388,22 +387,6 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("counter", JsonColumn(Counter), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
-)
-
-streams = sa.Table(
-    "streams",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("stream", JsonColumn(Stream), nullable=False),
-    sa.Column("updated_at", sa.BigInteger, nullable=False),
-)
-
-stream_leads = sa.Table(
-    "stream_leads",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("holder", sa.Text, nullable=False),
-    sa.Column("until", sa.BigInteger, nullable=False),
 )
 
 versions = sa.Table(

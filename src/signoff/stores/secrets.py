@@ -15,7 +15,8 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.receipts_schema import receipt_keys
-from signoff.stores.schema import encryption_keys, jobs, keys, streams
+from signoff.stores.schema import encryption_keys, jobs, keys
+from signoff.stores.streams_schema import streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 

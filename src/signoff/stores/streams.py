@@ -9,7 +9,7 @@ from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
-from signoff.stores.schema import stream_leads, streams
+from signoff.stores.streams_schema import stream_leads, streams
 from signoff.stores.transitions import SECOND
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx

@@ -145,6 +145,15 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
     return await decide(services, caller, job_id, complete)
 
 
+async def decide_on_desk(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
+    """Record the verdict with the saved draft; it can be undone for the time that the settings give the desk.
+
+    Raises what `decide_with_draft` raises.
+    """
+    request = msgspec.structs.replace(request, release_seconds=services.rules.release_after_seconds)
+    return await decide_with_draft(services, caller, job_id, request)
+
+
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
     """Withdraw a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
     job = await load_held(services, caller, job_id)
