@@ -16,18 +16,18 @@ TIMEOUT_SECONDS = 20.0
 class SmtpMailer:
     """An SMTP server at a URL; see `deliverer.Mailer`. Each message has a connection of its own."""
 
-    def __init__(self, url: str, *, sender: str) -> None:
+    def __init__(self, url: str, *, from_address: str) -> None:
         parts = urlsplit(url)
         self._is_tls = parts.scheme == "smtps"
         self._host = parts.hostname or ""
         self._port = parts.port or (465 if self._is_tls else 587)
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
-        self._sender = sender
+        self._from_address = from_address
 
     async def send(self, message_id: str, to: Sequence[str], subject: str, text: str) -> None:
         """See `deliverer.Mailer`."""
         message = EmailMessage()
-        message["From"], message["To"], message["Subject"] = self._sender, ", ".join(to), subject
+        message["From"], message["To"], message["Subject"] = self._from_address, ", ".join(to), subject
         message["Date"], message["Message-ID"] = formatdate(), f"<{message_id}@signoff>"
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answer by a machine
         message.set_content(text)

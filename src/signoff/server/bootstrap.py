@@ -327,7 +327,7 @@ def _mailer(settings: Settings) -> Mailer | None:
         return None
     from signoff.deliverers.smtp import SmtpMailer
 
-    return SmtpMailer(settings.smtp_url.get_secret_value(), sender=settings.smtp_from)
+    return SmtpMailer(settings.smtp_url.get_secret_value(), from_address=settings.smtp_from)
 
 
 def _rules(settings: Settings) -> Rules:
