@@ -83,6 +83,11 @@ async def test_a_reviewer_takes_an_answer_sees_all_of_it_and_approves_it(tmp_pat
         assert [entry["text"] for entry in item["transcript"]] == ["Never promise.", "May I?"]
         assert (item["answer"], item["user"], item["round"]) == ("May I?", "ursula@x.org", 1)
         assert {"ruling", "policy", "rule", "audit"} & item.keys() == set()
+        seen = {
+            name: str(await it.server.ask("GET", f"/api/jobs/{job['job_id']}/events", it.tokens[name]))
+            for name in ("ann", "ada")
+        }
+        assert ("ruling" in seen["ann"], "ruling" in seen["ada"]) == (False, True)
         assert await it.ask("bob", "POST", "/next") == (204, "")
         status, error = await it.decide("bob", job["job_id"], "approve")
         assert (status, "ann@x.org has it open" in error["detail"]) == (409, True)

@@ -117,7 +117,7 @@ class JobEvent(Event, frozen=True, kw_only=True):
 async def list_events(services: Services, caller: Caller, job_id: str) -> list[JobEvent]:
     """Return the events of the job, oldest first. Raises JobNotFound.
 
-    Callers who may not review see no data, and not who acted.
+    Callers who may not review see no data, and not who acted; reviewers see no ruling.
     """
     await get_job(services, caller, job_id)
     return [_as_seen_by(caller, event) for event in await services.store.jobs.events(job_id)]
@@ -127,6 +127,8 @@ def _as_seen_by(caller: Caller, event: Event) -> JobEvent:
     members = msgspec.structs.asdict(event)
     if not may_review(caller):
         members |= {"data": {}, "actor": public_actor(caller, event.actor)}
+    elif caller.role != "admin":  # which rule matched, or a draw by lot, could sway a reviewer
+        members |= {"data": {name: value for name, value in event.data.items() if name != "ruling"}}
     return JobEvent(**members, is_final=event.data.get("status") in TERMINAL)
 
 
