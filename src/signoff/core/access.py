@@ -111,6 +111,12 @@ def may_review(caller: Caller) -> bool:
     return caller.role in {"admin", "reviewer"}
 
 
+def check_may_review(caller: Caller) -> None:
+    """Raise Forbidden unless `caller` may review."""
+    if not may_review(caller):
+        raise Forbidden("Only a reviewer or an admin may review.")
+
+
 def public_actor(caller: Caller, actor: str) -> str:
     """Return the name of an actor as `caller` may see it: not the address of another user or of a process.
 
