@@ -6,6 +6,19 @@ from typing import Protocol
 from signoff.core.delivery import OutgoingMessage
 
 
+class Guardrail(Protocol):
+    """An adapter that asks a webhook of the operator's, whose answer counts."""
+
+    async def ask(self, message: OutgoingMessage, *, seconds: float) -> bytes:
+        """Send `message`, and return the body of the receiver's answer, which comes within `seconds`.
+
+        Raises:
+            AddressRefused: The address is not valid, or the allow-list does not permit it.
+            Undelivered: The receiver did not answer in time, not with the status 200, or with too large a body.
+        """
+        ...
+
+
 class Deliverer(Protocol):
     """An adapter that sends messages of one `DeliveryKind`. Any number of `send` calls may run at the same time.
 

@@ -9,6 +9,7 @@
     ├── Unauthorized 401
     │   └── TokenExpired
     ├── Forbidden 403
+    │   └── AnswerRejected
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     │       └── NoDefaultModel
@@ -198,6 +199,12 @@ class Forbidden(SignoffError):
 
     status, code = 403, "forbidden"
     kind = "invalid_request_error"
+
+
+class AnswerRejected(Forbidden):
+    """A policy of the server, or a reviewer, rejected the answer; the message is the reason."""
+
+    code = "rejected"
 
 
 class NotFound(SignoffError):

@@ -21,6 +21,7 @@ from fakes.http_server import (
     whole,
 )
 from fakes.remembering import keep_history
+from fakes.scoring import give_logprobs, moderate
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 # Odd spaces, escapes and numbers show whether somebody decodes and encodes again.
@@ -154,6 +155,8 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "no-edits": _no_edits,
     "keep": _keep,
     "remember": keep_history,
+    "logprobs": give_logprobs,
+    "moderate": moderate,
     "gone": raw(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "rows": whole(ROWS, content_type="application/x-ndjson"),
     "speech": whole(SOUND, content_type="audio/mpeg"),

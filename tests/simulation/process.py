@@ -35,6 +35,7 @@ from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
+from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -241,6 +242,7 @@ class Process:
                 callers=CallerCache(store.people),
                 streams=StreamCache(store.streams, []),  # type: ignore[arg-type]
                 limits=LimitCache(store.quotas),
+                policies=PolicyCache(store.policies),
                 responses=CheckedResponseCache(cache, background, self._checker),
             ),
             runtime=Runtime(

@@ -1,8 +1,10 @@
 """Webhooks by HTTP POST: to checked addresses, without redirects, within a time limit."""
 
+import asyncio
 import io
 import os
 from collections.abc import Sequence
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -17,6 +19,7 @@ from signoff.infra.tls import tls_fault
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
+MAX_ANSWER_BYTES = 64 * 1024
 
 
 class HttpDeliverer:
@@ -58,6 +61,24 @@ class HttpDeliverer:
 
     async def send(self, message: OutgoingMessage) -> int:
         """See `deliverer.Deliverer`."""
+        status, _ = await self._post(message, max_bytes=0)
+        return status
+
+    async def ask(self, message: OutgoingMessage, *, seconds: float) -> bytes:
+        """See `deliverer.Guardrail`."""
+        try:
+            async with asyncio.timeout(seconds):
+                status, body = await self._post(message, max_bytes=MAX_ANSWER_BYTES)
+        except TimeoutError as error:
+            raise Undelivered(f"The receiver did not answer within {seconds:g} s.") from error
+        if status != HTTPStatus.OK:
+            raise Undelivered(f"The receiver answered with status {status}.")
+        if len(body) > MAX_ANSWER_BYTES:
+            raise Undelivered(f"The answer of the receiver is larger than {MAX_ANSWER_BYTES} bytes.")
+        return body
+
+    async def _post(self, message: OutgoingMessage, *, max_bytes: int) -> tuple[int, bytes]:
+        """Send `message`, and return the status of the answer, and up to `max_bytes` and one of its body."""
         if self._session is None:
             raise RuntimeError("HttpDeliverer.start() was not awaited")
         url = _parse_url(message.address)
@@ -68,7 +89,7 @@ class HttpDeliverer:
             proxy = self._find_proxy(url)
             session = self._session if proxy is None else self._proxy_session or self._session
             async with session.post(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response:
-                return response.status
+                return response.status, await _read(response, max_bytes)
         except TimeoutError as error:
             raise Undelivered("The receiver did not answer in time.") from error
         except aiohttp.ClientConnectorDNSError as error:
@@ -101,6 +122,13 @@ class HttpDeliverer:
         if not self._proxies or not (self._allow_list.names(host) or parse_literal(host) is not None):
             return None
         return self._proxies.find(url)
+
+
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    body = b""
+    while 0 < max_bytes >= len(body) and (chunk := await response.content.read(max_bytes + 1 - len(body))):
+        body += chunk
+    return body
 
 
 def _parse_url(url: str) -> URL:

@@ -64,6 +64,8 @@ class Attempt:
         """Errors of endpoints that are to blame only if another endpoint answers the request."""
         self.upstream_headers: dict[str, str] = {}
         """Headers of the upstream about its rate limits, by name in lower case."""
+        self.wants_logprobs = False
+        """True if the request asks for log-probabilities for the policies of the job, and not for its caller."""
         self.is_reserved = False
         """True once the job is known to be within its limits."""
         self.reservation: Reservation | None = None

@@ -53,6 +53,7 @@ from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
+from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -194,13 +195,15 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
     caches = _caches(settings, store, vault, background)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
     topics = TopicDeliverer(caches.streams.find, transport_to, random_float=random.random)
+    webhooks = HttpDeliverer(rules.allow_list, proxies=Proxies.from_environment())
     return Services(
         store=store,
         adapters=Adapters(
             broker=_broker(settings),
             engines=_engines(settings, upstream, logs),
-            deliverers=_deliverers(settings, rules.allow_list, topics),
+            deliverers=_deliverers(settings, webhooks, topics),
             mailer=_mailer(settings),
+            guardrail=webhooks,
             transport_to=transport_to,
             vault=vault,
             proxies=Proxies.from_environment(),
@@ -248,6 +251,7 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
         callers=CallerCache(store.people),
         streams=StreamCache(store.streams, settings.declared_streams(vault.seal)),
         limits=LimitCache(store.quotas),
+        policies=PolicyCache(store.policies),
         responses=ResponseCache(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
     )
 
@@ -308,9 +312,9 @@ def _broker(settings: Settings) -> Broker:
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
 
 
-def _deliverers(settings: Settings, allow_list: AllowList, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
+def _deliverers(settings: Settings, webhooks: Deliverer, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
     deliverers: dict[DeliveryKind, Deliverer] = {
-        "webhook": HttpDeliverer(allow_list, proxies=Proxies.from_environment()),
+        "webhook": webhooks,
         "topic": topics,
     }
     if settings.redis_url is not None:

@@ -44,6 +44,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         "people": lambda: _invalidate_people(services),
         "prices": services.caches.prices.invalidate,
         "limits": services.caches.limits.invalidate,
+        "policies": services.caches.policies.invalidate,
         "cache": services.caches.responses.invalidate,
         "compositions": services.caches.library.invalidate,
         "functions": services.caches.functions.invalidate,

@@ -16,6 +16,7 @@ from signoff.core.cache import CacheState
 from signoff.core.dialects.answer import Usage
 from signoff.core.job import Event, Job, JobError
 from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.ruling import Ruling
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.schema import calls
 from signoff.stores.transitions import event_of, initial_data
@@ -62,6 +63,7 @@ class PackedCall(msgspec.Struct, array_like=True, frozen=True):
     cache: CacheState | None
     cache_key: str | None
     headers: dict[str, str] | None = None
+    ruling: Ruling | None = None
 
     @property
     def usage(self) -> Usage | None:

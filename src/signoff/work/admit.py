@@ -17,7 +17,8 @@ from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
-from signoff.core.reviews.policy import Policy, policy_for, review_for
+from signoff.core.reviews.policy import policy_for, review_for
+from signoff.core.reviews.request_values import RequestFacts
 from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user
@@ -26,6 +27,7 @@ from signoff.work.inference.headers import requested_headers
 from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
 from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
+from signoff.work.reviews.policies import Governance, govern
 from signoff.work.services import Services
 
 MAX_KEY_LENGTH = 255
@@ -46,7 +48,7 @@ async def admit(services: Services, ask: Ask) -> Job:
     if ask.key_id is not None:
         await key_of_user(services, ask.caller.user_id, ask.key_id)
     if ask.pipeline is not None:
-        return _pipeline_job(services, ask, ask.pipeline)
+        return await _pipeline_job(services, ask, ask.pipeline)
     references = NO_REFERENCES if creates_no_object(ask.path) else await find_references(services, ask)
     if references.subject is not None:
         ask = msgspec.structs.replace(ask, target=owner_of(references.subject))
@@ -58,16 +60,17 @@ async def admit(services: Services, ask: Ask) -> Job:
         return await _model_job(services, ask, target, sampling, references)
     if isinstance(target, Prompt):
         return await _prompt_job(services, ask, target, references)
-    return _pipeline_job(services, ask, target)
+    return await _pipeline_job(services, ask, target)
 
 
-def _pipeline_job(services: Services, ask: Ask, pipeline: Pipeline) -> Job:
+async def _pipeline_job(services: Services, ask: Ask, pipeline: Pipeline) -> Job:
     """Return a run of `pipeline`. A run has no cache key, as functions may depend on the time. Raises BadRequest."""
     if ask.path not in {CHAT, MESSAGES, PREDICT}:
         raise BadRequest(f"{pipeline.name!r} is a pipeline; send the request to {CHAT} or {MESSAGES} (got {ask.path}).")
     parse_arguments(ask.body, parameter_names(pipeline))
     policy = policy_for(None, ask.door_review, services.rules.policy)
-    job = _new_job(services, ask, pipeline, policy, path=ask.path, cache_key=None)
+    governed = await govern(services, _facts(ask, pipeline, ask.path), policy)
+    job = _new_job(services, ask, pipeline, governed, path=ask.path, cache_key=None)
     return msgspec.structs.replace(
         job,
         pipeline_id=pipeline.id,
@@ -93,13 +96,15 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
     name = prompt.model or model.name
     path, body = render_request(prompt, name, ask.path, ask.body, max_bytes=services.rules.max_body_bytes)
     rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
-    job = await _model_job(services, rendered, model, parse_sampling(body), references)
+    job = await _model_job(services, rendered, model, parse_sampling(body), references, prompt=prompt.name)
     fingerprint = None if job.fingerprint is None else _fingerprint(ask, job.headers)
-    return msgspec.structs.replace(job, prompt=prompt.name, prompt_version=prompt.version, fingerprint=fingerprint)
+    return msgspec.structs.replace(job, prompt_version=prompt.version, fingerprint=fingerprint)
 
 
-async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, references: References) -> Job:
-    """Return the job that calls `model`.
+async def _model_job(
+    services: Services, ask: Ask, model: Model, sampling: Sampling, references: References, *, prompt: str | None = None
+) -> Job:
+    """Return the job that calls `model`, with a body that was rendered from `prompt`.
 
     Raises NotFound if the model does not serve the path, and MissingParameter.
     """
@@ -107,19 +112,34 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
     _check_route(ask, model)
     review = "always" if references.is_held else model.review
-    policy = policy_for(review_for(ask.path, review), ask.door_review, services.rules.policy)
-    if policy.may_hold:
-        await hold_objects(services, references.changing_ids)
     path = path_for(model, ask.path, ask.body)
+    policy = policy_for(review_for(ask.path, review), ask.door_review, services.rules.policy)
+    governed = await govern(services, _facts(ask, model, path, prompt), policy, applies=ask.path != COUNT_TOKENS)
+    if governed.policy.may_hold:
+        await hold_objects(services, references.changing_ids)
     if path != PREDICT:
         members = read_members(ask.body)
         is_strict = ask.requires_members or ask.path in {MESSAGES, COUNT_TOKENS}  # these have no free form
         if is_strict and (name := missing_member(ask.path, members)) is not None:
             raise MissingParameter(name)
     headers, cache_key = requested_headers(services, ask, model), None
-    if creates_object(path):
-        cache_key = cache_key_for(services, ask, model, policy, sampling=sampling, path=path, headers=headers)
-    return _new_job(services, ask, model, policy, path=path, cache_key=cache_key, headers=headers)
+    if governed.is_cacheable and creates_object(path):
+        cache_key = cache_key_for(services, ask, model, governed.policy, sampling=sampling, path=path, headers=headers)
+    job = _new_job(services, ask, model, governed, path=path, cache_key=cache_key, headers=headers)
+    return job if prompt is None else msgspec.structs.replace(job, prompt=prompt)
+
+
+def _facts(ask: Ask, target: Model | Pipeline, path: str, prompt: str | None = None) -> RequestFacts:
+    return RequestFacts(
+        path=path,
+        target=ask.target or target.name,
+        model=target.name,
+        door=ask.door,
+        body=ask.body,
+        metadata=ask.metadata,
+        prompt=prompt,
+        user=ask.caller.email,
+    )
 
 
 def _check_route(ask: Ask, model: Model) -> None:
@@ -139,7 +159,7 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
     services: Services,
     ask: Ask,
     target: Model | Pipeline,
-    policy: Policy,
+    governed: Governance,
     *,
     path: str,
     cache_key: str | None,
@@ -149,6 +169,7 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
 
     A waiting call starts with its first attempt and a lease; a queued job waits for a worker to claim it.
     """
+    policy = governed.policy
     rules, job_id, is_now = services.rules, services.ids.new_id(), ask.lane == "now"
     attempts = target.attempts if isinstance(target, Model) else rules.later_attempts
     # A client that lost its connection during a review finds its job by the fingerprint when it retries.
@@ -167,6 +188,7 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
         metadata=ask.metadata,
         priority=ask.priority,
         policy=policy,
+        ruling=governed.ruling,
         client_id=ask.client_id,
         idempotency_key=ask.idempotency_key,
         fingerprint=_fingerprint(ask, headers) if needs_fingerprint else None,

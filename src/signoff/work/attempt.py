@@ -6,6 +6,7 @@ The lanes differ in their recorder, which writes down what came of the attempt, 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -22,12 +23,13 @@ from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, Sign
 from signoff.infra.logging import JOB_ID
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.caching import revalidate, store_answer
-from signoff.work.inference.metering import count_usage, record_wasted
+from signoff.work.inference.metering import count_usage, record_wasted, usage_columns
 from signoff.work.inference.ownership import check_not_held, judge_again
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
 from signoff.work.reviews.judge import judge
+from signoff.work.reviews.policies import check_not_rejected
 from signoff.work.services import Services
 
 # A waiting caller gets the error at once if the model asks for a longer wait before the next try.
@@ -67,7 +69,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         attempt.outcome = await _outcome(services, attempt, perform)
         await count_usage(services, attempt)
         attempt.job = await revalidate(services, attempt.job)
-        attempt.job = await judge(services, attempt.job, attempt.outcome)
+        await judge(services, attempt, perform, partial(_ask_other, services, attempt))
         settled = await recorder.settle(attempt.outcome)
     except RunParked as parked:
         services.runtime.leases.drop(attempt.job.id)
@@ -101,6 +103,7 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
     try:
         if not attempt.job.is_waiting_call:
             attempt.job = await judge_again(services, attempt.job)
+        check_not_rejected(attempt.job)
         await reserve(services, attempt)
         await _ask(services, attempt, perform)
         if not creates_no_object(attempt.job.path):
@@ -131,6 +134,28 @@ async def _ask(services: Services, attempt: Attempt, perform: Perform) -> None:
             await _wait_before_retry(services, attempt, error)
         else:
             return
+
+
+async def _ask_other(services: Services, attempt: Attempt, name: str) -> bool:
+    """Ask the model `name` as well; if it answers, its answer replaces that of `attempt`. Its usage counts anyway."""
+    job = attempt.job
+    other = Attempt(msgspec.structs.replace(job, target=name, key_id=None), stream=False)
+    other.arrived_at = asyncio.get_running_loop().time()
+    try:
+        other.start()
+        await ask_model(services, other)
+        other.outcome = answer_of(other.job, other.body, other.events)
+    except Exception as error:  # noqa: BLE001 -- the first answer stays, and a person looks at it
+        log.warning("policy_ask_failed", job_id=job.id, model=name, error=repr(error))
+    await count_usage(services, other)
+    counted = {column: getattr(other.job, column) for column in usage_columns(other.job)}
+    if other.outcome is None:
+        attempt.job = msgspec.structs.replace(job, **counted)
+        return False
+    attempt.job = msgspec.structs.replace(job, model=other.job.model, cache="bypass", **counted)
+    attempt.outcome, attempt.body, attempt.events = other.outcome, other.body, other.events
+    attempt.wants_logprobs = other.wants_logprobs
+    return True
 
 
 async def _wait_before_retry(services: Services, attempt: Attempt, error: SignoffError) -> None:

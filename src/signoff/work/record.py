@@ -239,6 +239,10 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
 
 
 def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:
+    """Return the end of a job that is stored only now. An answer that a policy has not let pass is not stored so."""
+    is_passed = job.ruling is not None and job.ruling.outcome == "pass"
+    if isinstance(outcome, Answer) and job.policy.may_hold and not is_passed:
+        return msgspec.structs.replace(job, status="fail", error=INTERRUPTED, lease=None)
     if isinstance(outcome, Answer):
         changes = {"response": outcome.body, "usage": outcome.usage, "upstream_object_id": outcome.upstream_object_id}
         return msgspec.structs.replace(job, status="success", lease=None, **changes)

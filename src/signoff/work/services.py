@@ -12,7 +12,7 @@ from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
-from signoff.deliverer import Deliverer, Mailer
+from signoff.deliverer import Deliverer, Guardrail, Mailer
 from signoff.engine import Engine
 from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.vault import Vault
@@ -31,6 +31,7 @@ from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
+from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -113,6 +114,8 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Factory of the transport of a stream."""
     vault: Vault
     """Encryption of stored secrets."""
+    guardrail: Guardrail | None = None
+    """Way to the webhooks of policies; None if there is none."""
     proxies: Proxies = NO_PROXIES
     """Proxies for requests to models."""
 
@@ -136,6 +139,8 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
     """Streams by name, those of the settings included."""
     limits: LimitCache
     """Limits by user, token and model."""
+    policies: PolicyCache
+    """Named review policies, compiled."""
     responses: ResponseCache
     """Signed-off answers that may be given again."""
 

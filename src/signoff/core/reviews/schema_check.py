@@ -123,8 +123,12 @@ def _resolve(schema: JsonObject, reference: str) -> object:
     """Return the part of `schema` that a reference such as `#/$defs/a` points to. Raises an Exception of any kind."""
     if not reference.startswith("#"):
         raise ValueError("the schema refers to another document")
-    node: object = schema
+    node: Any = schema
     for step in reference.removeprefix("#").split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
-        node = cast("list[object]", node)[int(name)] if isinstance(node, list) else node[name]
+        node = _item(node, name)
     return node
+
+
+def _item(node: Any, name: str) -> object:
+    return node[int(name) if isinstance(node, list) else name]

@@ -18,6 +18,7 @@ from signoff.core.reviews.policy import policy_for, review_for, stricter
 from signoff.core.upstream_objects import can_change, creates_no_object, ids_in_route, referenced_ids
 from signoff.engine import Sink
 from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld
+from signoff.work.reviews.policies import govern_job
 from signoff.work.services import Services
 
 MAX_REFERENCES = 10_000
@@ -69,17 +70,21 @@ async def find_references(services: Services, ask: Ask) -> References:
 async def judge_again(services: Services, job: Job) -> Job:
     """Return a queued job under the stricter of its policy and the one that applies now.
 
-    Its model may have come under review since its admission, or an object that it names.
+    Its model may have come under review since its admission, or an object that it names, or other policies may apply.
     """
-    if job.policy.may_hold or job.pipeline_id is not None:
-        return job
-    model = await services.caches.models.find(job.target)
-    review = "always" if await names_held_object(services, job) else model.review
-    policy = stricter(job.policy, policy_for(review_for(job.path, review), "never", services.rules.policy))
-    if not policy.may_hold:
-        return job
-    await hold_objects(services, [each for each in _ids_of(job.path, job.body) if can_change(each)])
-    return msgspec.structs.replace(job, policy=policy, cache="bypass")
+    policy = job.policy
+    if job.pipeline_id is None and policy.review != "always":
+        model = await services.caches.models.find(job.target)
+        review = "always" if await names_held_object(services, job) else model.review
+        policy = stricter(policy, policy_for(review_for(job.path, review), "never", services.rules.policy))
+    governed = await govern_job(services, job, policy)
+    if governed.policy == job.policy:
+        return msgspec.structs.replace(job, ruling=governed.ruling) if governed.ruling != job.ruling else job
+    if governed.policy.may_hold and job.pipeline_id is None:
+        await hold_objects(services, [each for each in _ids_of(job.path, job.body) if can_change(each)])
+    cache = None if job.pipeline_id is not None else "bypass"
+    changes = {"policy": governed.policy, "ruling": governed.ruling, "cache": job.cache if cache is None else cache}
+    return msgspec.structs.replace(job, **changes)
 
 
 async def hold_objects(services: Services, object_ids: Sequence[str]) -> None:
@@ -93,7 +98,7 @@ async def names_held_object(services: Services, job: Job) -> bool:
 
     Call it when the answer has come, before any of it leaves: what the upstream put into it was marked before.
     """
-    if job.policy.may_hold or job.pipeline_id is not None:
+    if job.pipeline_id is not None:
         return False
     ids = _ids_of(job.path, job.body)
     if not ids:
@@ -104,7 +109,7 @@ async def names_held_object(services: Services, job: Job) -> bool:
 
 async def check_not_held(services: Services, job: Job) -> None:
     """Raise ObjectHeld if an answer under review came into an object that `job` names since its admission."""
-    if await names_held_object(services, job):
+    if not job.policy.may_hold and await names_held_object(services, job):  # else its answer is judged
         raise ObjectHeld(
             "An answer that waits for a review was written into an object that this request names; send it again.",
             job_id=job.id,
@@ -144,7 +149,13 @@ def _ids_of(path: str, body: bytes) -> list[str]:
 
 
 async def _is_any_held(services: Services, ids: Sequence[str], creators: Iterable[Job]) -> bool:
-    return any(job.policy.may_hold for job in creators) or bool(await services.store.objects.held(ids))
+    return any(_may_be_held(job) for job in creators) or bool(await services.store.objects.held(ids))
+
+
+def _may_be_held(creator: Job) -> bool:
+    """Return True unless the answer of `creator` needed no review: its policies say so, of the request or of it."""
+    is_passed = creator.status == "success" and creator.ruling is not None and creator.ruling.outcome == "pass"
+    return creator.policy.may_hold and not is_passed
 
 
 def _may_use(caller: Caller, creator: Job) -> bool:

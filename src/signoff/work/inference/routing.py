@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import structlog
 
 from signoff.core.ask import as_chat, path_for
@@ -11,7 +12,8 @@ from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES
 from signoff.core.job import Job
 from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool, registered_name
 from signoff.core.redact import without_keys
-from signoff.engine import ModelRequest
+from signoff.core.reviews.logprobs import with_logprobs
+from signoff.engine import Engine, ModelRequest
 from signoff.errors import (
     ModelAnswered,
     ModelDown,
@@ -25,11 +27,14 @@ from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
 from signoff.work.inference.headers import upstream_headers
 from signoff.work.inference.translate import ask_engine
+from signoff.work.reviews.policies import may_stand_in, needs_logprobs
 from signoff.work.services import Services
 
 # Fallbacks of one request, those of fallbacks included.
 MAX_FALLBACKS = 8
 NO_ROUTE = {404, 405}
+# Statuses with which servers refuse a parameter.
+REFUSED_REQUEST = {400, 422}
 NAMED_ROUTES = KNOWN - {MESSAGES, COUNT_TOKENS}
 # Codes with which servers say that they have no such model. (Azure: no such deployment.)
 UNKNOWN_MODEL = {"model_not_found", "deploymentnotfound"}
@@ -97,7 +102,7 @@ async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterat
         except ModelNotFound:
             log.warning("fallback_not_found", model=model.name, fallback=name)
             continue
-        if other.review == "always" and not job.policy.may_hold:
+        if not job.policy.may_hold and (other.review == "always" or not await may_stand_in(services, job, name)):
             log.warning("fallback_skipped_for_review", model=model.name, fallback=name)
             continue
         yield other, name
@@ -173,7 +178,7 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
     attempt.discard()  # what came before the failure of another endpoint
     try:
-        answer = await ask_engine(services, engine, model, request, attempt)
+        answer = await _ask_with_logprobs(services, engine, model, request, attempt)
     except ModelFailed as error:
         _redact(error, key)
         if isinstance(error, ModelAnswered):
@@ -185,6 +190,25 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
         attempt.take(answer)
     elif not attempt.events and (path in KNOWN or not request.stream):
         raise ModelGarbled(f"The model {model.name} sent no answer.")
+
+
+async def _ask_with_logprobs(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
+) -> bytes | None:
+    """Ask the engine; if a policy reads log-probabilities, ask for them too, unless the upstream refuses that."""
+    wishing, attempt.wants_logprobs = None, False
+    if attempt.job.policy.is_judged and await needs_logprobs(services, attempt.job):
+        wishing = with_logprobs(request.path, request.body)
+    if wishing is None:
+        return await ask_engine(services, engine, model, request, attempt)
+    attempt.wants_logprobs = True
+    try:
+        return await ask_engine(services, engine, model, msgspec.structs.replace(request, body=wishing), attempt)
+    except ModelAnswered as error:
+        if attempt.has_begun or error.status not in REFUSED_REQUEST:
+            raise
+    attempt.discard()
+    return await ask_engine(services, engine, model, request, attempt)
 
 
 def _name_route(error: ModelAnswered, model: Model, path: str) -> None:

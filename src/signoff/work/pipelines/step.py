@@ -13,10 +13,12 @@ from signoff.core.job import Job, StepCall
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.template import render_template
 from signoff.core.reviews.policy import policy_for
+from signoff.core.reviews.request_values import RequestFacts
 from signoff.errors import Stale, StepFailed
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import cache_key_for, lookup_answer
 from signoff.work.jobs.query import load_job, wait_until
+from signoff.work.reviews.policies import govern, govern_job
 from signoff.work.services import Services
 
 PerformStep = Callable[[Services, Job], Awaitable[None]]
@@ -59,7 +61,7 @@ async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedC
         "lease": services.ids.new_id(),
     }
     if isinstance(callee, Pipeline):
-        return _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
+        return await _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
     cache = CacheControl(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
     text = render_template(callee.body, placed.values, max_bytes=services.rules.max_body_bytes)
     return await _prompt_step(services, fields, callee, text, caller=caller, cache=cache)
@@ -117,8 +119,10 @@ async def _claim(services: Services, step: Job) -> Job | None:
         return None
 
 
-def _pipeline_step(services: Services, fields: dict[str, Any], pipeline: Pipeline, values: Mapping[str, str]) -> Job:
-    return Job(
+async def _pipeline_step(
+    services: Services, fields: dict[str, Any], pipeline: Pipeline, values: Mapping[str, str]
+) -> Job:
+    step = Job(
         **fields,
         target=pipeline.name,
         model=pipeline.name,
@@ -128,6 +132,8 @@ def _pipeline_step(services: Services, fields: dict[str, Any], pipeline: Pipelin
         body=msgspec.json.encode(dict(values)),
         max_attempts=services.rules.later_attempts,
     )
+    governed = await govern_job(services, step, step.policy)
+    return msgspec.structs.replace(step, policy=governed.policy, ruling=governed.ruling)
 
 
 async def _prompt_step(
@@ -138,9 +144,21 @@ async def _prompt_step(
     target = prompt.model or model.name
     messages = [{"role": "user", "content": text}]
     body = msgspec.json.encode({"model": target, "messages": messages})
-    path, policy = path_for(model, CHAT, body), policy_for(model.review, "never", rules.policy)
+    path = path_for(model, CHAT, body)
+    facts = RequestFacts(
+        path=path,
+        target=target,
+        model=model.name,
+        door=fields["door"],
+        body=body,
+        prompt=prompt.name,
+        user=caller.email,
+    )
+    governed = await govern(services, facts, policy_for(model.review, "never", rules.policy))
     ask = Ask(door=fields["door"], caller=caller, path=path, body=body, target=target, lane=lane, cache_control=cache)
-    cache_key = cache_key_for(services, ask, model, policy, sampling=Sampling(), path=path)
+    cache_key = None
+    if governed.is_cacheable:
+        cache_key = cache_key_for(services, ask, model, governed.policy, sampling=Sampling(), path=path)
     step = Job(
         **fields,
         target=target,
@@ -149,7 +167,8 @@ async def _prompt_step(
         body=body,
         prompt=prompt.name,
         prompt_version=prompt.version,
-        policy=policy,
+        policy=governed.policy,
+        ruling=governed.ruling,
         max_attempts=model.attempts or (rules.now_attempts if lane == "now" else rules.later_attempts),
         cache="bypass" if cache_key is None else "miss",
         cache_key=cache_key,

@@ -1,17 +1,126 @@
-"""Judgement: what the policy of a job says about an answer that has come, before anything of it leaves."""
+"""Judgement: what the policies of a job say about an answer that has come, before anything of it leaves."""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
+from signoff.core.reviews.compiled import HOLD, CompiledPolicy, Match, ruling_of, strictness
+from signoff.core.reviews.logprobs import without_logprobs
+from signoff.core.reviews.policy import Policy, stricter
 from signoff.core.reviews.ruling import Ruling
-from signoff.errors import SignoffError
+from signoff.errors import ModelNotFound
+from signoff.runtime.attempt import Attempt
+from signoff.work.inference.ownership import names_held_object
+from signoff.work.reviews.consult import Perform
+from signoff.work.reviews.policies import owner_email
+from signoff.work.reviews.signals import AnswerSignals
 from signoff.work.services import Services
 
+AskOther = Callable[[str], Awaitable[bool]]
+"""A function that asks the model with this name too; True if its answer has replaced that of the attempt."""
+log = structlog.get_logger()
 
-async def judge(services: Services, job: Job, outcome: Answer | SignoffError) -> Job:
-    """Return `job` with the ruling of its policy on its answer; as it is if the policy looks at nothing."""
-    _ = services
-    if isinstance(outcome, SignoffError) or not job.policy.may_hold:
-        return job
-    return msgspec.structs.replace(job, ruling=Ruling(outcome="hold"))
+
+class _Judgement(NamedTuple):
+    """What one policy says about an answer."""
+
+    compiled: CompiledPolicy
+    match: Match
+    signals: AnswerSignals
+
+
+async def judge(services: Services, attempt: Attempt, perform: Perform, ask_other: AskOther) -> None:
+    """Give the job of `attempt` the ruling of its policies on its answer; leave it as it is if they look at nothing.
+
+    The strictest of all that applies counts. Log-probabilities that only the policies wanted are taken out of the
+    answer.
+    """
+    if not isinstance(attempt.outcome, Answer) or not attempt.job.policy.may_hold:
+        return
+    judgement = await _judge_safely(services, attempt, perform)
+    if judgement is not None and judgement.match.action.then == "ask":
+        is_answered = await ask_other(judgement.match.action.ask or "")
+        if is_answered:  # once more, with the other answer
+            judgement = await _judge_safely(services, attempt, perform)
+    ruling = None if judgement is None else _ruling(judgement)
+    if ruling is None or (ruling.outcome == "pass" and await _must_hold(services, attempt.job, ruling)):
+        ruling = msgspec.structs.replace(ruling, outcome="hold") if ruling is not None else Ruling(outcome="hold")
+    attempt.job = msgspec.structs.replace(attempt.job, ruling=ruling)
+    _take_out_logprobs(attempt)
+
+
+def _take_out_logprobs(attempt: Attempt) -> None:
+    if attempt.wants_logprobs and isinstance(attempt.outcome, Answer):
+        attempt.outcome = msgspec.structs.replace(attempt.outcome, body=without_logprobs(attempt.outcome.body))
+
+
+async def _judge_safely(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
+    """Return what the policies say, and None, which holds, if that cannot be known."""
+    try:
+        return await _judge_answer(services, attempt, perform)
+    except Exception:
+        log.exception("policy_failed", job_id=attempt.job.id)
+        return None
+
+
+async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
+    """Return what the strictest named policy says, also one of the model that has answered; None if none applies."""
+    assert isinstance(attempt.outcome, Answer)  # noqa: S101 -- the caller has checked it
+    job = attempt.job
+    if job.model != attempt.initial_job.model and job.pipeline_id is None:
+        job = attempt.job = await _under_policies_of(services, job)
+    email = await owner_email(services, job, job.policy.named)
+    signals = AnswerSignals(services, job, attempt.outcome, email, perform)
+    judgements = list[_Judgement]()
+    for version in job.policy.named:
+        compiled = await services.caches.policies.version(version)
+        if compiled is None:
+            log.error("policy_version_lost", job_id=job.id, policy=version.name, version=version.version)
+            return None
+        judgements.append(_Judgement(compiled, await match_answer(compiled, signals), signals))
+    return max(judgements, key=lambda each: strictness(each.match), default=None)
+
+
+async def match_answer(compiled: CompiledPolicy, signals: AnswerSignals) -> Match:
+    """Return the first rule that matches, or the default; whatever fails holds."""
+    for number, condition in enumerate(compiled.conditions):
+        reads = frozenset[str]() if condition is None else condition.reads
+        try:
+            values = await signals.values(compiled.policy, reads)
+        except Exception as error:  # noqa: BLE001 -- whatever fails, a person looks
+            log.warning("policy_signals_failed", policy=compiled.policy.name, rule=number, error=repr(error))
+            return Match(HOLD, number, is_failure=True)
+        match = compiled.match_rule(number, values)
+        if match is not None:
+            return match
+    return Match(compiled.policy.default)
+
+
+def _ruling(judgement: _Judgement) -> Ruling:
+    return ruling_of(judgement.compiled.policy, judgement.match, judgement.signals.seen)
+
+
+async def _must_hold(services: Services, job: Job, ruling: Ruling) -> bool:
+    """Return True if a passed answer is held nevertheless.
+
+    The model or its door requires a review, a person audits it, or it depends on a held answer.
+    """
+    if job.policy.review == "always" or await names_held_object(services, job):
+        return True
+    return ruling.audit is not None and services.ids.random_float() < ruling.audit
+
+
+async def _under_policies_of(services: Services, job: Job) -> Job:
+    """Return the job under the policies of the model that has answered, besides its own."""
+    try:
+        model = await services.caches.models.find(job.model)
+    except ModelNotFound:
+        model = None
+    review = "never" if model is None else model.review or "never"
+    index = await services.caches.policies.index()
+    named = tuple(each.version for each in index.find_all((job.model,)))
+    return msgspec.structs.replace(job, policy=stricter(job.policy, Policy(review=review, named=named, is_judged=True)))

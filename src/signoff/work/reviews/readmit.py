@@ -7,8 +7,10 @@ from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.job import Job, NewTarget
 from signoff.core.reviews.policy import stricter
+from signoff.core.reviews.request_values import facts_of
 from signoff.errors import BadRequest
 from signoff.work.admit import admit
+from signoff.work.reviews.policies import govern
 from signoff.work.services import Services
 
 
@@ -20,11 +22,12 @@ async def readmit(services: Services, job: Job, body: bytes) -> NewTarget | None
     if job.pipeline_id is not None:
         return None
     admitted = await admit_edited(services, job, await _owner(services, job), body)
+    governed = await govern(services, facts_of(admitted), stricter(job.policy, admitted.policy))
     return NewTarget(
         target=admitted.target,
         model=admitted.model,
         path=admitted.path,
-        policy=stricter(job.policy, admitted.policy),
+        policy=governed.policy,
         max_attempts=admitted.max_attempts,
     )
 

@@ -1,0 +1,87 @@
+"""Requests as conditions of policies read them."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+
+from signoff.core.estimate import estimate_tokens
+from signoff.core.job import Job
+from signoff.errors import BadRequest
+
+
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a request before its model is asked."""
+
+    path: str
+    """Endpoint of the request."""
+    target: str
+    """Name that the request is for."""
+    model: str
+    """Name of the registered model or pipeline behind it."""
+    door: str
+    """Name of the door that took the request."""
+    body: bytes
+    """Request, as JSON."""
+    metadata: bytes = b"null"
+    """JSON of the caller's own."""
+    prompt: str | None = None
+    """Name of the prompt that the body was rendered from; None for none."""
+    user: str = ""
+    """Email of the caller; empty if it is not known."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of a model or pipeline by which policies apply."""
+        return (self.target,) if self.model.endswith("*") else (self.target, self.model)
+
+
+def facts_of(job: Job, user: str = "") -> RequestFacts:
+    """Return the facts of the request of `job`, whose owner has the email `user`."""
+    return RequestFacts(
+        path=job.path,
+        target=job.target,
+        model=job.model,
+        door=job.door,
+        body=job.body,
+        metadata=b"null" if job.parent_id is not None else job.metadata,
+        prompt=job.prompt,
+        user=user,
+    )
+
+
+def request_values(facts: RequestFacts, reads: Collection[str]) -> dict[str, Any]:
+    """Return the fields of `request` that are among `reads`, such as `request.user`."""
+    sources: dict[str, Callable[[], Any]] = {
+        "path": lambda: facts.path,
+        "model": lambda: facts.model,
+        "target": lambda: facts.target,
+        "prompt": lambda: facts.prompt,
+        "door": lambda: facts.door,
+        "user": lambda: facts.user,
+        "tags": lambda: _tags(facts),
+        "tokens": lambda: _tokens(facts),
+    }
+    return {name: source() for name, source in sources.items() if f"request.{name}" in reads}
+
+
+class _Metadata(msgspec.Struct):
+    metadata: Any = None
+
+
+def _tags(facts: RequestFacts) -> Any:
+    """Return the caller's own metadata: of the job, else of the request; an empty object for none."""
+    try:
+        own = msgspec.json.decode(facts.metadata)
+        return own or msgspec.json.decode(facts.body, type=_Metadata).metadata or {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _tokens(facts: RequestFacts) -> int | None:
+    """Return the estimated tokens of the request and its answer; None if they cannot be estimated."""
+    try:
+        estimate = estimate_tokens(facts.path, facts.body)
+    except BadRequest:
+        return None
+    return estimate.prompt + estimate.output

@@ -1,0 +1,102 @@
+"""Named policies of a request: those that apply to it, and what they decide before its model is asked."""
+
+import msgspec
+
+from signoff.core.job import Job
+from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of, strictness
+from signoff.core.reviews.policy import Policy, PolicyVersion, stricter
+from signoff.core.reviews.request_values import RequestFacts, facts_of, request_values
+from signoff.core.reviews.ruling import Ruling
+from signoff.core.reviews.stored_signals import storable
+from signoff.errors import AnswerRejected
+from signoff.work.services import Services
+
+LOGPROBS = frozenset({"signals.logprob_mean", "signals.logprob_min"})
+
+
+class Governance(msgspec.Struct, frozen=True):
+    """What the named policies say about a request."""
+
+    policy: Policy
+    """Policy of the job, with the named ones."""
+    ruling: Ruling | None = None
+    """Ruling, if the request alone decides that the answer passes or is rejected."""
+    is_cacheable: bool = True
+    """True if the answer may be given to an equal request of another caller."""
+
+
+async def govern(services: Services, facts: RequestFacts, policy: Policy, *, applies: bool = True) -> Governance:
+    """Return what the policies of `policy`, and those that apply to the request now, say about it.
+
+    With `applies` False, only those of `policy` count. A policy that the request decides leaves the answer alone.
+    """
+    if services.caches.policies.is_empty and not policy.named:
+        return Governance(policy)
+    index = await services.caches.policies.index() if applies else None
+    applying = () if index is None else tuple(each.version for each in index.find_all(facts.names, facts.prompt))
+    policy = stricter(policy, Policy(named=applying)) if set(applying) - set(policy.named) else policy
+    if not policy.named:
+        return Governance(policy)
+    compiled = [await services.caches.policies.version(each) for each in policy.named]
+    known = [each for each in compiled if each is not None]
+    if len(known) < len(compiled):  # a version that is lost would have held, perhaps
+        return Governance(msgspec.structs.replace(policy, is_judged=True, review="always"), is_cacheable=False)
+    is_cacheable = all(each.is_cacheable for each in known)
+    decided = [(each, match) for each in known if (match := _decide(each, facts)) is not None]
+    rejections = [(each, match) for each, match in decided if match.action.then == "reject"]
+    is_passed = len(decided) == len(known) and all(match.action.then == "pass" for _, match in decided)
+    policy = msgspec.structs.replace(policy, is_judged=not is_passed)
+    if not rejections and (not is_passed or policy.may_hold):
+        return Governance(policy, is_cacheable=is_cacheable)
+    deciding, match = max(rejections or decided, key=lambda each: strictness(each[1]))
+    signals = storable(request_values(facts, deciding.reads))
+    return Governance(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
+
+
+def _decide(compiled: CompiledPolicy, facts: RequestFacts) -> Match | None:
+    return compiled.match_request({"request": request_values(facts, compiled.reads)})
+
+
+async def owner_email(services: Services, job: Job, versions: tuple[PolicyVersion, ...]) -> str:
+    """Return the email of the owner of `job` if one of the policies reads it, else an empty text."""
+    compiled = [await services.caches.policies.version(version) for version in versions]
+    if not any(each is not None and "request.user" in each.reads for each in compiled):
+        return ""
+    user, _ = await services.store.people.owner(job.user_id, job.token_id)
+    return "" if user is None else user.email
+
+
+async def govern_job(services: Services, job: Job, policy: Policy) -> Governance:
+    """Return what `policy` and the policies that apply now say about a job that was admitted before."""
+    if services.caches.policies.is_empty and not policy.named:
+        return Governance(policy)
+    index = await services.caches.policies.index()
+    applying = tuple(each.version for each in index.find_all(facts_of(job).names, job.prompt))
+    email = await owner_email(services, job, (*policy.named, *applying))
+    return await govern(services, facts_of(job, email), policy)
+
+
+async def may_stand_in(services: Services, job: Job, name: str) -> bool:
+    """Return True if the model `name` may answer a job whose answer is not looked at: no policy of it wants to look."""
+    facts = msgspec.structs.replace(facts_of(job), target=name, model=name, prompt=None)
+    if services.caches.policies.is_empty:
+        return True
+    versions = tuple(each.version for each in (await services.caches.policies.index()).find_all(facts.names))
+    facts = msgspec.structs.replace(facts, user=await owner_email(services, job, versions))
+    return not (await govern(services, facts, job.policy)).policy.may_hold
+
+
+async def needs_logprobs(services: Services, job: Job) -> bool:
+    """Return True if a policy of `job` reads log-probabilities of its answer."""
+    compiled = [await services.caches.policies.version(version) for version in job.policy.named]
+    return any(each is not None and each.reads & LOGPROBS for each in compiled)
+
+
+def check_not_rejected(job: Job) -> None:
+    """Raise AnswerRejected, before the model is asked, if a policy rejects every answer to the request of `job`."""
+    ruling = job.ruling
+    if ruling is None or ruling.outcome != "reject":
+        return
+    error = AnswerRejected(ruling.message or "")
+    error.code = ruling.code or error.code
+    raise error
