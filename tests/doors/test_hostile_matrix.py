@@ -91,6 +91,8 @@ class Matrix:
             await self.must("admin", "POST", "/api/streams", stream)
         for name in ("spare", "gone"):
             await self.must("admin", "PUT", f"/api/review-queues/{name}", {})
+        for name in ("policy", "spare"):
+            await self.must("admin", "PUT", f"/api/policies/{name}", {"target": f"nosuch-{name}"})
         await self.must("admin", "PUT", "/api/limits/each?model=spare", {"parallel": 1000})
         price = {"model": "spare", "input": "1", "output": "1", "valid_from": "2026-01-31"}
         await self.must("admin", "PUT", "/api/prices", price)

@@ -180,7 +180,7 @@ async def test_a_dry_run_counts_what_a_draft_would_have_said(tmp_path: Path) -> 
                 "examined": 5,
                 "passed": 2,
                 "audited": 2,
-                "asked": 0,
+                "consulted": 0,
                 "held": 2,
                 "rejected": 1,
                 "failed": 0,

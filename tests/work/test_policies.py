@@ -144,8 +144,8 @@ async def test_log_probabilities_are_asked_for_and_taken_out_again(tmp_path: Pat
         await save(server, "unsure", "sure", rule("signals.logprob_min < -2.0", "hold"))
         token = await server.token()
         for text, stream, status in (("-0.5 -1.5", False, 200), ("-0.5 -1.5", True, 200), ("-0.5 -2.5", False, 504)):
-            found, answer = await say(server, token, text, "sure", stream=stream)
-            assert found == status, answer
+            reply_status, answer = await say(server, token, text, "sure", stream=stream)
+            assert reply_status == status, answer
             assert "logprob" not in json.dumps(answer).replace('\\"logprobs\\":null', "").replace(
                 '"logprobs": null', ""
             )
@@ -201,8 +201,8 @@ async def test_a_redo_with_an_edited_request_is_judged_again(tmp_path: Path) -> 
             payload = json.dumps(chat(text, model))
             request = VerdictRequest(verdict="redo", edit=Edit(payload=payload))
             await decide(server.services, REVIEWER, held.id, request)
-            found = await server.job_when(token, held.id, lambda job: job["status"] != "bot")
-            assert found["status"] == status
+            reply_status = await server.job_when(token, held.id, lambda job: job["status"] != "bot")
+            assert reply_status["status"] == status
 
 
 async def test_a_fallback_is_judged_by_the_policy_of_the_model_that_answers(tmp_path: Path) -> None:
@@ -280,10 +280,10 @@ async def test_a_judge_is_asked_only_when_a_rule_needs_it_and_its_call_is_a_job_
         assert len(await server.services.store.jobs.list(JobFilter())) == before + 1
         assert [(await say(server, token, text))[0] for text in ("0.75", "0.25")] == [200, 504]
         every = await server.services.store.jobs.list(JobFilter())
-        asked = [each for each in every if each.door == "policy"]
-        assert [each.status for each in asked] == ["success", "success"]
+        consulted = [each for each in every if each.door == "policy"]
+        assert [each.status for each in consulted] == ["success", "success"]
         [held] = [each for each in every if each.status == "human"]
-        assert all(each.user_id != held.user_id and not each.policy.may_hold for each in asked)
+        assert all(each.user_id != held.user_id and not each.policy.may_hold for each in consulted)
         assert held.ruling is not None
         assert held.ruling.signals["signals.judge"] == 0.25
         # The caller, whose answer is held, does not see it in the job of the judge.

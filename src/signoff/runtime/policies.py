@@ -41,5 +41,5 @@ class PolicyCache:
         self._snapshot.invalidate()
 
     async def _read(self) -> PolicyIndex:
-        found = [await self.version(each) for each in await self._policies.current()]
-        return PolicyIndex([each for each in found if each is not None])
+        compiled = [await self.version(each) for each in await self._policies.current()]
+        return PolicyIndex([each for each in compiled if each is not None])

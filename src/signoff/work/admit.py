@@ -18,7 +18,7 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
 from signoff.core.reviews.policy import policy_for, review_for
-from signoff.core.reviews.request_values import RequestFacts
+from signoff.core.reviews.request_values import RequestContext
 from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user
@@ -27,7 +27,7 @@ from signoff.work.inference.headers import requested_headers
 from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
 from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
-from signoff.work.reviews.policies import Governance, govern
+from signoff.work.reviews.policies import PolicyAdmission, govern
 from signoff.work.services import Services
 
 MAX_KEY_LENGTH = 255
@@ -129,8 +129,8 @@ async def _model_job(
     return job if prompt is None else msgspec.structs.replace(job, prompt=prompt)
 
 
-def _facts(ask: Ask, target: Model | Pipeline, path: str, prompt: str | None = None) -> RequestFacts:
-    return RequestFacts(
+def _facts(ask: Ask, target: Model | Pipeline, path: str, prompt: str | None = None) -> RequestContext:
+    return RequestContext(
         path=path,
         target=ask.target or target.name,
         model=target.name,
@@ -159,7 +159,7 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
     services: Services,
     ask: Ask,
     target: Model | Pipeline,
-    governed: Governance,
+    governed: PolicyAdmission,
     *,
     path: str,
     cache_key: str | None,

@@ -16,7 +16,7 @@ JsonObject = dict[str, Any]
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
 
 
-class Reading(msgspec.Struct):
+class AnswerContent(msgspec.Struct):
     """The content of an answer, in one form for all formats."""
 
     texts: list[str]
@@ -43,7 +43,7 @@ class Reading(msgspec.Struct):
         }
 
 
-def read_answer(body: bytes) -> Reading:
+def read_answer(body: bytes) -> AnswerContent:
     """Return the content of an answer; one of another format is all text. Raises ValueError, RecursionError."""
     match msgspec.json.decode(body):
         case {"choices": list() as choices}:  # pyright: ignore[reportUnknownVariableType]
@@ -53,11 +53,11 @@ def read_answer(body: bytes) -> Reading:
         case {"type": "message", "content": list() as content, **members}:  # pyright: ignore[reportUnknownVariableType]
             return _read_message(_objects(cast("list[object]", content)), members)
         case _:
-            return Reading(texts=[text_or_json(body)], tool_calls=[])
+            return AnswerContent(texts=[text_or_json(body)], tool_calls=[])
 
 
-def _read_choices(choices: list[JsonObject]) -> Reading:
-    reading = Reading(texts=[], tool_calls=[])
+def _read_choices(choices: list[JsonObject]) -> AnswerContent:
+    reading = AnswerContent(texts=[], tool_calls=[])
     for choice in choices:
         message = choice.get("message")
         _add_ending(reading, choice.get("finish_reason"))
@@ -83,8 +83,8 @@ def _calls_of(message: JsonObject) -> Iterator[JsonObject]:
         yield _call(members.get("name"), members.get("arguments"))
 
 
-def _read_response(output: list[JsonObject], response: JsonObject) -> Reading:
-    reading = Reading(texts=[], tool_calls=[])
+def _read_response(output: list[JsonObject], response: JsonObject) -> AnswerContent:
+    reading = AnswerContent(texts=[], tool_calls=[])
     details = response.get("incomplete_details")
     _add_ending(reading, cast("JsonObject", details).get("reason") if isinstance(details, dict) else None)
     _add_ending(reading, response.get("status"))
@@ -103,8 +103,8 @@ def _read_response(output: list[JsonObject], response: JsonObject) -> Reading:
     return reading
 
 
-def _read_message(content: list[JsonObject], message: JsonObject) -> Reading:
-    reading = Reading(texts=[], tool_calls=[])
+def _read_message(content: list[JsonObject], message: JsonObject) -> AnswerContent:
+    reading = AnswerContent(texts=[], tool_calls=[])
     _add_ending(reading, message.get("stop_reason"))
     reading.texts += ["".join(str(block.get("text", "")) for block in content if block.get("type") == "text")]
     calls = [block for block in content if str(block.get("type")).endswith("tool_use")]
@@ -121,7 +121,7 @@ def _call(name: object, arguments: object) -> JsonObject:
     return {"name": str(name), "arguments": arguments}
 
 
-def _add_ending(reading: Reading, reason: object) -> None:
+def _add_ending(reading: AnswerContent, reason: object) -> None:
     if isinstance(reason, str):
         reading.endings = [*reading.endings, reason]
 

@@ -44,7 +44,7 @@ class CompiledPolicy:
         self.conditions = [_compiled(policy, number, is_stored=is_stored) for number in range(len(policy.rules))]
         reads = [condition.reads for condition in self.conditions if condition is not None]
         self.reads = frozenset[str]().union(*reads)
-        """What the conditions read, such as `answer.text` or `cost`."""
+        """Values that the conditions read, such as `answer.text` or `cost`."""
 
     @property
     def version(self) -> PolicyVersion:

@@ -20,7 +20,7 @@ class Condition:
     def __init__(self, source: str) -> None:
         checked = check_expression(source)
         self.reads = checked.reads
-        """What the expression reads, such as `answer.text` or `cost`."""
+        """Values that the expression reads, such as `answer.text` or `cost`."""
         import cel  # its import takes a quarter of a second, which servers without policies do not spend
 
         try:

@@ -117,7 +117,7 @@ class BadExpressionError(ValueError):
 
 
 class Expression(NamedTuple):
-    """What is known of an expression before it is evaluated."""
+    """A checked expression: the values and the patterns in it."""
 
     reads: frozenset[str]
     """Values that it reads, such as `answer.text` or `cost`."""

@@ -26,8 +26,8 @@ def with_logprobs(path: str, body: bytes) -> bytes | None:
     except (ValueError, RecursionError):
         return None
     if path == RESPONSES:
-        wish: object = request.get("include") or []
-        included = cast("list[object]", wish) if isinstance(wish, list) else [INCLUDED]
+        own: object = request.get("include") or []
+        included = cast("list[object]", own) if isinstance(own, list) else [INCLUDED]
         return None if INCLUDED in included else msgspec.json.encode(request | {"include": [*included, INCLUDED]})
     if not (request.get("logprobs") is None or request.get("logprobs") is False):
         return None

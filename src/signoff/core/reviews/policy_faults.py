@@ -56,8 +56,8 @@ def _review_fault(place: str, action: Action) -> str | None:
     """Return a fault of what a rule says about the review of the answers that it holds."""
     of_review = ("queue", "priority", "deadline_seconds", "on_deadline")
     if action.then not in {"hold", "audit"}:
-        given = [name for name in of_review if getattr(action, name) is not None] + ["votes"] * (action.votes != 1)
-        return f"`{place}.{given[0]}` is for `then` hold or audit; remove it." if given else None
+        names = [name for name in of_review if getattr(action, name) is not None] + ["votes"] * (action.votes != 1)
+        return f"`{place}.{names[0]}` is for `then` hold or audit; remove it." if names else None
     return _hold_fault(place, action)
 
 

@@ -10,8 +10,8 @@ from signoff.core.job import Job
 from signoff.errors import BadRequest
 
 
-class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a request before its model is asked."""
+class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, as far as it is known before its model is asked."""
 
     path: str
     """Endpoint of the request."""
@@ -36,9 +36,9 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
         return (self.target,) if self.model.endswith("*") else (self.target, self.model)
 
 
-def facts_of(job: Job, user: str = "") -> RequestFacts:
+def context_of(job: Job, user: str = "") -> RequestContext:
     """Return the facts of the request of `job`, whose owner has the email `user`."""
-    return RequestFacts(
+    return RequestContext(
         path=job.path,
         target=job.target,
         model=job.model,
@@ -50,7 +50,7 @@ def facts_of(job: Job, user: str = "") -> RequestFacts:
     )
 
 
-def request_values(facts: RequestFacts, reads: Collection[str]) -> dict[str, Any]:
+def request_values(facts: RequestContext, reads: Collection[str]) -> dict[str, Any]:
     """Return the fields of `request` that are among `reads`, such as `request.user`."""
     sources: dict[str, Callable[[], Any]] = {
         "path": lambda: facts.path,
@@ -69,7 +69,7 @@ class _Metadata(msgspec.Struct):
     metadata: Any = None
 
 
-def _tags(facts: RequestFacts) -> Any:
+def _tags(facts: RequestContext) -> Any:
     """Return the caller's own metadata: of the job, else of the request; an empty object for none."""
     try:
         own = msgspec.json.decode(facts.metadata)
@@ -78,7 +78,7 @@ def _tags(facts: RequestFacts) -> Any:
         return {}
 
 
-def _tokens(facts: RequestFacts) -> int | None:
+def _tokens(facts: RequestContext) -> int | None:
     """Return the estimated tokens of the request and its answer; None if they cannot be estimated."""
     try:
         estimate = estimate_tokens(facts.path, facts.body)

@@ -13,7 +13,7 @@ from signoff.core.job import Job, StepCall
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.template import render_template
 from signoff.core.reviews.policy import policy_for
-from signoff.core.reviews.request_values import RequestFacts
+from signoff.core.reviews.request_values import RequestContext
 from signoff.errors import Stale, StepFailed
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import cache_key_for, lookup_answer
@@ -145,7 +145,7 @@ async def _prompt_step(
     messages = [{"role": "user", "content": text}]
     body = msgspec.json.encode({"model": target, "messages": messages})
     path = path_for(model, CHAT, body)
-    facts = RequestFacts(
+    facts = RequestContext(
         path=path,
         target=target,
         model=model.name,

@@ -135,10 +135,10 @@ async def _ask(
     except (SignoffError, TimeoutError) as error:
         log.warning("policy_consultation_failed", policy=policy.name, target=target, error=repr(error))
         return None
-    asked = await load_job(services, stored.id)
-    if not asked.is_terminal:  # nobody waits for it any more
-        await _cancel(services, asked)
-    return asked.response if asked.status == "success" else None
+    ended = await load_job(services, stored.id)
+    if not ended.is_terminal:  # nobody waits for it any more
+        await _cancel(services, ended)
+    return ended.response if ended.status == "success" else None
 
 
 async def _author(services: Services, author: Caller) -> Caller:

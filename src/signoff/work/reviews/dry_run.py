@@ -10,12 +10,12 @@ from signoff.core.access import Caller, check_admin
 from signoff.core.dialects.answer import Answer
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, Job
-from signoff.core.reviews.compiled import CompiledPolicy, Match, PolicyIndex
-from signoff.core.reviews.request_values import facts_of
+from signoff.core.reviews.compiled import CompiledPolicy, Match, PolicyIndex, with_name
+from signoff.core.reviews.request_values import context_of
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy
 from signoff.errors import BadRequest
 from signoff.work.reviews.judge import match_answer
-from signoff.work.reviews.library import check_draft, get_policy
+from signoff.work.reviews.library import check_policy, get_policy
 from signoff.work.reviews.signals import AnswerSignals
 from signoff.work.services import Services
 
@@ -38,7 +38,7 @@ class DryRun(msgspec.Struct, kw_only=True):
     """Answers that would have left at once, those of `audited` included."""
     audited: int = 0
     """Answers that would have left, but for those that a person audits."""
-    asked: int = 0
+    consulted: int = 0
     """Answers about which another model would have been asked."""
     held: int = 0
     """Answers that would have been held."""
@@ -79,22 +79,21 @@ async def dry_run(
     check_admin(caller)
     if not 1 <= last <= MAX_LAST:
         raise BadRequest(f"`last` must be from 1 to {MAX_LAST} (got {last}).")
-    policy = None if draft is not None else await get_policy(services, caller, name)
-    compiled = CompiledPolicy(policy, is_stored=True) if policy else check_draft(services, caller, name, draft or _NONE)
+    if draft is None:
+        compiled = CompiledPolicy(await get_policy(services, caller, name), is_stored=True)
+    else:
+        compiled = check_policy(services, with_name(draft, name))
     result, index, after_id = DryRun(policy=name, rules={}, missing={}), PolicyIndex([compiled]), None
     while result.answers < last and result.examined < MAX_EXAMINED:
         page = await services.store.jobs.list(JobFilter(after_id=after_id, limit=PAGE, newest_first=True))
         for job in page:
             result.examined += 1
-            if index.find_all(facts_of(job).names, job.prompt) and result.answers < last:
+            if index.find_all(context_of(job).names, job.prompt) and result.answers < last:
                 await _judge_job(services, compiled, job, result)
         if not page or not page.may_continue:
             break
         after_id = page[-1].id
     return result
-
-
-_NONE = PolicyDraft(target="")
 
 
 async def _judge_job(services: Services, compiled: CompiledPolicy, job: Job, result: DryRun) -> None:
@@ -151,7 +150,7 @@ def _count(result: DryRun, answer: PastAnswer, match: Match) -> None:
         case "audit":
             outcomes.update(["passed", "audited"])
         case "ask":
-            outcomes["asked"] += 1
+            outcomes["consulted"] += 1
         case "hold":
             outcomes["held"] += 1
         case "reject":

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class _Judgement(NamedTuple):
-    """What one policy says about an answer."""
+    """The action of one policy on an answer."""
 
     compiled: CompiledPolicy
     match: Match

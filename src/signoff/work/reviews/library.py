@@ -18,22 +18,23 @@ async def save_policy(services: Services, caller: Caller, name: str, draft: Poli
     Conflict if another policy has its target.
     """
     check_admin(caller)
-    policy = check_draft(services, caller, name, draft).policy
+    policy = with_name(draft, name, user_id=caller.user_id, token_id=caller.token_id)
+    check_policy(services, policy)
     saved = await services.store.policies.put(policy)
     services.caches.policies.invalidate()
     return saved
 
 
-def check_draft(services: Services, caller: Caller, name: str, draft: PolicyDraft) -> CompiledPolicy:
-    """Return the policy of `draft`, compiled and not stored. Raises BadRequest, AddressRefused."""
+def check_policy(services: Services, policy: ReviewPolicy) -> CompiledPolicy:
+    """Return the policy, compiled. Raises BadRequest, AddressRefused."""
     try:
-        compiled = CompiledPolicy(with_name(draft, name, user_id=caller.user_id, token_id=caller.token_id))
+        compiled = CompiledPolicy(policy)
     except BadRuleError as error:
         raise BadRequest(f"{error}.") from None
     if (fault := policy_fault(compiled)) is not None:
         raise BadRequest(fault)
-    if draft.webhook is not None:
-        checked_host(draft.webhook.url, services.rules.allow_list)
+    if policy.webhook is not None:
+        checked_host(policy.webhook.url, services.rules.allow_list)
         if not services.rules.webhook_secrets:
             raise BadRequest("`webhook` needs the setting webhook_secret, which is empty, to sign its messages with.")
     return compiled

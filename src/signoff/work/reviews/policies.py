@@ -5,7 +5,7 @@ import msgspec
 from signoff.core.job import Job
 from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of, strictness
 from signoff.core.reviews.policy import Policy, PolicyVersion, stricter
-from signoff.core.reviews.request_values import RequestFacts, facts_of, request_values
+from signoff.core.reviews.request_values import RequestContext, context_of, request_values
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.reviews.stored_signals import storable
 from signoff.errors import AnswerRejected
@@ -14,8 +14,8 @@ from signoff.work.services import Services
 LOGPROBS = frozenset({"signals.logprob_mean", "signals.logprob_min"})
 
 
-class Governance(msgspec.Struct, frozen=True):
-    """What the named policies say about a request."""
+class PolicyAdmission(msgspec.Struct, frozen=True):
+    """The named policies of a request, and what they decide before its model is asked."""
 
     policy: Policy
     """Policy of the job, with the named ones."""
@@ -25,35 +25,35 @@ class Governance(msgspec.Struct, frozen=True):
     """True if the answer may be given to an equal request of another caller."""
 
 
-async def govern(services: Services, facts: RequestFacts, policy: Policy, *, applies: bool = True) -> Governance:
+async def govern(services: Services, facts: RequestContext, policy: Policy, *, applies: bool = True) -> PolicyAdmission:
     """Return what the policies of `policy`, and those that apply to the request now, say about it.
 
     With `applies` False, only those of `policy` count. A policy that the request decides leaves the answer alone.
     """
     if services.caches.policies.is_empty and not policy.named:
-        return Governance(policy)
+        return PolicyAdmission(policy)
     index = await services.caches.policies.index() if applies else None
     applying = () if index is None else tuple(each.version for each in index.find_all(facts.names, facts.prompt))
     policy = stricter(policy, Policy(named=applying)) if set(applying) - set(policy.named) else policy
     if not policy.named:
-        return Governance(policy)
+        return PolicyAdmission(policy)
     compiled = [await services.caches.policies.version(each) for each in policy.named]
     known = [each for each in compiled if each is not None]
     if len(known) < len(compiled):  # a version that is lost would have held, perhaps
-        return Governance(msgspec.structs.replace(policy, is_judged=True, review="always"), is_cacheable=False)
+        return PolicyAdmission(msgspec.structs.replace(policy, is_judged=True, review="always"), is_cacheable=False)
     is_cacheable = all(each.is_cacheable for each in known)
     decided = [(each, match) for each in known if (match := _decide(each, facts)) is not None]
     rejections = [(each, match) for each, match in decided if match.action.then == "reject"]
     is_passed = len(decided) == len(known) and all(match.action.then == "pass" for _, match in decided)
     policy = msgspec.structs.replace(policy, is_judged=not is_passed)
     if not rejections and (not is_passed or policy.may_hold):
-        return Governance(policy, is_cacheable=is_cacheable)
+        return PolicyAdmission(policy, is_cacheable=is_cacheable)
     deciding, match = max(rejections or decided, key=lambda each: strictness(each[1]))
     signals = storable(request_values(facts, deciding.reads))
-    return Governance(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
+    return PolicyAdmission(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
 
 
-def _decide(compiled: CompiledPolicy, facts: RequestFacts) -> Match | None:
+def _decide(compiled: CompiledPolicy, facts: RequestContext) -> Match | None:
     return compiled.match_request({"request": request_values(facts, compiled.reads)})
 
 
@@ -66,19 +66,19 @@ async def owner_email(services: Services, job: Job, versions: tuple[PolicyVersio
     return "" if user is None else user.email
 
 
-async def govern_job(services: Services, job: Job, policy: Policy) -> Governance:
+async def govern_job(services: Services, job: Job, policy: Policy) -> PolicyAdmission:
     """Return what `policy` and the policies that apply now say about a job that was admitted before."""
     if services.caches.policies.is_empty and not policy.named:
-        return Governance(policy)
+        return PolicyAdmission(policy)
     index = await services.caches.policies.index()
-    applying = tuple(each.version for each in index.find_all(facts_of(job).names, job.prompt))
+    applying = tuple(each.version for each in index.find_all(context_of(job).names, job.prompt))
     email = await owner_email(services, job, (*policy.named, *applying))
-    return await govern(services, facts_of(job, email), policy)
+    return await govern(services, context_of(job, email), policy)
 
 
 async def may_stand_in(services: Services, job: Job, name: str) -> bool:
     """Return True if the model `name` may answer a job whose answer is not looked at: no policy of it wants to look."""
-    facts = msgspec.structs.replace(facts_of(job), target=name, model=name, prompt=None)
+    facts = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
     if services.caches.policies.is_empty:
         return True
     versions = tuple(each.version for each in (await services.caches.policies.index()).find_all(facts.names))

@@ -7,7 +7,7 @@ from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.job import Job, NewTarget
 from signoff.core.reviews.policy import stricter
-from signoff.core.reviews.request_values import facts_of
+from signoff.core.reviews.request_values import context_of
 from signoff.errors import BadRequest
 from signoff.work.admit import admit
 from signoff.work.reviews.policies import govern
@@ -22,7 +22,7 @@ async def readmit(services: Services, job: Job, body: bytes) -> NewTarget | None
     if job.pipeline_id is not None:
         return None
     admitted = await admit_edited(services, job, await _owner(services, job), body)
-    governed = await govern(services, facts_of(admitted), stricter(job.policy, admitted.policy))
+    governed = await govern(services, context_of(admitted), stricter(job.policy, admitted.policy))
     return NewTarget(
         target=admitted.target,
         model=admitted.model,

@@ -6,10 +6,10 @@ from typing import Any
 
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
-from signoff.core.reviews.answers import Reading, read_answer
+from signoff.core.reviews.answers import AnswerContent, read_answer
 from signoff.core.reviews.conditions import check_size
 from signoff.core.reviews.logprobs import logprobs_of
-from signoff.core.reviews.request_values import facts_of, request_values
+from signoff.core.reviews.request_values import context_of, request_values
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.schema_check import meets_schema
 from signoff.core.reviews.stored_signals import storable
@@ -36,7 +36,7 @@ class AnswerSignals:
         self._answer = answer
         self._user = user
         self._perform = perform
-        self._reading: Reading | None = None
+        self._reading: AnswerContent | None = None
         self._signals: dict[tuple[str, str], Any] = {}
         self.seen = dict[str, Any]()
         """Values that were read, by their full names, as they are stored with the job."""
@@ -46,7 +46,7 @@ class AnswerSignals:
 
         Raises ValueError, RecursionError if the answer cannot be read, or is too large for a condition.
         """
-        values: dict[str, Any] = {"request": request_values(facts_of(self._job, self._user), reads)}
+        values: dict[str, Any] = {"request": request_values(context_of(self._job, self._user), reads)}
         if any(name.startswith("answer.") for name in reads):
             fields = self._read().values
             values["answer"] = {name: value for name, value in fields.items() if f"answer.{name}" in reads}
@@ -106,7 +106,7 @@ class AnswerSignals:
     def _text(self) -> str:
         return "\n".join(self._read().texts)
 
-    def _read(self) -> Reading:
+    def _read(self) -> AnswerContent:
         if self._reading is None:
             self._reading = read_answer(self._answer.body)
         return self._reading
