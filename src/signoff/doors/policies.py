@@ -24,7 +24,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 Version = Annotated[int | None, QueryParameter(ge=1, lt=INTS)]
 
 
-class DryRunOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DryRunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /api/policies/{name}/dry-run`."""
 
     last: int = 1000
@@ -85,7 +85,7 @@ async def post_dry_run(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> dict[str, Any]:
     """Count what the policy, or a draft of it, would have said about past answers. No model is asked."""
-    order = parse_json(await request.body() or b"{}", DryRunOrder, "dry run")
+    order = parse_json(await request.body() or b"{}", DryRunRequest, "dry run")
     return msgspec.to_builtins(await dry_run(services, caller, name, last=order.last, draft=order.policy))
 
 
