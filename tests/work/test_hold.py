@@ -109,8 +109,10 @@ class Story:
     that were rejected. A person who approves an answer signs all that it contains.
     """
 
-    def __init__(self, server: Live, token: str, seed: int) -> None:
+    def __init__(self, server: Live, token: str, seed: int, admin: str | None = None) -> None:
         self.server = server
+        self.admin = admin
+        self.models = ["free", "held"] if admin is None else ["free", "held", "judged", "judged"]
         self.token = token
         self.random = Random(seed)
         self.conversations = list[str]()
@@ -123,7 +125,8 @@ class Story:
     async def run(self) -> None:
         for number in range(STEPS):
             steps = [self.converse, self.converse, self.ask, self.ask, self.ask, self.enqueue, self.read, self.read]
-            step = self.random.choice([*steps, self.retry, self.decide])
+            policies = [] if self.admin is None else [self.change_policy]
+            step = self.random.choice([*steps, self.retry, self.decide, *policies])
             also = self.random.choice([None, None, self.ask, self.read])
             await asyncio.gather(step(), *([also()] if also else []))
             if number % STEPS_TO_A_LOOK == STEPS_TO_A_LOOK - 1:
@@ -131,7 +134,7 @@ class Story:
 
     def body(self) -> dict[str, Any]:
         """Return a request that names some of what there is."""
-        body: dict[str, Any] = {"model": self.random.choice(["free", "held"]), "input": "tell me"}
+        body: dict[str, Any] = {"model": self.random.choice(self.models), "input": "tell me"}
         how = self.random.choice(["new", "conversation", "conversation", "response", "item"])
         if how == "conversation" and self.conversations:
             name = self.random.choice(self.conversations)
@@ -161,6 +164,21 @@ class Story:
     async def retry(self) -> None:
         if self.jobs:
             await send(self.server, self.token, "POST", f"/api/jobs/{self.random.choice(self.jobs)}/retry")
+
+    async def change_policy(self) -> None:
+        """Save another version of the policy of `judged`, or put `free` under one, or end that."""
+        rules = [{"if": f'answer.text.matches("[{digits}][.]$")', "then": then} for digits, then in self.draw_rules()]
+        for name, is_sure in (("judged", True), ("free", False)):
+            if is_sure or self.random.random() < 0.2:
+                body = {"target": name, "rules": rules}
+                await self.server.ask("PUT", f"/api/policies/{name}", self.admin, json=body)
+        if self.random.random() < 0.5:
+            await self.server.ask("DELETE", "/api/policies/free", self.admin)
+
+    def draw_rules(self) -> list[tuple[str, str]]:
+        """Return digits at the end of an answer, and what happens to it."""
+        digits = self.random.sample("0123456789", 6)
+        return [("".join(digits[:3]), "hold"), ("".join(digits[3:]), "reject")]
 
     async def read(self) -> None:
         """Read an object, also one whose id the caller could only guess."""
@@ -201,12 +219,17 @@ class Story:
     async def check(self, text: str) -> None:
         secrets = secrets_in(text)
         self.checked += len(secrets)
-        waiting = [job for job in await self.stored() if job.policy.may_hold]
+        waiting = [job for job in await self.stored() if job.policy.may_hold and not is_passed(job)]
         held = {secret for job in waiting for secret in secrets_in((job.response or b"").decode())[-1:]}
         assert not {*secrets} & (held - self.signed)
 
     async def stored(self) -> list[Job]:
         return await self.server.services.store.jobs.list(JobFilter(limit=1000))
+
+
+def is_passed(job: Job) -> bool:
+    """Return True if a rule has signed the answer of the job off."""
+    return job.status == "success" and job.ruling is not None and job.ruling.outcome == "pass"
 
 
 def secrets_in(text: str) -> list[str]:
@@ -222,3 +245,16 @@ async def test_no_text_that_waits_for_a_review_is_readable_by_its_caller(seed: i
         await story.run()
         assert story.checked > STEPS
         assert any(job.status == "human" for job in await story.stored())
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_text_that_policies_hold_or_reject_is_readable_by_its_caller(seed: int, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await add_models(server, fake)
+        await server.model("judged", kind="openai", url=fake.at("remember"), cache="never")
+        story = Story(server, await server.token(), seed, await server.token("admin"))
+        await story.change_policy()
+        await story.run()
+        assert story.checked > STEPS
+        rulings = {job.ruling.outcome for job in await story.stored() if job.ruling is not None}
+        assert rulings == {"pass", "hold", "reject"}
