@@ -17,7 +17,9 @@ async def give_logprobs(request: RecordedRequest) -> Reply:
     if text == "refuse" and body.get("logprobs"):
         return json_reply({"error": {"message": "This model has no logprobs."}}, status=400)
     numbers = [float(word) for word in text.split() if word.lstrip("-").replace(".", "").isdigit()]
-    tokens = [{"token": "ok", "logprob": number, "bytes": None, "top_logprobs": []} for number in numbers]
+    tokens: list[dict[str, Any]] = [
+        {"token": "ok", "logprob": number, "bytes": None, "top_logprobs": []} for number in numbers
+    ]
     logprobs = {"content": tokens, "refusal": None} if body.get("logprobs") and tokens else None
     if body.get("stream"):
         first = {"index": 0, "delta": {"role": "assistant", "content": "ok"}, "logprobs": logprobs}

@@ -252,7 +252,7 @@ async def test_the_steps_of_a_run_and_the_run_are_judged(tmp_path: Path) -> None
 
 async def test_the_schema_of_a_request_is_a_signal(tmp_path: Path) -> None:
     schema = {"type": "object", "required": ["a"]}
-    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}
+    form: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}
     async with live(tmp_path, log_before_answer=True) as server:
         await save(server, "s", "echo", rule("signals.schema_ok == false", "hold"))
         token = await server.token()

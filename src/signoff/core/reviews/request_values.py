@@ -37,7 +37,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def context_of(job: Job, user: str = "") -> RequestContext:
-    """Return the facts of the request of `job`, whose owner has the email `user`."""
+    """Return the context of the request of `job`, whose owner has the email `user`."""
     return RequestContext(
         path=job.path,
         target=job.target,
@@ -50,17 +50,17 @@ def context_of(job: Job, user: str = "") -> RequestContext:
     )
 
 
-def request_values(facts: RequestContext, reads: Collection[str]) -> dict[str, Any]:
+def request_values(context: RequestContext, reads: Collection[str]) -> dict[str, Any]:
     """Return the fields of `request` that are among `reads`, such as `request.user`."""
     sources: dict[str, Callable[[], Any]] = {
-        "path": lambda: facts.path,
-        "model": lambda: facts.model,
-        "target": lambda: facts.target,
-        "prompt": lambda: facts.prompt,
-        "door": lambda: facts.door,
-        "user": lambda: facts.user,
-        "tags": lambda: _tags(facts),
-        "tokens": lambda: _tokens(facts),
+        "path": lambda: context.path,
+        "model": lambda: context.model,
+        "target": lambda: context.target,
+        "prompt": lambda: context.prompt,
+        "door": lambda: context.door,
+        "user": lambda: context.user,
+        "tags": lambda: _tags(context),
+        "tokens": lambda: _tokens(context),
     }
     return {name: source() for name, source in sources.items() if f"request.{name}" in reads}
 
@@ -69,19 +69,19 @@ class _Metadata(msgspec.Struct):
     metadata: Any = None
 
 
-def _tags(facts: RequestContext) -> Any:
+def _tags(context: RequestContext) -> Any:
     """Return the caller's own metadata: of the job, else of the request; an empty object for none."""
     try:
-        own = msgspec.json.decode(facts.metadata)
-        return own or msgspec.json.decode(facts.body, type=_Metadata).metadata or {}
+        own = msgspec.json.decode(context.metadata)
+        return own or msgspec.json.decode(context.body, type=_Metadata).metadata or {}
     except (ValueError, RecursionError):
         return {}
 
 
-def _tokens(facts: RequestContext) -> int | None:
+def _tokens(context: RequestContext) -> int | None:
     """Return the estimated tokens of the request and its answer; None if they cannot be estimated."""
     try:
-        estimate = estimate_tokens(facts.path, facts.body)
+        estimate = estimate_tokens(context.path, context.body)
     except BadRequest:
         return None
     return estimate.prompt + estimate.output

@@ -145,7 +145,7 @@ async def _prompt_step(
     messages = [{"role": "user", "content": text}]
     body = msgspec.json.encode({"model": target, "messages": messages})
     path = path_for(model, CHAT, body)
-    facts = RequestContext(
+    context = RequestContext(
         path=path,
         target=target,
         model=model.name,
@@ -154,7 +154,7 @@ async def _prompt_step(
         prompt=prompt.name,
         user=caller.email,
     )
-    governed = await govern(services, facts, policy_for(model.review, "never", rules.policy))
+    governed = await govern(services, context, policy_for(model.review, "never", rules.policy))
     ask = Ask(door=fields["door"], caller=caller, path=path, body=body, target=target, lane=lane, cache_control=cache)
     cache_key = None
     if governed.is_cacheable:

@@ -25,15 +25,15 @@ class PolicyAdmission(msgspec.Struct, frozen=True):
     """True if the answer may be given to an equal request of another caller."""
 
 
-async def govern(services: Services, facts: RequestContext, policy: Policy, *, applies: bool = True) -> PolicyAdmission:
+async def govern(services: Services, context: RequestContext, policy: Policy) -> PolicyAdmission:
     """Return what the policies of `policy`, and those that apply to the request now, say about it.
 
-    With `applies` False, only those of `policy` count. A policy that the request decides leaves the answer alone.
+    A policy that the request decides leaves the answer alone.
     """
     if services.caches.policies.is_empty and not policy.named:
         return PolicyAdmission(policy)
-    index = await services.caches.policies.index() if applies else None
-    applying = () if index is None else tuple(each.version for each in index.find_all(facts.names, facts.prompt))
+    index = await services.caches.policies.index()
+    applying = tuple(each.version for each in index.find_all(context.names, context.prompt))
     policy = stricter(policy, Policy(named=applying)) if set(applying) - set(policy.named) else policy
     if not policy.named:
         return PolicyAdmission(policy)
@@ -42,19 +42,19 @@ async def govern(services: Services, facts: RequestContext, policy: Policy, *, a
     if len(known) < len(compiled):  # a version that is lost would have held, perhaps
         return PolicyAdmission(msgspec.structs.replace(policy, is_judged=True, review="always"), is_cacheable=False)
     is_cacheable = all(each.is_cacheable for each in known)
-    decided = [(each, match) for each in known if (match := _decide(each, facts)) is not None]
+    decided = [(each, match) for each in known if (match := _decide(each, context)) is not None]
     rejections = [(each, match) for each, match in decided if match.action.then == "reject"]
     is_passed = len(decided) == len(known) and all(match.action.then == "pass" for _, match in decided)
     policy = msgspec.structs.replace(policy, is_judged=not is_passed)
     if not rejections and (not is_passed or policy.may_hold):
         return PolicyAdmission(policy, is_cacheable=is_cacheable)
     deciding, match = max(rejections or decided, key=lambda each: strictness(each[1]))
-    signals = storable(request_values(facts, deciding.reads))
+    signals = storable(request_values(context, deciding.reads))
     return PolicyAdmission(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
 
 
-def _decide(compiled: CompiledPolicy, facts: RequestContext) -> Match | None:
-    return compiled.match_request({"request": request_values(facts, compiled.reads)})
+def _decide(compiled: CompiledPolicy, context: RequestContext) -> Match | None:
+    return compiled.match_request({"request": request_values(context, compiled.reads)})
 
 
 async def owner_email(services: Services, job: Job, versions: tuple[PolicyVersion, ...]) -> str:
@@ -78,12 +78,12 @@ async def govern_job(services: Services, job: Job, policy: Policy) -> PolicyAdmi
 
 async def may_stand_in(services: Services, job: Job, name: str) -> bool:
     """Return True if the model `name` may answer a job whose answer is not looked at: no policy of it wants to look."""
-    facts = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
+    context = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
     if services.caches.policies.is_empty:
         return True
-    versions = tuple(each.version for each in (await services.caches.policies.index()).find_all(facts.names))
-    facts = msgspec.structs.replace(facts, user=await owner_email(services, job, versions))
-    return not (await govern(services, facts, job.policy)).policy.may_hold
+    versions = tuple(each.version for each in (await services.caches.policies.index()).find_all(context.names))
+    context = msgspec.structs.replace(context, user=await owner_email(services, job, versions))
+    return not (await govern(services, context, job.policy)).policy.may_hold
 
 
 async def needs_logprobs(services: Services, job: Job) -> bool:
