@@ -1,5 +1,7 @@
 """Named policies of a request: those that apply to it, and what they decide before its model is asked."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from signoff.core.job import Job
@@ -33,7 +35,7 @@ async def govern(services: Services, context: RequestContext, policy: Policy) ->
     if services.caches.policies.is_empty and not policy.named:
         return PolicyAdmission(policy)
     index = await services.caches.policies.index()
-    applying = tuple(each.version for each in index.find_all(context.names, context.prompt))
+    applying = [each.version for each in index.find_all(context.names, context.prompt)]
     policy = stricter(policy, Policy(named=applying)) if set(applying) - set(policy.named) else policy
     if not policy.named:
         return PolicyAdmission(policy)
@@ -57,7 +59,7 @@ def _decide(compiled: CompiledPolicy, context: RequestContext) -> Match | None:
     return compiled.match_request({"request": request_values(context, compiled.reads)})
 
 
-async def owner_email(services: Services, job: Job, versions: tuple[PolicyVersion, ...]) -> str:
+async def owner_email(services: Services, job: Job, versions: Sequence[PolicyVersion]) -> str:
     """Return the email of the owner of `job` if one of the policies reads it, else an empty text."""
     compiled = [await services.caches.policies.version(version) for version in versions]
     if not any(each is not None and "request.user" in each.reads for each in compiled):
@@ -71,8 +73,8 @@ async def govern_job(services: Services, job: Job, policy: Policy) -> PolicyAdmi
     if services.caches.policies.is_empty and not policy.named:
         return PolicyAdmission(policy)
     index = await services.caches.policies.index()
-    applying = tuple(each.version for each in index.find_all(context_of(job).names, job.prompt))
-    email = await owner_email(services, job, (*policy.named, *applying))
+    applying = [each.version for each in index.find_all(context_of(job).names, job.prompt)]
+    email = await owner_email(services, job, [*policy.named, *applying])
     return await govern(services, context_of(job, email), policy)
 
 
@@ -81,7 +83,7 @@ async def may_stand_in(services: Services, job: Job, name: str) -> bool:
     context = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
     if services.caches.policies.is_empty:
         return True
-    versions = tuple(each.version for each in (await services.caches.policies.index()).find_all(context.names))
+    versions = [each.version for each in (await services.caches.policies.index()).find_all(context.names)]
     context = msgspec.structs.replace(context, user=await owner_email(services, job, versions))
     return not (await govern(services, context, job.policy)).policy.may_hold
 
