@@ -44,6 +44,8 @@ def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionReques
         changes["cache"] = job.cache
     changes |= usage_columns(job)
     ruling = job.ruling
+    if ruling is None and job.policy.may_hold:  # an answer that nobody has ruled on leaves by a person alone
+        ruling = Ruling(outcome="hold")
     if ruling is None:
         return TransitionRequest(verb="succeed", actor=services.ids.actor, lease=job.lease, changes=changes)
     changes |= {"policy": job.policy, "ruling": ruling}  # the policy may have become stricter since admission
