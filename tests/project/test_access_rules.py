@@ -63,7 +63,6 @@ LOADERS = {
     "work/reviews/queues.py _check_members": "is for `put_queue`, which checks `check_admin`",
     "work/reviews/consult.py _ask": "reads the job that it made itself, for a policy",
     "work/reviews/dry_run.py _answers_of": "is for admins: `dry_run` checks that, and returns counts alone",
-    "work/reviews/desk.py decide_with_draft": "has loaded the job by `_load_held`",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",
     "work/admin/people.py invite_user": "checks `check_admin` first",
