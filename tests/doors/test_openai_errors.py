@@ -8,10 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from fakes.behaviours import ANSWER
-from fakes.http_server import RecordedRequest, Reply, json_reply, whole
+from fakes.behaviours import ANSWER, EVENTS
+from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, whole
 from fakes.upstream import fake_upstream
-from signoff.core.endpoints import CHAT
 from signoff.core.envelope import reply_for
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
@@ -19,7 +18,7 @@ from signoff.core.model import Model, Timeouts
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.doors.topics import accept_message
 from signoff.work.admin.registry import ModelKeys, register_model
-from support.live_server import Live, chat, live, until
+from support.live_server import Live, chat, client, live, until
 
 pytestmark = pytest.mark.anyio
 CLASSES = {
@@ -199,17 +198,19 @@ async def test_the_limits_of_a_model_are_passed_on(stream: bool, tmp_path: Path)
             assert ("x-should-retry" in headers) == (code not in {"slow", "busy"})
 
 
-async def test_the_limits_of_a_model_come_with_its_answer(tmp_path: Path) -> None:
-    async def answer(_: RecordedRequest) -> Reply:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_has_the_limits_of_its_model(stream: bool, tmp_path: Path) -> None:
+    async def answer(request: RecordedRequest) -> Reply:
+        if stream:
+            return chunked(*EVENTS, headers=HEADERS)
         return whole(ANSWER, headers=HEADERS)
 
-    async with fake_upstream(answer) as fake, live(tmp_path) as server:
-        await server.model("m", kind="openai", url=fake.url)
-        headers = {"authorization": f"Bearer {await server.token()}"}
-        async with server.http.post(server.url + CHAT, json=chat("hello", "m"), headers=headers) as response:
-            assert response.status == 200
-            assert response.headers["x-ratelimit-remaining-tokens"] == "7"
-            assert "set-cookie" not in response.headers
+    async with fake_upstream(answer) as fake, live(tmp_path) as server, client(server) as ai:
+        await server.model("mine", kind="openai", url=fake.url)
+        raw = await ai.chat.completions.with_raw_response.create(**chat("hello", "mine", stream=stream))
+        assert raw.headers["x-ratelimit-remaining-tokens"] == "7"
+        assert raw.headers["x-ratelimit-reset-tokens"] == "1m3s"
+        assert "set-cookie" not in raw.headers
 
 
 async def test_a_token_that_is_not_valid_has_the_code_of_openai(tmp_path: Path) -> None:

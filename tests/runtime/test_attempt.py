@@ -93,6 +93,17 @@ async def test_events_before_the_first_content_of_another_endpoint_are_discarded
     assert attempt.job.upstream_object_id is None
 
 
+async def test_a_whole_answer_keeps_the_headers_that_came_with_it() -> None:
+    attempt, _ = started()
+    await attempt.send([COMMENT])
+    attempt.upstream_headers["x-ratelimit-remaining-requests"] = "9"
+    attempt.take(b"{}")
+    assert (attempt.body, attempt.events) == (b"{}", [])
+    assert attempt.upstream_headers == {"x-ratelimit-remaining-requests": "9"}
+    attempt.discard()  # another endpoint is asked, whose limits are others
+    assert not attempt.upstream_headers
+
+
 async def test_many_comments_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt_module, "MAX_PREAMBLE_BYTES", 2 * len(COMMENT))
     attempt, events = started()
