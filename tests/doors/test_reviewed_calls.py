@@ -1,4 +1,4 @@
-"""Calls of tools that a reviewer changes or refuses, as the official clients get them: whole and streamed."""
+"""Tool calls that a reviewer changes or refuses, as the official clients get them: whole and streamed."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def chat_pieces() -> list[Any]:
 
 
 def whole_chat() -> dict[str, Any]:
-    made = [
+    called = [
         {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         for call_id, name, arguments in CALLS
     ]
-    message = {"role": "assistant", "content": TEXT, "tool_calls": made}
+    message = {"role": "assistant", "content": TEXT, "tool_calls": called}
     choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
     usage = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
     head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 7, "model": "up"}
@@ -75,23 +75,23 @@ def whole_chat() -> dict[str, Any]:
 def whole_response() -> dict[str, Any]:
     content: Any = [{"type": "output_text", "text": TEXT, "annotations": []}]
     said = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content}
-    made = [
+    called = [
         {"id": f"fc_{call_id}", "type": "function_call", "status": "completed", "call_id": call_id, "name": name}
         | {"arguments": arguments}
         for call_id, name, arguments in CALLS
     ]
     usage = {"input_tokens": 9, "output_tokens": 6, "total_tokens": 15}
     head = {"id": "resp_1", "object": "response", "created_at": 7, "model": "up", "status": "completed"}
-    return head | {"output": [said, *made], "usage": usage, "parallel_tool_calls": True, "tools": []}
+    return head | {"output": [said, *called], "usage": usage, "parallel_tool_calls": True, "tools": []}
 
 
 def whole_message() -> dict[str, Any]:
-    made = [
+    called = [
         {"type": "tool_use", "id": call_id, "name": name, "input": json.loads(arguments)}
         for call_id, name, arguments in CALLS
     ]
     head = {"id": "msg_1", "type": "message", "role": "assistant", "model": "up", "stop_sequence": None}
-    content = [{"type": "text", "text": TEXT}, *made]
+    content = [{"type": "text", "text": TEXT}, *called]
     return head | {"content": content, "stop_reason": "tool_use", "usage": {"input_tokens": 9, "output_tokens": 6}}
 
 
@@ -132,10 +132,10 @@ async def call_chat(server: Live, *, stream: bool) -> Outcome:
 
 def _read_chat(completion: Any, kinds: list[str]) -> Outcome:
     choice = completion.choices[0]
-    made: list[Any] = choice.message.tool_calls or []
-    assert [getattr(call, "index", number) for number, call in enumerate(made)] == [*range(len(made))]
-    assert {call.type for call in made} <= {"function"}
-    calls = [(call.id, call.function.name, json.loads(call.function.arguments)) for call in made]
+    called: list[Any] = choice.message.tool_calls or []
+    assert [getattr(call, "index", number) for number, call in enumerate(called)] == [*range(len(called))]
+    assert {call.type for call in called} <= {"function"}
+    calls = [(call.id, call.function.name, json.loads(call.function.arguments)) for call in called]
     return Outcome(calls, choice.message.content or "", choice.finish_reason, kinds)
 
 
@@ -263,7 +263,7 @@ async def test_an_agent_goes_on_after_a_refusal(path: str, tmp_path: Path) -> No
             VerdictRequest(verdict="approve", edit=Edit(response=json.dumps(edit))),
         )
         _, answer = await waiting
-        # then its next request, with the answer and the result of the call that was made, is sound
+        # then its next request, with the answer and the result of the other call, is sound
         history: dict[str, list[Any]] = {
             CHAT: [*QUESTION, *(choice["message"] for choice in answer.get("choices", []))],
             RESPONSES: [*QUESTION, *answer.get("output", [])],

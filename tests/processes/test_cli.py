@@ -317,6 +317,8 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["model", "add", "gpt-*", "--kind", "openai", "--url", url, "--key-stdin", "sk-very-secret-key\n"],
         ["model", "add", "mine", "--kind", "subprocess", "--command", "run 'a b' --port {port}", "--serve", ""],
         ["model", "add", "fake", "--kind", "echo", "--review", "always", "--default", ""],
+        ["model", "add", "lawyer", "--kind", "person", "--review-queue", "legal", ""],
+        ["model", "add", "lawyer", "--kind", "person", "--review", "never", ""],
         ["model", "list", ""],
         ["model", "remove", "mine", ""],
         ["model", "remove", "mine", ""],
@@ -325,14 +327,16 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["review", ""],
         ["doctor", ""],
     )
-    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
     assert results[0] == results[1] == (0, "The schema is up to date.\n", "")
-    listed, removed, again, after, jobs, review, doctor = results[5:]
+    listed, removed, again, after, jobs, review, doctor = results[7:]
     rows = {row.split()[1]: row for row in listed[1].splitlines() if "│" in row}
     assert url in rows["gpt-*"]
     assert "run 'a b' --port '{port}'" in rows["mine"]
     assert "always" in rows["fake"]
     assert "yes" in rows["fake"]
+    assert "always" in rows["lawyer"]
+    assert "must not be never" in results[6][2]
     assert "echo" in rows
     # then a removed model is gone, and a second removal fails
     assert removed[1] == "mine is removed.\n"

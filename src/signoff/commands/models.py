@@ -44,7 +44,9 @@ Serve = Annotated[
     typer.Option("--serve", help="The program serves HTTP on its port; otherwise, it reads and writes JSON lines."),
 ]
 
-Kinds = Annotated[str, typer.Option(help="openai | http | subprocess | anyllm | echo, or a kind of an extension.")]
+Kinds = Annotated[
+    str, typer.Option(help="openai | http | subprocess | anyllm | echo | person, or a kind of an extension.")
+]
 NoKey = Annotated[bool, typer.Option("--no-key", help="Remove the stored keys; otherwise, they are kept.")]
 
 
@@ -63,6 +65,7 @@ def model_add(
     open_files: Annotated[int | None, typer.Option(help="Maximum number of open files of the program.", min=16)] = None,
     nice: Annotated[int | None, typer.Option(help="Niceness of the program, from 0 to 19.", min=0)] = None,
     review: Annotated[str | None, typer.Option(help="Hold answers: always | never; default: as each API.")] = None,
+    review_queue: Annotated[str | None, typer.Option(help="Review queue of the requests to a person.")] = None,
     attempts: Annotated[int | None, typer.Option(help="Maximum number of attempts for a job.", min=1)] = None,
     cache: Annotated[str | None, typer.Option(help="Cache answers: always | never; default: as each request.")] = None,
     balance: Annotated[str, typer.Option(help=" | ".join(BALANCES))] = BALANCES[0],
@@ -90,6 +93,7 @@ def model_add(
         limits=ProcessLimits(memory_mb=memory_mb, open_files=open_files, nice=nice),
         attempts=attempts,
         review=choice("review", review, ALWAYS_OR_NEVER),
+        review_queue=review_queue,
         default=default,
         cache=choice("cache", cache, ALWAYS_OR_NEVER),
         balance=choice("balance", balance, BALANCES) or BALANCES[0],

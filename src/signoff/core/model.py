@@ -16,6 +16,8 @@ from signoff.core.reviews.policy import Review
 # A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
 ModelKind = str
 HTTP_KINDS: tuple[ModelKind, ...] = ("openai", "http")
+# A person, who answers on the review desk; no engine is asked.
+PERSON: ModelKind = "person"
 _HTTP_SCHEMES = ("http://", "https://")
 # Kinds that a caller's own upstream key is sent to.
 KINDS_WITH_KEYS: tuple[ModelKind, ...] = ("openai", "http", "anyllm")
@@ -123,6 +125,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Names of models that are tried, in order, if no endpoint answers."""
     pass_headers: tuple[str, ...] | None = None
     """Names of the caller's headers that pass on to the upstream; None for the server's setting."""
+    review_queue: str | None = None
+    """Review queue of the requests to a person; None for the queue of all reviewers."""
     routes: tuple[str, ...] = ()
     """First segments of routes below /v1 that users may call besides `endpoints.USER_ROUTES`; `*` for all routes."""
 
@@ -160,6 +164,20 @@ class ModelIndex:
         return name in self._by_name or (
             name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
         )
+
+    def may_reach_person(self, model: Model) -> bool:
+        """Return True if `model` is a person, or may fall back on one."""
+        waiting, visited = [model], {model.name}
+        while waiting:
+            each = waiting.pop()
+            if each.kind == PERSON:
+                return True
+            for name in each.fallbacks:
+                other = self.find(name)
+                if other is not None and other.name not in visited:
+                    visited.add(other.name)
+                    waiting.append(other)
+        return False
 
     def version_of(self, model: Model) -> str:
         """Return `version_of(model)`, computed once for each model of this index."""
@@ -234,10 +252,27 @@ def _kind_fault(model: Model) -> str | None:
     if kind == "subprocess" and (not "".join(model.command[:1]) or "\0" in "".join(model.command)):
         return "`command` must name a program, without NUL characters, for a model of the kind subprocess."
     if kind == "subprocess":
-        return None
+        return _queue_fault(model)
     for name, default in (("command", ()), ("serve", False), ("limits", ProcessLimits()), ("replicas", 1)):
         if getattr(model, name) != default:
             return f"`{name}` is for models of the kind subprocess; remove it (this one is of the kind {kind})."
+    return _person_fault(model) if kind == PERSON else _queue_fault(model)
+
+
+def _queue_fault(model: Model) -> str | None:
+    if model.review_queue is None:
+        return None
+    return f"`review_queue` is for models of the kind person; remove it (this one is of the kind {model.kind})."
+
+
+def _person_fault(model: Model) -> str | None:
+    if model.review == "never":
+        return "`review` must not be never for a model of the kind person: its answers are written on the desk."
+    for name in ("url", "upstream_model", "fallbacks", "max_parallel"):
+        if getattr(model, name):
+            return f"`{name}` has no effect on a model of the kind person; remove it."
+    if model.review_queue is not None and not is_name(model.review_queue):
+        return f"`review_queue` must be 1 to {MAX_NAME_LENGTH} printable characters without outer blanks."
     return None
 
 

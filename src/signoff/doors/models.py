@@ -76,6 +76,7 @@ class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     max_waiting: int | msgspec.UnsetType = msgspec.UNSET
     queue_seconds: float | msgspec.UnsetType = msgspec.UNSET
     fallbacks: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    review_queue: str | msgspec.UnsetType | None = msgspec.UNSET
     pass_headers: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     routes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     key: str | msgspec.UnsetType = msgspec.UNSET

@@ -11,6 +11,7 @@ from signoff.core.dialects.stream_state import has_content
 from signoff.core.endpoints import RESPONSES
 from signoff.core.job import Job
 from signoff.core.limits import Reservation
+from signoff.core.reviews.ruling import Ruling
 from signoff.core.upstream_objects import object_id_in_event
 from signoff.engine import Sink
 from signoff.errors import ModelGarbled, SignoffError
@@ -74,6 +75,8 @@ class Attempt:
         """True once the reservation is being settled."""
         self.is_counted = False
         """True once `job` has what the attempt used."""
+        self.awaits_person = False
+        """True if a person, who has been asked in place of a model, is yet to write the answer."""
         self.is_parked = False
         """True if the job is a run that waits for its steps; its lease has been released."""
         self.is_lost = False
@@ -134,6 +137,15 @@ class Attempt:
         if self.first_byte_at is None:
             self._begin()
         self.body = body
+
+    def pass_to_person(self, review_queue: str | None) -> None:
+        """Leave the answer to a person, who writes it on the desk; the job is held there, whatever its policy was."""
+        self.discard()
+        self._begin()
+        self.awaits_person = True
+        policy = msgspec.structs.replace(self.job.policy, review="always")
+        ruling = Ruling(outcome="hold", queue=review_queue)
+        self.job = msgspec.structs.replace(self.job, policy=policy, ruling=ruling)
 
     async def send_last(self) -> None:
         """Pass on the last event, which was held back until the job was settled, and what came after it."""

@@ -64,6 +64,11 @@ class Broadcast:
         return self._body
 
     @property
+    def is_empty(self) -> bool:
+        """True if nothing of an answer has come: the call ended without one, such as one that is held."""
+        return self._body is None and not self._events
+
+    @property
     def is_abandoned(self) -> bool:
         """True once the last reader has left and the call is being cancelled."""
         return self.task is not None and bool(self.task.cancelling())

@@ -46,6 +46,11 @@ class ModelCache:
         """Return every model, registered ones first."""
         return (await self._snapshot.get()).models
 
+    def may_reach_person(self, model: Model) -> bool:
+        """Return True if `model` is a person, or may fall back on one."""
+        index = self._snapshot.known
+        return index is not None and index.may_reach_person(model)
+
     def version_of(self, model: Model) -> str:
         """Return a version of the model's definition; see `core.model.version_of`."""
         index = self._snapshot.known

@@ -19,7 +19,7 @@ from signoff.caches.memory import MemoryCache
 from signoff.core.allow_list import AllowList
 from signoff.core.api_tokens import ALPHABET, SECRET_LENGTH
 from signoff.core.delivery import DeliveryKind
-from signoff.core.model import Model, registered_name
+from signoff.core.model import PERSON, Model, registered_name
 from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
 from signoff.deliverer import Deliverer, Mailer
@@ -258,7 +258,7 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
 
 def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter) -> dict[str, Engine]:
     return {
-        **load_plugins(BUILT_IN_KINDS),
+        **load_plugins((*BUILT_IN_KINDS, PERSON)),
         "anyllm": AnyLLMEngine(),
         "echo": EchoEngine(faults=settings.echo_faults),
         "http": HttpEngine(upstream),
@@ -293,8 +293,8 @@ def _cache(settings: Settings, store: SqlStore) -> Cache | None:
 
 
 def model_kinds() -> list[str]:
-    """Return the kinds of models: the built-in ones and those of installed packages."""
-    return sorted({*BUILT_IN_KINDS, *plugin_kinds()})
+    """Return the kinds of models: the built-in ones, people, and those of installed packages."""
+    return sorted({*BUILT_IN_KINDS, PERSON, *plugin_kinds()})
 
 
 def _vault(settings: Settings) -> Vault:

@@ -175,7 +175,8 @@ def _new_job(  # noqa: PLR0913 -- what was decided about the request
     rules, job_id, is_now = services.rules, services.ids.new_id(), ask.lane == "now"
     attempts = target.attempts if isinstance(target, Model) else rules.later_attempts
     # A client that lost its connection during a review finds its job by the fingerprint when it retries.
-    needs_fingerprint = ask.client_id or ask.idempotency_key or (is_now and policy.may_hold)
+    may_hold = policy.may_hold or (isinstance(target, Model) and services.caches.models.may_reach_person(target))
+    needs_fingerprint = ask.client_id or ask.idempotency_key or (is_now and may_hold)
     return Job(
         id=job_id,
         status="bot",

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from signoff.core import sse
-from signoff.core.dialects.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer
+from signoff.core.dialects.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer, unwritten_answer
 from signoff.core.endpoints import KNOWN, parse_route
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
@@ -69,7 +69,8 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         attempt.outcome = await _outcome(services, attempt, perform)
         await count_usage(services, attempt)
         attempt.job = await revalidate(services, attempt.job)
-        await judge(services, attempt, perform, partial(_ask_other, services, attempt))
+        if not attempt.awaits_person:  # nobody can judge an answer that is not written yet
+            await judge(services, attempt, perform, partial(_ask_other, services, attempt))
         settled = await recorder.settle(attempt.outcome)
     except RunParked as parked:
         services.runtime.leases.drop(attempt.job.id)
@@ -108,6 +109,8 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
         await _ask(services, attempt, perform)
         if not creates_no_object(attempt.job.path):
             await check_not_held(services, attempt.job)
+        if attempt.awaits_person:
+            return unwritten_answer(attempt.job.body)
         return answer_of(attempt.job, attempt.body, attempt.events)
     except RunParked:
         raise

@@ -198,7 +198,7 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
         if call.is_joined or call.shared is not None:
             return await _follow_shared(services, call, sink)
         body = await _serve(services, call, sink)
-        if not _awaits_person(call.job, body):
+        if not _awaits_person(call, body):
             return body
         return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
     except asyncio.CancelledError:
@@ -251,14 +251,20 @@ async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | 
         body = await call.shared.read(sink)
     elif not call.is_joined:
         body = await _serve(services, call, sink)
-    if (call.is_joined and call.shared is None) or _awaits_person(call.job, body):
+    if (call.is_joined and call.shared is None) or _awaits_person(call, body):
         return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
     return body
 
 
-def _awaits_person(job: Job, body: bytes | None) -> bool:
-    """Return True if the caller waits for a review: the job may be held, or is a run that was parked for its steps."""
-    return job.policy.may_hold or (job.pipeline_id is not None and body is None)
+def _awaits_person(call: Call, body: bytes | None) -> bool:
+    """Return True if the caller waits for a review.
+
+    The job may be held, or is: a person was asked in place of a model. Or it is a run that was parked for its steps.
+    """
+    job, shared = call.job, call.shared
+    if job.policy.may_hold or job.status == "human":
+        return True
+    return body is None and (job.pipeline_id is not None or (shared is not None and shared.is_empty))
 
 
 async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
@@ -273,7 +279,7 @@ async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
         if isinstance(attempt.outcome, SignoffError):
             raise _taken_failure(attempt)
         attempt.job = settled
-        if may_hold or attempt.is_parked:
+        if may_hold or attempt.is_parked or settled.status == "human":
             return None
         await attempt.send_last()
         return attempt.body

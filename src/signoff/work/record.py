@@ -85,6 +85,8 @@ class CallRecorder:
 async def _record_end(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
     """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job."""
     services.runtime.inflight_calls.drop(inflight)
+    if inflight.writing is None and inflight.job.ruling is not None and inflight.job.ruling.outcome == "hold":
+        persist(services, inflight)  # a person has been asked in place of the model, and the job must survive
     if inflight.writing is None:
         inflight.is_over = True
         return await _log_outcome(services, inflight, outcome)

@@ -95,9 +95,9 @@ def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]
             return [TransitionRequest(verb="expire", actor=actor, to="human", changes=changes, after_seconds=after)]
         case "stay":
             return [TransitionRequest(verb="expire", actor=actor, to="human")]
-        case "approve":
+        case "approve" if job.response is not None:
             decision = Decision(verdict="approve", reviewer="policy", reason="No reviewer decided before the deadline.")
             return [TransitionRequest(verb="expire", actor=actor, to="success", changes={"decision": decision})]
-        case "reject":
+        case "approve" | "reject":  # an answer that nobody wrote cannot be approved
             error = JobError(code="expired", message="No reviewer decided before the deadline.", status=403)
             return [TransitionRequest(verb="expire", actor=actor, to="fail", changes={"error": error})]

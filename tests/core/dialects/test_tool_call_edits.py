@@ -1,4 +1,4 @@
-"""Calls of tools in answers: as the desk shows them, as a reviewer edits them, and as the client gets them."""
+"""Tool calls in answers: as the desk shows them, as a reviewer edits them, and as the client gets them."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ CALLS = [("c1", "refund", {"amount": 150}), ("c2", "mail", {"to": "ann"})]
 def answer(path: str, calls: list[tuple[str, str, Any]] = CALLS, text: str = "") -> dict[str, Any]:
     """Return an answer of the endpoint that makes these calls."""
     if path == CHAT:
-        made: list[Any] = [
+        called: list[Any] = [
             {"id": call_id, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
             for call_id, name, arguments in calls
         ]
-        message = {"role": "assistant", "content": text or None, "tool_calls": made}
+        message = {"role": "assistant", "content": text or None, "tool_calls": called}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "tool_calls"}
         return ENVELOPE | {"object": "chat.completion", "choices": [choice]}
     if path == RESPONSES:
-        made = [
+        called = [
             {"id": f"fc_{call_id}", "type": "function_call", "status": "completed", "call_id": call_id, "name": name}
             | {"arguments": json.dumps(arguments)}
             for call_id, name, arguments in calls
@@ -66,9 +66,11 @@ def answer(path: str, calls: list[tuple[str, str, Any]] = CALLS, text: str = "")
         said |= {"content": [{"type": "output_text", "text": text, "annotations": []}]}
         whole = {"id": "resp_1", "object": "response", "model": "gpt", "status": "completed", "created_at": 7}
         usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
-        return whole | {"output": [*([said] if text else []), *made], "usage": usage}
-    made = [{"type": "tool_use", "id": call_id, "name": name, "input": arguments} for call_id, name, arguments in calls]
-    blocks = [*([{"type": "text", "text": text}] if text else []), *made]
+        return whole | {"output": [*([said] if text else []), *called], "usage": usage}
+    called = [
+        {"type": "tool_use", "id": call_id, "name": name, "input": arguments} for call_id, name, arguments in calls
+    ]
+    blocks = [*([{"type": "text", "text": text}] if text else []), *called]
     head = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude", "content": blocks}
     return head | {"stop_reason": "tool_use", "stop_sequence": None, "usage": {"input_tokens": 3, "output_tokens": 4}}
 
@@ -88,8 +90,8 @@ def edited(path: str, whole: Any, edit: Any) -> Any:
 def calls_in(path: str, whole: Any) -> list[tuple[str, str, Any]]:
     """Return the calls of an answer, by reading its format."""
     if path == CHAT:
-        made: list[Any] = whole["choices"][0]["message"].get("tool_calls") or []
-        return [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in made]
+        called: list[Any] = whole["choices"][0]["message"].get("tool_calls") or []
+        return [(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in called]
     if path == RESPONSES:
         items = [item for item in whole["output"] if item["type"] == "function_call"]
         return [(item["call_id"], item["name"], json.loads(item["arguments"])) for item in items]
@@ -137,8 +139,8 @@ def test_a_reviewer_changes_arguments_and_nothing_else(path: str, text: str, arg
 
 def collected(path: str, whole: Any) -> Any:
     """Return what a client makes of the stream of an answer, with arguments that are decoded."""
-    made = json.loads(collect(list(stream_events(path, json.dumps(whole).encode(), with_usage=True))).body)
-    return made | {"choices": None, "output": None, "content": None}, calls_in(path, made), ending(path, made)
+    called = json.loads(collect(list(stream_events(path, json.dumps(whole).encode(), with_usage=True))).body)
+    return called | {"choices": None, "output": None, "content": None}, calls_in(path, called), ending(path, called)
 
 
 @pytest.mark.parametrize("path", PATHS)

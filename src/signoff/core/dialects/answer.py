@@ -25,6 +25,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the answer; None where they are not known."""
     upstream_object_id: str | None = None
     """Id of the object that the request created at the upstream, such as a response or a file."""
+    is_unwritten: bool = False
+    """True if a person is yet to write the answer; `body` is null then."""
+
+
+def unwritten_answer(request_body: bytes) -> Answer:
+    """Return the answer that a person is yet to write, with an estimate of the tokens of its request."""
+    return Answer(body=b"null", usage=estimate_usage(request_body, 0), is_unwritten=True)
 
 
 def parse_answer(body: bytes) -> Answer:

@@ -12,6 +12,7 @@ from signoff.core.binary import decode_binary
 from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.answer import as_completion, is_completion, split, text_or_json
+from signoff.core.dialects.responses_to_chat import ID_MARK
 from signoff.core.fingerprint import fingerprint
 
 
@@ -35,7 +36,7 @@ def convert_answer(path: str, body: bytes, model: str, *, created: int = 0, seed
         case endpoints.MESSAGES:
             return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body, seed), model))
         case _:
-            name = _id_of(model, body, seed)
+            name = ID_MARK + _id_of(model, body, seed)  # no upstream has stored it
             return msgspec.json.encode(response.response_from_text(text_or_json(body), name, model, created=created))
 
 

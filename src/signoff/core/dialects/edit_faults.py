@@ -72,9 +72,9 @@ def check_new_calls(calls: Sequence[ToolCall], original: Sequence[ToolCall], *, 
 
     Raises BadRequest.
     """
-    made = {(call.id, call.name, call.arguments) for call in original}
+    unchanged = {(call.id, call.name, call.arguments) for call in original}
     for number, call in enumerate(calls):
-        if (call.id, call.name, call.arguments) in made:
+        if (call.id, call.name, call.arguments) in unchanged:
             continue
         if has_tools and not call.is_known:
             raise BadRequest(

@@ -24,10 +24,9 @@ from signoff.core.dialects.tool_call_edits import (
 )
 from signoff.core.endpoints import (
     CHAT,
-    COMPLETIONS,
     COUNT_TOKENS,
-    EDITS,
     EMBEDDINGS,
+    IN_WORDS,
     MESSAGES,
     MODERATIONS,
     RERANK,
@@ -37,8 +36,7 @@ from signoff.core.job import Job
 from signoff.core.tokens import Usage, count_answer_tokens
 from signoff.errors import BadRequest
 
-# Endpoints whose answers say something in words, those that also call tools, and those whose answers are numbers.
-_IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
+# Endpoints whose answers can call tools, and those whose answers are numbers.
 _WITH_CALLS = frozenset({CHAT, MESSAGES, RESPONSES})
 _IN_NUMBERS = frozenset({COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK})
 # Doors whose payloads, and so their edited answers, may be any JSON.
@@ -57,7 +55,7 @@ def edited_answer(job: Job, edit: bytes) -> bytes:
     if (changed := _with_calls_edit(job, edit)) is not None:
         return with_usage(job.path, changed, _usage_of(job))
     if not edit.startswith(b'"') and (has_form(job.path, edit) or job.door in _FREE_FORM_DOORS):
-        return edit
+        return edit if job.response is not None else with_usage(job.path, edit, written_usage(job, edit))
     text, original = text_or_json(edit), in_form(job, job.response)
     edited = in_form(job, _with_plain_text(original, text) or with_text(original, text))
     return with_usage(job.path, edited, _usage_of(job) if job.response is not None else written_usage(job, edited))
@@ -125,7 +123,7 @@ def check_edit(job: Job, edit: bytes | None) -> None:
         return
     if job.path in _IN_NUMBERS:
         raise BadRequest(f"An answer of {job.path} has no text; send the whole edited answer, a JSON object.")
-    if job.path in _IN_WORDS and (wanted := format_of(job.body)) is not None:
+    if job.path in IN_WORDS and (wanted := format_of(job.body)) is not None:
         check_format(wanted, text_or_json(edit))
 
 
@@ -153,5 +151,5 @@ def _check_whole(job: Job, answer: bytes) -> None:
         raise BadRequest(f"The edited answer is no answer of {job.path}: {fault}. Correct it, or send a text.")
     calls, original = tool_calls_of(answer, job.body), tool_calls_of(job.response, job.body)
     check_new_calls(calls, original, has_tools=has_tools(job.body))
-    if job.path in _IN_WORDS and (wanted := format_of(job.body)) is not None:
+    if job.path in IN_WORDS and (wanted := format_of(job.body)) is not None:
         check_whole_format(wanted, answer)

@@ -45,12 +45,8 @@ def to_chat(body: bytes, upstream_model: str) -> bytes:
 
     Raises BadRequest for a body that is no request of this API, or asks for what a chat does not have.
     """
+    check_self_contained(body)
     members = _decode(body)
-    for name in _STORED:
-        if members.get(name):
-            raise BadRequest(
-                f"The model stores no responses, so `{name}` is not supported; send the whole conversation in `input`."
-            )
     try:
         request = msgspec.convert(members, _Request)
     except msgspec.ValidationError as error:
@@ -65,6 +61,19 @@ def to_chat(body: bytes, upstream_model: str) -> bytes:
     if request.stream:
         chat |= {"stream": True, "stream_options": {"include_usage": True}}
     return msgspec.json.encode({name: value for name, value in chat.items() if value is not None})
+
+
+def check_self_contained(body: bytes) -> None:
+    """Check that a request for a response refers to nothing that only a server with stored responses has.
+
+    Raises BadRequest.
+    """
+    members = _decode(body)
+    for name in _STORED:
+        if members.get(name):
+            raise BadRequest(
+                f"The model stores no responses, so `{name}` is not supported; send the whole conversation in `input`."
+            )
 
 
 class _Reference(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer as a reviewer sees and edits them, in the formats of all three APIs.
+"""Tool calls in an answer as a reviewer sees and edits them, in the formats of all three APIs.
 
 An edit of calls is `{"tool_calls": [{"id", "arguments" | "refuse"}], "text"?}`. Calls that it does not name stay as
 they are. A refused call goes, and the text of the answer says so, because only the client could give its result: an
@@ -52,7 +52,7 @@ class CallsEdit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A reviewer's changes to the calls of an answer."""
 
     tool_calls: list[CallEdit]
-    """Changes, at most one for each call."""
+    """At most one change for each call."""
     text: str | msgspec.UnsetType = msgspec.UNSET
     """New text beside the calls; not set to keep it."""
 
@@ -279,15 +279,13 @@ def _edited_response(whole: JsonObject, plan: _Plan) -> JsonObject:
     texts = [plan.text if isinstance(plan.text, str) else "", plan.refusals(calls)]
     said = [_message_item(text, number, whole) for number, text in enumerate(texts) if text]
     for reasoning, items_after in _by_reasoning(items):
-        spoken = (
-            [] if plan.text is not msgspec.UNSET else [each for each in items_after if each.get("type") == "message"]
-        )
+        texts_after = [each for each in items_after if plan.text is msgspec.UNSET and each.get("type") == "message"]
         others = [each for each in items_after if each.get("type") != "message"]
-        kept = plan.passed(others)
-        follows = reasoning if spoken or kept or not items_after else []  # reasoning alone is refused by the API
+        passed = plan.passed(others)
+        follows = reasoning if texts_after or passed or not items_after else []  # reasoning alone is refused by the API
         has_calls = any(each.get("type") in _RESPONSE_CALLS for each in others)
         new, said = (said, []) if has_calls else ([], said)
-        output += [*follows, *spoken, *new, *kept] if spoken else [*new, *follows, *kept]
+        output += [*follows, *texts_after, *new, *passed] if texts_after else [*new, *follows, *passed]
     output += said
     changes: JsonObject = {"output": output}
     if "output_text" in whole:

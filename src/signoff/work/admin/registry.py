@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from signoff.core.allow_list import check_model_url
-from signoff.core.model import Model, key_ids_of, model_fault
+from signoff.core.model import PERSON, Model, key_ids_of, model_fault
 from signoff.errors import BadRequest, ModelNotFound, NoDefaultModel
 from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
@@ -76,10 +76,13 @@ async def register_model(
         AddressRefused: a URL is not allowed.
         NameTaken: `is_new`, and the name is taken.
     """
-    if model.kind not in services.adapters.engines:
-        raise BadRequest(f"`kind` must be one of {', '.join(sorted(services.adapters.engines))} (got {model.kind!r}).")
+    kinds = {*services.adapters.engines, PERSON}
+    if model.kind not in kinds:
+        raise BadRequest(f"`kind` must be one of {', '.join(sorted(kinds))} (got {model.kind!r}).")
     if (fault := model_fault(model)) is not None:
         raise BadRequest(fault)
+    if model.kind == PERSON:
+        model = msgspec.structs.replace(model, review="always")
     for url in (model.url, *(endpoint.url for endpoint in model.endpoints)):
         if url:
             check_model_url(url)

@@ -63,7 +63,7 @@ async def _with_usage(services: Services, job: Job, attempt: Attempt) -> Job:
         prompt_tokens=min(job.prompt_tokens + added.prompt_tokens, MAX_TOKENS),
         cached_tokens=min(job.cached_tokens + added.cached_tokens, MAX_TOKENS),
         completion_tokens=min(job.completion_tokens + added.completion_tokens, MAX_TOKENS),
-        cost_nanodollars=await _total_cost(services, job, added, is_answered=attempt.has_begun),
+        cost_nanodollars=await _total_cost(services, job, added, attempt),
         queued_us=_queued_us(attempt.initial_job, attempt.arrived_at, attempt.started_at),
         ttft_us=_elapsed_us(attempt.started_at, attempt.first_byte_at),
         generation_us=_elapsed_us(attempt.first_byte_at, attempt.ended_at),
@@ -92,12 +92,12 @@ def usage_columns(job: Job) -> dict[str, Any]:
     return {name: getattr(job, name) for name in _COLUMNS}
 
 
-async def _total_cost(services: Services, job: Job, added: Usage, *, is_answered: bool) -> int | None:
-    """Return the cost of all attempts in nanodollars; None if a price is not known."""
+async def _total_cost(services: Services, job: Job, added: Usage, attempt: Attempt) -> int | None:
+    """Return the cost of all attempts in nanodollars, a person's being 0; None if a price is not known."""
     before = job.cost_nanodollars
-    if not is_answered:
+    if not attempt.has_begun:
         return before
-    cost = await cost_of_answer(services, job, added)
+    cost = 0 if attempt.awaits_person else await cost_of_answer(services, job, added)
     if cost is None or (before is None and job.prompt_tokens + job.completion_tokens > 0):
         return None
     return min((before or 0) + cost, MAX_NANODOLLARS)

@@ -8,13 +8,23 @@ import structlog
 
 from signoff.core.ask import as_chat, path_for
 from signoff.core.balance import is_refusal, may_succeed_elsewhere, prefix_key
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES
+from signoff.core.dialects.responses_to_chat import check_self_contained
+from signoff.core.endpoints import CHAT, COUNT_TOKENS, IN_WORDS, KNOWN, MESSAGES, RESPONSES
 from signoff.core.job import Job
-from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool, registered_name
+from signoff.core.model import (
+    KINDS_WITH_KEYS,
+    PERSON,
+    Model,
+    accepts_any_json,
+    endpoints_of,
+    needs_no_pool,
+    registered_name,
+)
 from signoff.core.redact import without_keys
 from signoff.core.reviews.logprobs import with_logprobs
 from signoff.engine import Engine, ModelRequest
 from signoff.errors import (
+    BadRequest,
     ModelAnswered,
     ModelDown,
     ModelFailed,
@@ -26,7 +36,7 @@ from signoff.errors import (
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
 from signoff.work.inference.headers import upstream_headers
-from signoff.work.inference.translate import ask_engine
+from signoff.work.inference.translate import ask_engine, estimated_count
 from signoff.work.reviews.policies import may_stand_in, needs_logprobs
 from signoff.work.services import Services
 
@@ -87,7 +97,7 @@ async def _ask_candidates(services: Services, attempt: Attempt, model: Model) ->
 async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterator[tuple[Model, str]]:
     """Yield the model with the name that it was requested by, then its fallbacks and theirs, each once.
 
-    A model whose answers need a review is no fallback for a job that cannot be held.
+    A model whose answers need a review is no fallback for a job that cannot be held; a person is one for every job.
     """
     yield model, job.target
     visited, queue, remaining = {job.target, model.name}, [*model.fallbacks], MAX_FALLBACKS
@@ -101,6 +111,9 @@ async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterat
             other = await services.caches.models.find(name)
         except ModelNotFound:
             log.warning("fallback_not_found", model=model.name, fallback=name)
+            continue
+        if other.kind == PERSON:  # the job is held then, though its policy could not hold it before
+            yield other, name
             continue
         if not job.policy.may_hold and (other.review == "always" or not await may_stand_in(services, job, name)):
             log.warning("fallback_skipped_for_review", model=model.name, fallback=name)
@@ -159,6 +172,9 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
 
     Raises ModelFailed if this server cannot run such models, or the upstream key is missing.
     """
+    if model.kind == PERSON:
+        _ask_person(attempt, model, name)
+        return
     engine = services.adapters.engines.get(model.kind)
     if engine is None:
         raise ModelFailed(f"This server cannot run models of kind {model.kind!r}.")
@@ -209,6 +225,25 @@ async def _ask_with_logprobs(
             raise
     attempt.discard()
     return await ask_engine(services, engine, model, request, attempt)
+
+
+def _ask_person(attempt: Attempt, model: Model, name: str) -> None:
+    """Leave the answer to a person; only the number of tokens of a message is estimated here at once.
+
+    Raises BadRequest for a request that nobody can answer in words, or that refers to what only an upstream has.
+    """
+    job = attempt.job
+    path = path_for(model, job.path, job.body)
+    attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
+    attempt.discard()
+    if path == COUNT_TOKENS:
+        attempt.take(estimated_count(job.body))
+        return
+    if path not in IN_WORDS:
+        raise BadRequest(f"The model {model.name} is a person, who answers in words; it does not serve {path}.")
+    if path == RESPONSES:
+        check_self_contained(job.body)
+    attempt.pass_to_person(model.review_queue)
 
 
 def _name_route(error: ModelAnswered, model: Model, path: str) -> None:

@@ -33,7 +33,7 @@ def job_error(error: SignoffError) -> JobError:
 
 def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionRequest:
     changes: dict[str, Any] = {
-        "response": answer.body,
+        "response": None if answer.is_unwritten else answer.body,
         "usage": answer.usage,
         "upstream_object_id": answer.upstream_object_id,
         "model": job.model,

@@ -118,7 +118,7 @@ async def _ask_as_chat(
     name = upstream_name(model, request.target)
     match request.path:
         case endpoint if endpoint == COUNT_TOKENS:
-            return msgspec.json.encode({"input_tokens": estimate_tokens(MESSAGES, request.body).prompt})
+            return estimated_count(request.body)
         case endpoint if endpoint == MESSAGES:
             body = messages_to_chat.to_chat(request.body, name)
         case endpoint if endpoint == RESPONSES:
@@ -126,6 +126,11 @@ async def _ask_as_chat(
         case _:
             body = edits_to_chat.to_chat(request.body)
     return await _translate_answer(services, engine, model, request, sink, chat=body)
+
+
+def estimated_count(body: bytes) -> bytes:
+    """Return an estimate of the tokens of a request for a message, as an answer of COUNT_TOKENS."""
+    return msgspec.json.encode({"input_tokens": estimate_tokens(MESSAGES, body).prompt})
 
 
 async def _translate_answer(

@@ -1,11 +1,12 @@
 """Review: a reviewer's decision on a held answer, its draft, and its withdrawal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.dialects.edited_answer import check_edit, edited_answer
+from signoff.core.dialects.edited_answer import check_edit, edited_answer, written_usage
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
 from signoff.core.reviews.instruction import with_instruction
 from signoff.core.reviews.votes import votes_needed
@@ -196,9 +197,7 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
     """Return the transition by which `decision` takes effect in the current round of `job`."""
     match decision.verdict:
         case "approve":
-            edited = decision.edit.response
-            changes = {} if edited is None else {"response": edited_answer(job, edited.encode())}
-            return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=changes)
+            return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=_edited(job, decision.edit))
         case "redo":
             edited, new_target = decision.edit.payload, decision.new_target
             readmitted = {} if new_target is None else msgspec.structs.asdict(new_target)
@@ -215,6 +214,18 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
             reason = decision.reason or "A reviewer rejected the answer."
             error = JobError(code="rejected", message=reason, status=403)
             return TransitionRequest(verb="reject", actor=actor, round=job.round, changes={"error": error})
+
+
+def _edited(job: Job, edit: Edit) -> dict[str, Any]:
+    """Return the columns that an approval with `edit` changes; an answer that a person wrote has its tokens."""
+    if edit.response is None:
+        return {}
+    answer = edited_answer(job, edit.response.encode())
+    if job.response is not None:
+        return {"response": answer}
+    usage = written_usage(job, answer)
+    tokens = job.completion_tokens + usage.completion_tokens
+    return {"response": answer, "usage": usage, "completion_tokens": tokens}
 
 
 def _merge(draft: Edit, edit: Edit) -> Edit:
