@@ -1,11 +1,13 @@
 """Upstream that remembers, as OpenAI's API does: conversations, responses, their items, and requests that name them.
 
-Each answer has a secret of its own, and repeats all texts that the request can read.
+Each answer has a secret of its own, and repeats all texts that the request can read. If the request has tools, the
+secret is in the arguments of a call.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, sse_event, whole
@@ -42,13 +44,20 @@ def _respond(body: dict[str, Any]) -> Reply:
     items = body["input"] if isinstance(body["input"], list) else []
     named += [item["id"] for item in items if item.get("type") == "item_reference"]
     earlier = [text for name in named if name for text in _texts.get(name, [])]
-    texts = [*earlier, f"secret-{next(_numbers)}."]
+    own = f"secret-{next(_numbers)}."
+    texts = [*earlier, own]
     response, message = new_id("resp"), new_id("msg")
     if conversation:
         _texts.setdefault(conversation, []).append(texts[-1])
     _texts[response] = _texts[message] = texts
-    content = [{"type": "output_text", "text": " ".join(texts), "annotations": []}]
-    output = [{"id": message, "type": "message", "role": "assistant", "status": "completed", "content": content}]
+    said = " ".join(earlier if body.get("tools") else texts)
+    content = [{"type": "output_text", "text": said, "annotations": []}]
+    output: list[dict[str, Any]] = [
+        {"id": message, "type": "message", "role": "assistant", "status": "completed", "content": content}
+    ]
+    if body.get("tools"):
+        call = {"call_id": new_id("call"), "name": "tell", "arguments": json.dumps({"secret": own})}
+        output.append({"id": new_id("fc"), "type": "function_call", "status": "completed"} | call)
     answer = {"id": response, "object": "response", "status": "completed", "output": output}
     if not body.get("stream"):
         return json_reply(answer)

@@ -18,16 +18,18 @@ import sqlalchemy as sa
 
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
+from signoff.core.dialects.tool_call_edits import tool_calls_of
 from signoff.core.filters import JobFilter
-from signoff.core.job import Job
+from signoff.core.job import Edit, Job, Verdict
 from signoff.errors import Stale
 from signoff.stores.schema import jobs
-from signoff.work.reviews.desk import VerdictRequest, decide
+from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
 from support.live_server import Live, live
 from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+TOOLS = [{"type": "function", "name": "tell", "parameters": {"type": "object"}}]
 STEPS = 60
 STEPS_TO_A_LOOK = 10
 
@@ -40,6 +42,8 @@ async def send(server: Live, token: str, method: str, path: str, **more: Any) ->
 async def add_models(server: Live, fake: FakeUpstream) -> None:
     for name, review in (("free", "never"), ("held", "always")):
         await server.model(name, kind="openai", url=fake.at("remember"), review=review, cache="never")
+    await server.model("person", kind="person")
+    await server.model("down", kind="openai", url=fake.at("broken"), attempts=1, fallbacks=("person",), cache="never")
 
 
 async def ended(server: Live, token: str, job_id: str) -> dict[str, Any]:
@@ -108,14 +112,15 @@ FRESH = {"model": "judged", "input": "tell me"}
 class Story:
     """A random sequence of requests of one user, and of verdicts, over an upstream that remembers.
 
-    `unsigned` has the secrets that nobody has signed off: those of answers that wait for a review, and those of answers
-    that were rejected. A person who approves an answer signs all that it contains.
+    A person who approves an answer signs all that it contains, and one who edits it withdraws the secret in it. What a
+    person writes in place of a model is signed, and a draft is not.
     """
 
     def __init__(self, server: Live, token: str, seed: int, admin: str | None = None) -> None:
         self.server = server
         self.admin = admin
-        self.models = ["free", "held"] if admin is None else ["free", "held", "judged", "judged"]
+        usual = ["free", "held", "free", "held", "person", "down"]
+        self.models = usual if admin is None else [*usual, "judged", "judged", "judged"]
         self.token = token
         self.random = Random(seed)
         self.conversations = list[str]()
@@ -123,13 +128,16 @@ class Story:
         self.messages = list[str]()
         self.jobs = list[str]()
         self.signed = set[str]()
+        self.withdrawn = set[str]()
+        self.written = 0
+        self.verdicts = list[str]()
         self.checked = 0
 
     async def run(self) -> None:
         for number in range(STEPS):
             steps = [self.converse, self.converse, self.ask, self.ask, self.ask, self.enqueue, self.read, self.read]
             policies = [] if self.admin is None else [self.change_policy]
-            step = self.random.choice([*steps, self.retry, self.decide, *policies])
+            step = self.random.choice([*steps, self.retry, self.decide, self.decide, self.decide, *policies])
             also = self.random.choice([None, None, self.ask, self.read])
             await asyncio.gather(step(), *([also()] if also else []))
             if number % STEPS_TO_A_LOOK == STEPS_TO_A_LOOK - 1:
@@ -137,7 +145,10 @@ class Story:
 
     def body(self) -> dict[str, Any]:
         """Return a request that names some of what there is."""
-        body: dict[str, Any] = {"model": self.random.choice(self.models), "input": "tell me"}
+        model = self.random.choice(self.models)
+        body: dict[str, Any] = {"model": model, "input": "tell me"}
+        if self.random.random() < 0.4:
+            body["tools"] = TOOLS
         how = self.random.choice(["new", "conversation", "conversation", "response", "item"])
         if how == "conversation" and self.conversations:
             name = self.random.choice(self.conversations)
@@ -194,12 +205,31 @@ class Story:
 
     async def decide(self) -> None:
         held = [job for job in await self.stored() if job.status == "human"]
-        if held:
-            job, verdict = self.random.choice(held), self.random.choice(["approve", "approve", "reject"])
-            if verdict == "approve":
-                self.signed |= {*secrets_in((job.response or b"").decode())}
-            with contextlib.suppress(Stale):
-                await decide(self.server.services, REVIEWER, job.id, VerdictRequest(verdict=verdict, reason="r"))
+        if not held:
+            return
+        job = self.random.choice(held)
+        verdict = self.random.choice(["approve", "edit", "edit", "draft", "reject"])
+        edit, calls = Edit(), tool_calls_of(job.response, job.body)
+        if verdict == "draft" or (job.response is None and verdict != "reject"):
+            self.written += 1
+            edit = Edit(response=json.dumps(f"secret-9{self.written:06}"))
+            self.signed |= {*secrets_in(edit.response or "")} if verdict != "draft" else set[str]()
+        elif verdict == "edit":
+            self.withdrawn |= {*secrets_in((job.response or b"").decode())[-1:]} - self.signed
+            change = self.random.choice([{"refuse": "No."}, {"arguments": {"secret": "none"}}])
+            edit = Edit(response=json.dumps({"tool_calls": [{"id": calls[0].id} | change]} if calls else "Nothing."))
+            # what the upstream repeats beside the call stays, and is signed
+            self.signed |= {*secrets_in((job.response or b"").decode())[:-1]} if calls else set[str]()
+        elif verdict == "approve":
+            self.signed |= {*secrets_in((job.response or b"").decode())}
+        self.verdicts.append(f"{verdict} {'person' if job.response is None else 'calls' if calls else 'text'}")
+        with contextlib.suppress(Stale):
+            if verdict == "draft":
+                await save_draft(self.server.services, REVIEWER, job.id, edit)
+                return
+            chosen: Verdict = "reject" if verdict == "reject" else "approve"
+            request = VerdictRequest(verdict=chosen, reason="r", edit=edit)
+            await decide(self.server.services, REVIEWER, job.id, request)
 
     async def take(self, answer: Any) -> None:
         """Remember the ids of an answer, and check that none of its texts is unsigned."""
@@ -224,7 +254,8 @@ class Story:
         self.checked += len(secrets)
         waiting = [job for job in await self.stored() if job.policy.may_hold and not is_passed(job)]
         held = {secret for job in waiting for secret in secrets_in((job.response or b"").decode())[-1:]}
-        assert not {*secrets} & (held - self.signed)
+        drafts = {secret for job in waiting for secret in secrets_in(str(job.draft))}
+        assert not {*secrets} & ((held | drafts | self.withdrawn) - self.signed)
 
     async def stored(self) -> list[Job]:
         return await self.server.services.store.jobs.list(JobFilter(limit=1000))
@@ -248,6 +279,7 @@ async def test_no_text_that_waits_for_a_review_is_readable_by_its_caller(seed: i
         await story.run()
         assert story.checked > STEPS
         assert any(job.status == "human" for job in await story.stored())
+        assert any(verdict.startswith("edit") for verdict in story.verdicts)
 
 
 @pytest.mark.parametrize("seed", range(3))

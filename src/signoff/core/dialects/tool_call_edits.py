@@ -14,8 +14,6 @@ from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects.chat_answer import content_text
 from signoff.core.fingerprint import fingerprint
 
-# Longer arguments of a refused call are cut in the text about it.
-MAX_SHOWN = 1000
 _RESPONSE_CALLS = frozenset({"function_call", "custom_tool_call"})
 _FINISHED_BY_CALLS = frozenset({"tool_calls", "function_call"})
 
@@ -205,6 +203,8 @@ class _Plan:
         """New text of the answer, if it is set."""
         edits = {each.id: each for each in edit.tool_calls}
         self._edits = {id(call): edits.get(call_id) for call, call_id in zip(calls, _ids_of(calls), strict=True)}
+        self._names = [_name_and_arguments(call)[0] for call in calls]
+        self._numbers = {id(call): number for number, call in enumerate(calls)}
 
     def is_refused(self, call: JsonObject) -> bool:
         """Return True if `call` is refused."""
@@ -225,13 +225,14 @@ class _Plan:
     def refusals(self, calls: Sequence[JsonObject]) -> str:
         """Return what the text says about those of `calls` that are refused; empty if none is."""
         refused = [(call, edit) for call in calls if (edit := self._edits.get(id(call))) and self.is_refused(call)]
-        return "\n\n".join(_refusal(call, str(edit.refuse)) for call, edit in refused)
+        return "\n\n".join(self._refusal(call, str(edit.refuse)) for call, edit in refused)
 
-
-def _refusal(call: JsonObject, reason: str) -> str:
-    name, arguments = _name_and_arguments(call)
-    shown = arguments if len(arguments) <= MAX_SHOWN else f"{arguments[:MAX_SHOWN]}…"
-    return f"A reviewer refused the call {name}({shown}), so it was not made: {reason}"
+    def _refusal(self, call: JsonObject, reason: str) -> str:
+        """Return what the text says about a refused call, without its arguments: they may be why it is refused."""
+        number = self._numbers[id(call)]
+        name = self._names[number]
+        position = f" (call {number + 1} of {len(self._names)})" if self._names.count(name) > 1 else ""
+        return f"A reviewer refused the call of {name}{position}, so it was not made: {reason}"
 
 
 def _join(*texts: str) -> str:
