@@ -67,7 +67,7 @@ def _with_calls_edit(job: Job, edit: bytes) -> bytes | None:
         return None
     try:
         return with_edited_calls(job.response, parse_calls_edit(edit))
-    except ValueError:  # `check_edit` refuses it; a draft may have it nevertheless
+    except (ValueError, RecursionError):  # `check_edit` refuses it; a draft may have it nevertheless
         return None
 
 
@@ -136,7 +136,7 @@ def _check_calls(job: Job, edit: bytes) -> bool:
         raise BadRequest("The answer calls no tool, so `tool_calls` changes nothing; send a text, or the whole answer.")
     try:
         changes = parse_calls_edit(edit)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(
             f'The edit of calls is not valid: {error}. Send {{"tool_calls": [{{"id", "arguments" or "refuse"}}]}}.'
         ) from None
