@@ -209,3 +209,20 @@ async def test_the_doctor_reports_what_is_wrong_with_redis(redis_url: str) -> No
     assert (await check_redis(Settings(redis_url=redis_url))).startswith("Redis ")
     with pytest.raises(ConnectionError, match="not usable"):
         await check_redis(Settings(redis_url="redis://:secret@127.0.0.1:9/0"))
+
+
+async def test_results_are_withdrawn_with_their_user(tmp_path: Path, redis_url: str, redis: Redis, prefix: str) -> None:
+    async with mirrored(tmp_path, redis_url, prefix) as (server, admin):
+        ann, bob = await server.token("user", "ann@example.com"), await server.token("user", "bob@example.com")
+        keys = [f"{prefix}:{await submit(server, token)}" for token in (ann, bob)]
+        for key in keys:
+            await result(redis, key)
+        user = await server.services.store.people.user("ann@example.com")
+        assert user is not None
+        assert (await server.ask("DELETE", f"/api/users/{user.id}?erase=true", admin))[0] == 202
+
+        async def is_withdrawn() -> bool | None:
+            return not await redis.exists(keys[0]) or None
+
+        await until(is_withdrawn)
+        assert await redis.exists(keys[1]) == 1

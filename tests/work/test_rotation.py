@@ -24,6 +24,7 @@ from signoff.core.delivery import WebhookTarget
 from signoff.core.signing import Secret
 from signoff.errors import Conflict, WrongKey
 from signoff.infra.vault import (
+    Unreadable,
     Vault,
     add_new_key,
     drop_old_keys,
@@ -227,3 +228,31 @@ def test_a_killed_rotation_loses_no_secret_and_the_next_one_completes_it(tmp_pat
     assert "Deleted old keys: 4" in signoff(environment, "key", "drop")
     assert len(existing_keys(path)) == 1
     assert len(asyncio.run(decrypt_all(settings, existing_keys(path)))) == SECRETS
+
+
+async def test_the_key_of_receipts_is_encrypted_again(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    async with open_services(settings) as services:
+        key = await services.store.receipts.public_key()
+        put_new_key_first(settings.key_path, added=False)
+        assert await rotate_secrets(services) == RotationResult(count=1, unreadable=0)
+    assert drop_old_keys(settings.key_path) == 1
+    async with open_services(settings) as services:
+        assert (await services.store.receipts.head()).count == 1
+        assert await services.store.receipts.public_key() == key
+        receipt = await services.store.receipts.rotate()
+        assert (receipt.seq, receipt.new_key != receipt.key) == (2, True)
+
+
+async def test_without_its_key_no_receipt_is_signed_until_the_key_is_replaced(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    async with open_services(settings) as services:
+        await services.store.receipts.head()
+    settings.key_path.unlink()
+    async with open_services(settings, checks_key=False) as services:
+        for work in (services.store.receipts.head(), services.store.receipts.rotate()):
+            with pytest.raises(Unreadable):
+                await work
+        receipt = await services.store.receipts.rotate(is_lost=True)
+        assert (receipt.seq, receipt.key) == (2, receipt.new_key)
+        assert (await services.store.receipts.head()).count == 2
