@@ -164,7 +164,6 @@ _ADMIN = [
     Row("DELETE /api/limits/{who}", "403 403 403 204", "/api/limits/each?model=spare"),
     Row("GET /api/audit", "403 403 403 200"),
     Row("GET /api/receipts", "403 403 403 200"),
-    Row("GET /api/receipts", "403 403 403 200", "/api/receipts?job_id=<ended>"),
     Row("GET /api/receipts/head", "403 403 403 200"),
     Row("GET /api/receipts/key", "200 200 200 200"),
     Row("GET /api/reviews/feedback", "403 403 403 200"),

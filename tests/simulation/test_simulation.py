@@ -32,6 +32,7 @@ from signoff.work.attempt import answer_of
 from signoff.work.inference.routing import ask_model
 from signoff.work.inference.settle import settle
 from signoff.work.jobs import query
+from signoff.work.reviews.judge import judge
 from signoff.work.services import Services
 from simulation import jobs
 from simulation.clock import Clock
@@ -255,7 +256,8 @@ def test_releasing_a_job_after_losing_its_lease_breaks_a_law(monkeypatch: pytest
             try:
                 attempt.start()
                 await ask_model(services, attempt)
-                await settle(services, attempt.job, answer_of(attempt.job, attempt.body, attempt.events))
+                answer = answer_of(attempt.job, attempt.body, attempt.events)
+                await settle(services, await judge(services, attempt.job, answer), answer)
             except asyncio.CancelledError:
                 await perform._JobRecorder(services, attempt).cut_off()
                 raise
