@@ -14,13 +14,18 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+from contracts.test_receipts import decided
+from signoff.core.job import Decision
+from signoff.core.reviews.figures import FigureQuery
+from signoff.core.reviews.receipt_chain import ChainVerifier
 from signoff.errors import SchemaOutdated
+from signoff.records import ReceiptFilter
 from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
 from signoff.stores.backup import _with_stored_types as with_stored_types
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from support.revisions import NEWEST, add_revision
-from support.stores import a_job, execute, inserted, opened, rows, together
+from support.stores import a_job, execute, held, inserted, opened, rows, together
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -139,6 +144,26 @@ async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[
         assert after == before
         # and new ids follow the restored ones
         assert (await store.people.put_user("new@example.com", "user")).id == 3 + 10 * (ROWS - 1) + 1
+
+
+async def test_receipts_and_figures_go_on_after_a_restore(urls: list[str], tmp_path: Path) -> None:
+    approve = Decision(verdict="approve", reviewer="ann")
+    async with opened(urls[0]) as store:
+        assert isinstance(store, SqlStore)
+        for _ in range(3):
+            await decided(store, await held(store), approve)
+        figures, head = await store.receipts.figures(FigureQuery(by=("reviewer",))), await store.receipts.head()
+        assert figures[1].decisions == 3
+        await store.backup(tmp_path / "backup")
+    await restore(urls[1], tmp_path / "backup")
+    async with opened(urls[1]) as store:
+        assert await store.receipts.figures(FigureQuery(by=("reviewer",))) == figures
+        await decided(store, await held(store), approve)
+        chain = ChainVerifier([await store.receipts.public_key()], head)
+        for row in await store.receipts.page(ReceiptFilter()):
+            chain.add(row.line)
+        chain.finish()
+        assert chain.last == head.count + 1
 
 
 async def test_a_backup_is_consistent_while_others_write(url: str, tmp_path: Path, empty_url: str) -> None:

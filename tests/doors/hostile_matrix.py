@@ -177,7 +177,7 @@ _ADMIN = [
     Row("PUT /api/prices", "403 403 403 200", body={"model": "changed", "input": "1", "output": "1"}),
     Row("DELETE /api/prices", "403 403 403 204", "/api/prices?model=spare&valid_from=2026-01-31"),
     Row("PATCH /api/users/{user_id}", "403 403 403 200", "/api/users/<user>", {"active": True}),
-    Row("DELETE /api/users/{user_id}", "400 400 400 400", "/api/users/<user>"),
+    Row("DELETE /api/users/{user_id}", "403 403 403 400", "/api/users/<user>"),
     Row("DELETE /api/users/{user_id}", "403 403 403 404", "/api/users/999999?erase=true"),
 ]
 _OWN = [
@@ -356,7 +356,7 @@ TABLE = [
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.
 ROLE_FIRST = {
-    *("POST /reviewJob", "PATCH /api/users/{user_id}"),
+    *("POST /reviewJob", "PATCH /api/users/{user_id}", "DELETE /api/users/{user_id}"),
     *(row.route for row in _REVIEWS),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
 }

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from litestar import Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from signoff.core.access import Caller, Token, TokenKind, User
+from signoff.core.access import Caller, Token, TokenKind, User, check_admin
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, parse_json
@@ -56,6 +56,7 @@ async def delete_user(
 
     `erase=true` confirms that nothing of it comes back.
     """
+    check_admin(check_token(caller))
     if not erase:
         raise BadRequest("`erase` must be true: all that the user sent and got is erased. `PATCH` disables a user.")
     await begin_erasure(services, check_token(caller), user_id)
