@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.job import Decision, Edit, Job, Verdict
+from signoff.core.transitions import TRANSITIONS
 
 FORMAT = 1
 SALT_BYTES = 32
@@ -222,7 +223,8 @@ def encode_key(public_key: bytes) -> str:
 
 
 OPENING = frozenset({"open", "renew"})
-EVENTS_OF_OPENING = OPENING | {"leave", "decide", "undo"}
+# Transitions that begin, renew or end a review lease.
+EVENTS_OF_OPENING = OPENING | {verb for verb, each in TRANSITIONS.items() if "review_lease_until" in each.clears}
 
 
 class ReviewEvent(msgspec.Struct, frozen=True):
