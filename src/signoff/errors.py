@@ -14,7 +14,7 @@
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     │       └── NoDefaultModel
     ├── Conflict 409
-    │   └── Stale, ObjectHeld, IdTaken, NameTaken
+    │   └── Stale, ObjectHeld, IdTaken, NameTaken, PassLapsed
     ├── Overloaded 503, Interrupted 503, SchemaOutdated 500, WrongKey 500
     ├── LimitReached 429
     │   └── BudgetSpent, BacklogFull
@@ -267,6 +267,12 @@ class IdTaken(Conflict):
 def id_taken(client_id: str) -> IdTaken:
     """Return the error for a `job_id` under which another user's result is stored."""
     return IdTaken(f"`job_id` {client_id!r} is in use; send a new one, such as a random one.")
+
+
+class PassLapsed(Conflict):
+    """The pass of an answer under an error budget has lapsed before it was used; the answer is held instead."""
+
+    code = "pass_lapsed"
 
 
 class NameTaken(Conflict):

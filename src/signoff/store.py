@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
+from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
 from signoff.core.backlog import Backlog
@@ -28,7 +29,7 @@ CachedTopic = Literal[
     "models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"
 ]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
-InitialVerb = Literal["submit", "hit", "refuse"]
+InitialVerb = Literal["submit", "hit", "refuse", "present"]
 Listener = Callable[[Topic, str], None]
 """A function that is called with a topic and a name when something has changed: see `Store.listen`."""
 
@@ -343,6 +344,11 @@ class Store(Protocol):
     @property
     def policies(self) -> Policies:
         """Named review policies."""
+        ...
+
+    @property
+    def budgets(self) -> Budgets:
+        """Error budgets and planted items."""
         ...
 
     @property

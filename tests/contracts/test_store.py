@@ -313,7 +313,7 @@ async def test_only_a_plain_job_is_logged_as_a_call(store: AStore, columns: dict
         await store.jobs.log_call(a_call(**columns), actor="ann", verbs=["submit", "succeed"])
 
 
-@pytest.mark.parametrize("verb", sorted(TRANSITIONS.keys() - {"submit", "hit", "refuse"}))
+@pytest.mark.parametrize("verb", sorted(TRANSITIONS.keys() - {"submit", "hit", "refuse", "present"}))
 async def test_a_logged_call_never_changes(store: AStore, verb: str) -> None:
     call = a_call()
     await logged(store, call)
@@ -515,7 +515,7 @@ def test_every_guard_is_tested() -> None:
 
 
 def test_only_inserting_transitions_have_no_source_status() -> None:
-    assert set(TRANSITIONS) - set(VERBS) == {"submit", "hit", "refuse"}
+    assert set(TRANSITIONS) - set(VERBS) == {"submit", "hit", "refuse", "present"}
 
 
 @every_verb

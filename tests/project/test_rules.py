@@ -143,7 +143,7 @@ def test_a_transition_uses_known_statuses_and_columns(verb: str) -> None:
     assert transition.targets
     assert {*transition.sources, *transition.targets} <= set(STATUSES)
     assert not TERMINAL & set(transition.sources), "what has ended stays as it is"
-    assert transition.sources or verb in {"submit", "hit", "refuse"}
+    assert transition.sources or verb in {"submit", "hit", "refuse", "present"}
     assert {*transition.clears, *transition.adds} <= set(Job.__struct_fields__)
 
 

@@ -18,11 +18,20 @@ from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionRequest
+from signoff.stores.audits import END_OF_COPY
 from signoff.stores.calls import insert_call, pack
 from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.schema import events, used_keys
-from signoff.stores.transitions import SECOND, changed_columns, changes_of, create_deliveries, event_of
+from signoff.stores.transitions import (
+    SECOND,
+    changed_columns,
+    changes_of,
+    create_deliveries,
+    event_of,
+    is_redone_copy,
+)
+from simulation.budgets import add_copy, check_pass, record_coin, record_verdict
 from simulation.tables import Connection, Tables, Tx, next_state
 from support.turns import chosen_in_turns
 
@@ -144,6 +153,7 @@ class MemoryJobs:
     async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
         def read(_: Tx) -> Backlog:
             unfinished = [job for job in self._tables.unfinished.values() if job.user_id == user_id]
+            unfinished = [job for job in unfinished if job.copy_of is None]
             parts = [[job for job in unfinished if job.status == status][:at_most] for status in ("bot", "human")]
             counted = [job for part in parts for job in part]
             sizes = [len(job.body) + len(job.metadata) + len(job.response or b"") for job in counted]
@@ -213,6 +223,7 @@ class MemoryJobs:
         before = job
         decision = next((request.decision for request in requests if request.decision is not None), None)
         for request in requests:
+            check_pass(self._tables, request)
             if not self._tables.may(request.verb, job, request, tx.now):
                 raise self._stale_error(job, request, tx.now)
             job = self._apply_one(tx, job, request)
@@ -222,13 +233,23 @@ class MemoryJobs:
             if request.decision is not None:
                 tx.decisions[job.id, job.round] = request.decision
                 tx.votes.append(_vote_record(job, request.decision, tx.now))
-            tx.changes.extend(changes_of(job))
-            create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
+            self._record(tx, job, request)
             draft = draft_of(request.verb, before, job, decision)
             tx.drafts += [] if draft is None else [draft]
+        if is_redone_copy(job):
+            job = self._apply_one(tx, job, END_OF_COPY)
+            self._record(tx, job, END_OF_COPY)
         if job.is_terminal:
             self._propagate_end(tx, job, requests[-1].actor)
         return job
+
+    def _record(self, tx: Tx, job: Job, request: TransitionRequest) -> None:
+        """Add the notifications, the deliveries and the copy of a transition, and count it in its error budget."""
+        record_coin(self._tables, tx, job, request)
+        if (copy := record_verdict(self._tables, tx, job, request.verb)) is not None:
+            add_copy(tx, copy, request.actor)
+        tx.changes.extend(changes_of(job))
+        create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
 
     def _propagate_end(self, tx: Tx, job: Job, actor: str) -> None:
         """Cancel the steps of a failed job, and wake the run of a step that has ended."""
@@ -236,7 +257,7 @@ class MemoryJobs:
         children = [child for child in self._tables.unfinished.values() if child.parent_id == job.id]
         for child in children if job.status == "fail" else []:
             cancelled = self._apply_one(tx, child, cancel)
-            tx.changes.extend(changes_of(cancelled))
+            self._record(tx, cancelled, cancel)
             self._propagate_end(tx, cancelled, actor)
         run = self._tables.jobs.get(job.parent_id or "")
         run = tx.jobs.get(job.parent_id or "", run)
@@ -270,6 +291,7 @@ class MemoryJobs:
         matching = [job for job in matching if filters.with_steps or job.parent_id is None]
         matching = [job for job in matching if filters.fingerprint in {None, job.fingerprint}]
         matching = [job for job in matching if filters.upstream_object_id in {None, job.upstream_object_id}]
+        matching = [job for job in matching if filters.user_id is None or job.copy_of is None]
         return [job for job in matching if filters.user_id in {None, job.user_id}]
 
 

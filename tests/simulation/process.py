@@ -34,6 +34,7 @@ from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
+from signoff.runtime.passes import Passes
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
@@ -249,6 +250,7 @@ class Process:
                 pools=EndpointPools(),
                 leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
                 reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                passes=Passes(store.budgets, lambda: f"lease-{world.number()}"),
                 backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]

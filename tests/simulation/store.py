@@ -13,6 +13,7 @@ from signoff.errors import Conflict, NotFound, Overloaded
 from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
 from simulation.audit import MemoryAudit
+from simulation.budgets import MemoryBudgets
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
 from simulation.departures import MemoryDepartures
@@ -56,6 +57,7 @@ class MemoryStore:
         self.secrets = MemorySecrets(tables, connection)
         self.model_logs = MemoryModelLogs(tables, connection)
         self.policies = MemoryPolicies(tables, connection)
+        self.budgets = MemoryBudgets(tables, connection)
         self.audit = MemoryAudit(tables, connection)
 
     async def start(self) -> None:

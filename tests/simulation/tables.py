@@ -28,6 +28,8 @@ from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.notices import Notice
 from signoff.core.reviews.queues import ReviewQueue, VoteRecord
 from signoff.core.reviews.receipt import ReceiptDraft
+from signoff.core.reviews.budget_period import BudgetPeriod
+from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
@@ -40,6 +42,16 @@ Key = tuple[int, str]
 Round = tuple[str, int]
 CallKey = tuple[str, int, str]
 VoteKey = tuple[str, int, str]
+
+
+class BudgetLease(msgspec.Struct, kw_only=True):
+    """Passes that a process has taken."""
+
+    policy: str
+    period: int
+    granted: int
+    used: int = 0
+    until: int
 
 
 class Tx(msgspec.Struct):
@@ -185,6 +197,12 @@ class Tables:
         self.key_count = 0
         self.audit: list[AuditEntry] = []
         self.model_logs: dict[str, list[LogLine]] = {}
+        self.budget_periods: dict[str, list[BudgetPeriod]] = {}
+        self.budget_leases: dict[str, BudgetLease] = {}
+        self.budget_audits: list[dict[str, Any]] = []
+        self.planted_items: dict[int, tuple[int, PlantedItem]] = {}
+        self.planted_jobs: dict[str, tuple[str, str]] = {}
+        self.catch_counts: dict[tuple[str, str], CatchCount] = {}
         self.listeners: list[Listener] = []
         self.before_commit: Callable[[Tx], None] = lambda _: None
 

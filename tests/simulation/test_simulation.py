@@ -71,7 +71,7 @@ def test_runs_cover_every_transition_and_every_fault() -> None:
     rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
     seen = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
     # Runs and streams are not simulated: the state machine in `stateful/` and the tests of processes cover them.
-    assert seen >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
+    assert seen >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse", "present"}
     assert seen >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
     assert seen >= {f"fault {fault}" for fault in FAULTS}
     assert seen >= {"forgotten", "posted", "answered", "shown", "refused", "kept"}

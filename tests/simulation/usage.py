@@ -60,7 +60,7 @@ class MemoryUsageRecords:
         def read(_: Tx) -> tuple[list[UsageRow], UsageTotals]:
             tables = self._tables
             jobs = [*tables.jobs.values(), *tables.purged_jobs, *tables.stale_attempts]
-            matching = [job for job in jobs if _matches(job, query)]
+            matching = [job for job in jobs if job.copy_of is None and _matches(job, query)]
             groups = defaultdict[tuple[str | int | None, ...], list[Job]](list)
             for job in matching:
                 groups[tuple(self._dimension(name, job) for name in query.by)].append(job)

@@ -171,6 +171,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Time of the last `hold`; None if the answer was never held."""
     escalated_at: int | None = None
     """Time of the last escalation or other move to another review queue; None if there was none."""
+    copy_of: str | None = None
+    """Id of the job that this one is a copy of for reviewers alone: it has no caller; None for a job of a caller."""
     draft: Edit | None = None
     """Saved edits of a reviewer that have no effect yet; the end of the review clears them."""
     review_lease: str | None = None

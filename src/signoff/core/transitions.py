@@ -83,6 +83,11 @@ TRANSITIONS: dict[str, Transition] = {
         Transition(verb="submit", meaning="the job is accepted and committed", targets=("bot",)),
         Transition(verb="hit", meaning="the response cache has a signed-off answer", targets=("success",)),
         Transition(verb="refuse", meaning="the message is not a valid request", targets=("fail",)),
+        Transition(
+            verb="present",
+            meaning="reviewers get a copy of a cancelled job under audit, or a planted item; it has no caller",
+            targets=("human",),
+        ),
         _bot("claim", ("bot",), (Guard.DUE,), "a worker takes the lease; the attempt counts", attempt=1),
         _bot("release", ("bot",), (Guard.LEASE,), "the worker returns the job; the attempt does not count", attempt=-1),
         _bot("retry", ("bot",), (Guard.LEASE,), "the attempt failed, and the next one is due later"),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Conflict, SignoffError
@@ -29,6 +31,7 @@ class Vault:
     def __init__(self, keys: list[bytes], *, reload_keys: Callable[[], list[bytes]] | None = None) -> None:
         self._reload_keys = reload_keys
         self._keys: list[bytes] = []
+        self._derived: dict[bytes, bytes] = {}
         self._use(keys)
 
     def seal(self, secret: str) -> bytes:
@@ -62,6 +65,13 @@ class Vault:
         """Digests that identify the keys and give nothing of them away, that of the first key first."""
         return [fingerprint(b"signoff key", key) for key in self._keys]
 
+    def derive_key(self, purpose: bytes) -> bytes:
+        """Return 32 bytes that only this server can compute, for one `purpose` (HKDF, RFC 5869)."""
+        if purpose not in self._derived:
+            derivation = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose)
+            self._derived[purpose] = derivation.derive(self._keys[0])
+        return self._derived[purpose]
+
     def _use(self, keys: list[bytes]) -> None:
         """Use `keys`; keys used before still decrypt, because this process may hold secrets encrypted with them."""
         keys = [*dict.fromkeys([*keys, *self._keys])]
@@ -71,6 +81,7 @@ class Vault:
         except (ValueError, IndexError) as error:
             raise Unreadable(f"The secret keys are not valid: {error}") from None
         self._keys = keys
+        self._derived.clear()
 
     def _refresh(self) -> bool:
         """Return True if the keys have changed. A file that cannot be read changes nothing."""

@@ -92,6 +92,7 @@ def _backlog_statement() -> sa.Select[int, int]:
         .where(
             jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
             jobs.c.status == sa.literal_column(f"'{status}'"),
+            jobs.c.copy_of.is_(None),
         )
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .subquery()
@@ -123,6 +124,8 @@ def _order(column: ColumnElement[str], filters: JobFilter) -> ColumnElement[str]
 
 def _job_conditions(filters: JobFilter) -> list[ColumnElement[bool]]:
     conditions = _shared_conditions(jobs, filters)
+    if filters.user_id is not None:  # a copy is none of its owner's jobs
+        conditions.append(jobs.c.copy_of.is_(None))
     if filters.status is not None:
         conditions.append(jobs.c.status == filters.status)
     if not filters.with_steps:

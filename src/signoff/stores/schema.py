@@ -84,6 +84,7 @@ jobs = sa.Table(
     sa.Column("assignee", sa.Text),
     sa.Column("held_at", sa.BigInteger),
     sa.Column("escalated_at", sa.BigInteger),
+    sa.Column("copy_of", sa.Text),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)
@@ -100,10 +101,10 @@ partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
 partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
 partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)
 partial_index("jobs_ended", jobs.c.status, jobs.c.updated_at, where=_ENDED)
-# The last column lets a count of jobs that are no steps read the index alone.
-sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id, jobs.c.parent_id)
+# The last columns let a count of jobs that are neither steps nor copies read the index alone.
+sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id, jobs.c.parent_id, jobs.c.copy_of)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id, jobs.c.parent_id)
-sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id)
+sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id, jobs.c.copy_of)
 partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
 partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, jobs.c.door, unique=True, where=_HAS_CLIENT_ID)
 

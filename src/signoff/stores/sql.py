@@ -19,6 +19,7 @@ from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
 from signoff.stores.audit import SqlAudit, record
 from signoff.stores.backup import fill, save
+from signoff.stores.budgets import SqlBudgets
 from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
 from signoff.stores.database import Database
@@ -85,6 +86,7 @@ class SqlStore:
         self.secrets = SqlSecrets(self._database)
         self.model_logs = SqlModelLogs(self._database)
         self.policies = SqlPolicies(self._database)
+        self.budgets = SqlBudgets(self._database)
         self.audit = SqlAudit(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:

@@ -18,6 +18,7 @@ from signoff.core.reviews.receipt import SIGNED, draft_of
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
+from signoff.stores.audits import END_OF_COPY, check_pass, record_coin, record_verdict
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
@@ -52,6 +53,9 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
         draft = None if before is None else draft_of(request.verb, before, job, decision)
         if draft is not None:
             tx.at_end(append_receipts, draft)
+    if is_redone_copy(versions[-1]):
+        versions.append(_apply_one(tx, job_id, END_OF_COPY))
+        _record_transition(tx, versions[-1], END_OF_COPY)
     if versions[-1].is_terminal:
         _propagate_end(tx, versions[-1], requests[-1].actor)
     return versions[-1]
@@ -69,15 +73,30 @@ def _held_job(tx: Tx, job_id: str, requests: Sequence[TransitionRequest]) -> Job
     return None if row is None else job_of(row)
 
 
+def is_redone_copy(job: Job) -> bool:
+    """Return True if a reviewer has sent back a copy, for which no model is asked again."""
+    return job.copy_of is not None and job.status == "bot"
+
+
 def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
     tx.add(events, event_of(job, request.verb, request.actor, changed_columns(job, request)))
     if "response" in request.changes:
         add_created_objects(tx, job)
-    if job.is_terminal:
+    record_coin(tx, job, request)
+    if (copy := record_verdict(tx, job, request.verb)) is not None:
+        add_copy(tx, copy, request.actor)
+    if job.is_terminal and job.copy_of is None:
         count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))
     create_deliveries(tx, job, request.verb)
+
+
+def add_copy(tx: Tx, copy: Job, actor: str) -> None:
+    """Add a copy of a job for reviewers, with its first event."""
+    tx.add(events, event_of(copy, "present", actor, initial_data(copy)))
+    tx.add(jobs, msgspec.structs.asdict(copy))
+    tx.changes.extend(changes_of(copy))
 
 
 def _propagate_end(tx: Tx, job: Job, actor: str) -> None:
@@ -111,7 +130,8 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
 
 
 def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
-    """Execute the guarded update, and record the decision. Raises Stale, JobNotFound."""
+    """Execute the guarded update, and record the decision. Raises Stale, JobNotFound, PassLapsed."""
+    check_pass(tx, request)
     if Guard.QUIET in TRANSITIONS[request.verb].guards:  # lock the row before its subquery counts steps
         tx.conn.execute(_LOCK, {"job": job_id})
     statement = _statement(request.verb, (*request.changes, *request.after_seconds))

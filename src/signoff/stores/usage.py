@@ -156,7 +156,8 @@ def _usage(query: UsageQuery) -> sa.Subquery:
     """Return the usage by hour or day of the jobs that have not ended, and of those that have, from their sums."""
     since, until = _hours_of(query)
     is_recent = jobs.c.id >= _oldest_id(query.since)
-    unfinished = _jobs_by_hour(_UNFINISHED, is_recent, *_conditions(query, jobs.c, jobs.c.created_at, since, until))
+    is_counted = _UNFINISHED & jobs.c.copy_of.is_(None)
+    unfinished = _jobs_by_hour(is_counted, is_recent, *_conditions(query, jobs.c, jobs.c.created_at, since, until))
     parts = [unfinished]
     for table, time, begin, end in _ranges(query, since, until):
         columns = [time.label("hour"), *(table.c[name] for name in _COLUMNS if name != "hour")]

@@ -14,10 +14,12 @@ notion de collectif", 1939.)
 """
 
 import math
+from functools import lru_cache
 
 ALTERNATIVES = 60
 
 
+@lru_cache(maxsize=4096)
 def bound(detected: int, audit_rate: float, confidence: float) -> int:
     """Return the largest number of wrong answers that is compatible with `detected` of them.
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable
-from math import isfinite
 
 from signoff.core.model import is_name
+from signoff.core.reviews.budget_period import check_budget
 from signoff.core.reviews.compiled import CompiledPolicy
 from signoff.core.reviews.policy import Escalation
-from signoff.core.reviews.rules import Action, Budget, PolicyDraft
+from signoff.core.reviews.rules import Action, PolicyDraft
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -16,7 +16,6 @@ MAX_MESSAGE_LENGTH = 1000
 MAX_VOTES = 9
 MAX_DEADLINE_SECONDS = 366 * 86_400
 MAX_WEBHOOK_SECONDS = 30
-MAX_BUDGET_ANSWERS = 100_000_000
 
 
 def policy_fault(compiled: CompiledPolicy) -> str | None:
@@ -32,7 +31,7 @@ def policy_fault(compiled: CompiledPolicy) -> str | None:
         return f"`rules` must be at most {MAX_RULES} (got {len(policy.rules)})."
     places = [(f"rules[{number}]", rule) for number, rule in enumerate(policy.rules)]
     faults = (_action_fault(place, action) for place, action in [*places, ("default", policy.default)])
-    return next((fault for fault in faults if fault), None) or _signal_fault(compiled) or _budget_fault(policy.budget)
+    return next((fault for fault in faults if fault), None) or _signal_fault(compiled) or _budget_fault(policy)
 
 
 def _action_fault(place: str, action: Action) -> str | None:
@@ -96,13 +95,9 @@ def _names_of_sources(policy: PolicyDraft) -> Iterable[str]:
     return [name for name in (policy.judge, policy.moderation) if name is not None]
 
 
-def _budget_fault(budget: Budget | None) -> str | None:
-    if budget is None:
-        return None
-    if not 1 <= budget.answers <= MAX_BUDGET_ANSWERS:
-        return f"`budget.answers` must be from 1 to {MAX_BUDGET_ANSWERS} (got {budget.answers})."
-    for name in ("share", "confidence", "audit_rate"):
-        value = getattr(budget, name)
-        if not (isfinite(value) and 0 < value < 1):
-            return f"`budget.{name}` must be between 0 and 1 (got {value})."
+def _budget_fault(policy: PolicyDraft) -> str | None:
+    try:
+        check_budget(policy)
+    except ValueError as error:
+        return str(error)
     return None

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from signoff.core.reviews.answer_digest import Harmless
 from signoff.core.reviews.policy import Escalation, OnDeadline
 
 # Every process has the current version of each policy in memory.
@@ -55,6 +56,10 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Probability that the promise is kept in a period, between 0 and 1."""
     audit_rate: float
     """Probability with which a person looks at an answer that the rules let pass, between 0 and 1."""
+    harmless: tuple[Harmless, ...] = ()
+    """Kinds of edits that do not make an answer wrong, besides those of whitespace."""
+    planted_rate: float = 0
+    """Probability with which a held answer brings a planted item to the desk, from 0 to 1."""
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

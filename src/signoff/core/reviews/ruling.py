@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from signoff.core.reviews.coin import Coin
 from signoff.core.reviews.policy import Escalation, OnDeadline
 
 Outcome = Literal["pass", "hold", "reject"]
@@ -38,3 +39,5 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     """Error code of a rejected answer; None for `rejected`."""
     message: str | None = None
     """Message of a rejected answer for its caller."""
+    coin: Coin | None = None
+    """Coin of an answer that the rules let pass; None if none was tossed. Reviewers do not see it."""

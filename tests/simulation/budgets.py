@@ -1,0 +1,229 @@
+"""In-memory error budgets: their periods, passes and audits, and planted items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from signoff.budgets import PassGrant, PassRequest
+from signoff.core.job import Job
+from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
+from signoff.core.reviews.copies import copy_for_reviewers, planted_copy
+from signoff.core.reviews.planted import CatchCount, PlantedItem
+from signoff.errors import PassLapsed
+from signoff.infra.actor import current_actor
+from signoff.store import TransitionRequest
+from signoff.stores.audits import VERDICTS, audit_row, coin_in
+from signoff.stores.budgets import planted_change, restart_change
+from signoff.stores.schema import events, jobs
+from signoff.stores.transitions import SECOND, changes_of, event_of, initial_data
+from simulation.tables import BudgetLease, Connection, Tables, Tx, record
+
+
+class MemoryBudgets:
+    """In-memory implementation of `budgets.Budgets`."""
+
+    def __init__(self, tables: Tables, connection: Connection) -> None:
+        self._tables = tables
+        self._connection = connection
+
+    async def take_passes(self, request: PassRequest) -> PassGrant:
+        def take(tx: Tx) -> PassGrant:
+            tables = self._tables
+            counts = self._counts(request.policy)
+            first = first_period(request.policy, request.version, request.terms, counts, tx.now)
+            periods = tables.budget_periods.setdefault(request.policy, [first])
+            self._return_lapsed(tx.now)
+            period = self._counted(periods[-1])
+            if period.version < request.version and period.terms == request.terms:
+                self._change(period, version=request.version)
+            elif period.version < request.version:
+                period = self._begin(period, next_period(period, request.version, request.terms, counts, tx.now))
+            elif period.has_ended:
+                period = self._begin(period, next_period(period, period.version, period.terms, counts, tx.now))
+            number = min(request.most, period.passes)
+            if number > 0:
+                until = tx.now + round(request.seconds * SECOND)
+                lease = BudgetLease(policy=request.policy, period=period.number, granted=number, until=until)
+                tables.budget_leases[request.lease] = lease
+            outstanding = period.outstanding + number
+            return PassGrant(period=msgspec.structs.replace(period, outstanding=outstanding), number=number)
+
+        return await self._connection.send(take, writes=True)
+
+    async def period(self, policy: str) -> BudgetPeriod | None:
+        def read(_: Tx) -> BudgetPeriod | None:
+            periods = self._tables.budget_periods.get(policy)
+            return None if periods is None else self._counted(periods[-1])
+
+        return await self._connection.send(read, writes=False)
+
+    async def restart(self, policy: str) -> BudgetPeriod | None:
+        actor = current_actor()
+
+        def restart(tx: Tx) -> BudgetPeriod | None:
+            periods = self._tables.budget_periods.get(policy)
+            if periods is None:
+                return None
+            old = periods[-1]
+            new = self._begin(old, next_period(old, old.version, old.terms, self._counts(policy), tx.now))
+            record(self._tables, tx, actor, restart_change(old, new))
+            return new
+
+        return await self._connection.send(restart, writes=True)
+
+    async def plant(self, item: PlantedItem) -> PlantedItem:
+        actor = current_actor()
+
+        def plant(tx: Tx) -> PlantedItem:
+            stored = msgspec.structs.replace(item, id=max(self._tables.planted_items, default=0) + 1)
+            self._tables.planted_items[stored.id] = 0, stored
+            record(self._tables, tx, actor, planted_change("planted_item_added", stored.policy, stored.id))
+            return stored
+
+        return await self._connection.send(plant, writes=True)
+
+    async def planted(self, policy: str, *, after_id: int = 0, limit: int = 50) -> Sequence[PlantedItem]:
+        def read(_: Tx) -> Sequence[PlantedItem]:
+            items = [item for _, item in self._tables.planted_items.values()]
+            return [item for item in items if item.policy == policy and item.id > after_id][:limit]
+
+        return await self._connection.send(read, writes=False)
+
+    async def drop_planted(self, policy: str, item_id: int) -> bool:
+        actor = current_actor()
+
+        def drop(tx: Tx) -> bool:
+            _, item = self._tables.planted_items.get(item_id, (0, None))
+            if item is None or item.policy != policy:
+                return False
+            del self._tables.planted_items[item_id]
+            record(self._tables, tx, actor, planted_change("planted_item_removed", policy, item_id))
+            return True
+
+        return await self._connection.send(drop, writes=True)
+
+    async def present_planted(self, policy: str, like: Job, job_id: str, *, actor: str) -> Job | None:
+        def present(tx: Tx) -> Job | None:
+            items = self._tables.planted_items
+            oldest = min((at, each.id) for at, each in items.values() if each.policy == policy) if items else None
+            if oldest is None:
+                return None
+            _, item = items[oldest[1]]
+            items[item.id] = tx.now, item
+            self._tables.planted_jobs[job_id] = policy, digest_answer(item.response)
+            job = planted_copy(item, like, job_id, tx.now)
+            add_copy(tx, job, actor)
+            return job
+
+        return await self._connection.send(present, writes=True)
+
+    async def catch_counts(self, policy: str) -> Sequence[CatchCount]:
+        return await self._connection.send(lambda _: self._counts(policy), writes=False)
+
+    def _counts(self, policy: str) -> Sequence[CatchCount]:
+        return [count for (name, _), count in sorted(self._tables.catch_counts.items()) if name == policy]
+
+    def _return_lapsed(self, now: int) -> None:
+        for lease_id, lease in list(self._tables.budget_leases.items()):
+            if lease.until < now or lease.used >= lease.granted:
+                del self._tables.budget_leases[lease_id]
+                period = self._tables.budget_periods[lease.policy][lease.period - 1]
+                self._change(period, delivered=period.delivered + lease.used)
+
+    def _counted(self, period: BudgetPeriod) -> BudgetPeriod:
+        leases = [
+            lease
+            for lease in self._tables.budget_leases.values()
+            if (lease.policy, lease.period) == (period.policy, period.number)
+        ]
+        outstanding = sum(lease.granted - lease.used for lease in leases)
+        delivered = period.delivered + sum(lease.used for lease in leases)
+        return msgspec.structs.replace(period, outstanding=outstanding, delivered=delivered)
+
+    def _begin(self, period: BudgetPeriod, new: BudgetPeriod) -> BudgetPeriod:
+        self._change(period, ended_at=new.started_at)
+        self._tables.budget_periods[period.policy].append(new)
+        return new
+
+    def _change(self, period: BudgetPeriod, **values: object) -> None:
+        change_period(self._tables, period.policy, period.number, **values)
+
+
+def change_period(tables: Tables, policy: str, number: int, **values: object) -> None:
+    """Set columns of a period."""
+    periods = tables.budget_periods[policy]
+    periods[number - 1] = msgspec.structs.replace(periods[number - 1], **values)
+
+
+def add_copy(tx: Tx, copy: Job, actor: str) -> None:
+    """Add a copy of a job for reviewers, with its first event."""
+    tx.inserted.append((copy, "present"))
+    tx.add(events, event_of(copy, "present", actor, initial_data(copy)))
+    tx.add(jobs, msgspec.structs.asdict(copy))
+    tx.changes.extend(changes_of(copy))
+
+
+def check_pass(tables: Tables, request: TransitionRequest) -> None:
+    """Raise PassLapsed if the lease of the pass that a `succeed` uses is gone."""
+    coin = coin_in(request.changes)
+    uses_pass = request.verb == "succeed" and coin is not None and coin.lease is not None
+    if uses_pass and coin.lease not in tables.budget_leases:
+        raise PassLapsed
+
+
+def record_coin(tables: Tables, tx: Tx, job: Job, request: TransitionRequest) -> None:
+    """Use the pass of an answer that leaves; give that of a held one back, and open its audit if its coin says so."""
+    coin = coin_in(request.changes)
+    if coin is None or coin.policy is None or coin.period is None:
+        return
+    lease = tables.budget_leases.get(coin.lease or "")
+    if request.verb == "succeed" and lease is not None:
+        lease.used += 1
+    if request.verb != "hold":
+        return
+    if lease is not None:
+        lease.granted -= 1
+    if coin.is_audit:
+        period = tables.budget_periods[coin.policy][coin.period - 1]
+        counts = {"audits": period.audits + 1, "audits_open": period.audits_open + 1}
+        change_period(tables, coin.policy, coin.period, **counts)
+        tables.budget_audits.append(audit_row(job, coin, period.terms, tx.now) | {"is_wrong": None, "closed_at": None})
+
+
+def record_verdict(tables: Tables, tx: Tx, job: Job, verb: str) -> Job | None:
+    """Close the audit of `job` and count its planted item; return the copy that is to be presented."""
+    audits = [row for row in tables.budget_audits if row["job_id"] == job.id and row["is_wrong"] is None]
+    if verb in VERDICTS:
+        for row in audits:
+            period = tables.budget_periods[row["policy"]][row["period"] - 1]
+            is_wrong = verb != "approve" or digest_answer(job.response, period.terms.harmless) != row["digest"]
+            row |= {"is_wrong": is_wrong, "closed_at": tx.now}
+            counts = {"audits_open": period.audits_open - 1, "wrong": period.wrong + is_wrong}
+            change_period(tables, row["policy"], row["period"], **counts)
+        _count_planted(tables, tx, job, verb)
+    if verb != "cancel":
+        return None
+    tables.planted_jobs.pop(job.id, None)
+    if not audits:
+        return None
+    copy = copy_for_reviewers(job, tx.now)
+    for row in audits:
+        row["job_id"] = copy.id
+    return copy
+
+
+def _count_planted(tables: Tables, tx: Tx, job: Job, verb: str) -> None:
+    policy, digest = tables.planted_jobs.pop(job.id, (None, None))
+    if policy is None:
+        return
+    stored = tables.decisions.get((job.id, job.round))
+    decision = tx.decisions.get((job.id, job.round)) or (stored and stored[0])
+    assert decision is not None
+    none = CatchCount(reviewer=decision.reviewer, judged=0, caught=0)
+    old = tables.catch_counts.get((policy, decision.reviewer), none)
+    caught = old.caught + (verb != "approve" or digest_answer(job.response) != digest)
+    new = msgspec.structs.replace(old, judged=old.judged + 1, caught=caught)
+    tables.catch_counts[policy, decision.reviewer] = new
