@@ -92,7 +92,8 @@ class Matrix:
         for name in ("spare", "gone"):
             await self.must("admin", "PUT", f"/api/review-queues/{name}", {})
         for name in ("policy", "spare"):
-            await self.must("admin", "PUT", f"/api/policies/{name}", {"target": f"nosuch-{name}"})
+            policy = {"target": f"nosuch-{name}", "budget": {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}}
+            await self.must("admin", "PUT", f"/api/policies/{name}", policy)
         await self.must("admin", "PUT", "/api/limits/each?model=spare", {"parallel": 1000})
         price = {"model": "spare", "input": "1", "output": "1", "valid_from": "2026-01-31"}
         await self.must("admin", "PUT", "/api/prices", price)

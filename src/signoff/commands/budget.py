@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import out, stop
+from signoff.commands.terminal import OPERATOR, out, run, stop
 from signoff.core.reviews.error_budget import bound
+from signoff.settings import load
+from signoff.work.reviews.budget_report import BudgetReport, report_budget, restart_budget
 
-budgets = CommandGroup("Compute error budgets of reviews.", panel="Jobs")
+budgets = CommandGroup("Show, restart and compute error budgets.", panel="Jobs")
 MAX_DETECTED = 100_000
 
 
@@ -26,3 +28,22 @@ def budget_table(
         stop(f"--max must be from 0 to {MAX_DETECTED} (got {max_}).")
     for detected in range(max_ + 1):
         out.print(f"{detected} {bound(detected, audit_rate, confidence)}")
+
+
+@budgets.register("show", "signoff budget show refunds")
+def show_budget(name: Annotated[str, typer.Argument(help="Name of the policy.")]) -> None:
+    """Print the figures of the error budget of a policy."""
+    _print(run(load(), lambda services: report_budget(services, OPERATOR, name)))
+
+
+@budgets.register("restart", "signoff budget restart refunds")
+def restart(name: Annotated[str, typer.Argument(help="Name of the policy.")]) -> None:
+    """Start a new period of the error budget of a policy, and print its figures."""
+    _print(run(load(), lambda services: restart_budget(services, OPERATOR, name)))
+
+
+def _print(report: BudgetReport) -> None:
+    """Print the figures, a line `NAME VALUE` for each."""
+    for name in report.__struct_fields__:
+        value = getattr(report, name)
+        out.print(f"{name} {'-' if value is None else value}", markup=False, highlight=False, soft_wrap=True)

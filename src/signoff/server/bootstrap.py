@@ -52,6 +52,7 @@ from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
+from signoff.runtime.passes import Passes
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
@@ -213,6 +214,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             pools=EndpointPools(),
             leases=Leases(store, **renewal),
             reservations=Reservations(store.quotas, **renewal),
+            passes=Passes(store.budgets, _new_id),
             backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),

@@ -7,6 +7,7 @@ from signoff.dashboard.routes import ROUTES
 from signoff.dashboard.shell import TEMPLATES
 from signoff.doors import (
     audit,
+    budgets,
     deliveries,
     generate,
     health,
@@ -93,6 +94,7 @@ def _litestar_app() -> ASGIApp:
         review_reports,
         reviews,
         review_queues,
+        budgets,
         health,
         session,
     )

@@ -8,7 +8,7 @@ import structlog
 
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
-from signoff.errors import BudgetSpent, LimitReached, Overloaded, SignoffError, Stale
+from signoff.errors import BudgetSpent, JobNotFound, LimitReached, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt
 from signoff.store import TransitionRequest
 from signoff.work.attempt import run_attempt
@@ -49,7 +49,10 @@ class _JobRecorder:
         services.runtime.leases.drop(job.id)
         seconds = None if self._attempt.is_reserved or job.pipeline_id is not None else _postponement(job, outcome)
         if seconds is None:
-            return await settle(services, job, outcome)
+            try:
+                return await settle(services, job, outcome)
+            except JobNotFound:  # erased with its owner
+                return None
         await _postpone(services, job, seconds)
         return job
 

@@ -30,6 +30,7 @@ from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
+from signoff.runtime.passes import Passes
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.policies import PolicyCache
 from signoff.runtime.pools import EndpointPools
@@ -154,6 +155,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Leases that this process holds and renews."""
     reservations: Reservations
     """Reservations under limits that this process holds and renews."""
+    passes: Passes
+    """Passes of error budgets that this process has taken."""
     backlogs: Backlogs
     """Bounds on the unfinished jobs of each user."""
     run_sizes: RunSizes

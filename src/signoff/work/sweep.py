@@ -10,6 +10,7 @@ import structlog
 
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.core.reviews.policy import Escalation
+from signoff.core.reviews.marks import needs_single_decision
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
@@ -88,7 +89,8 @@ def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
 def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]:
     actor = services.ids.actor
     ruling = job.ruling
-    match job.policy.on_deadline if ruling is None or ruling.on_deadline is None else ruling.on_deadline:
+    on_deadline = job.policy.on_deadline if ruling is None or ruling.on_deadline is None else ruling.on_deadline
+    match "stay" if needs_single_decision(job) else on_deadline:
         case Escalation(escalate=queue):
             changes = {"review_queue": queue or None, "assignee": None, "review_lease": None}
             after = {"escalated_at": 0.0}

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.job import Job, Verdict
+from signoff.core.reviews.marks import needs_single_decision
 
 MAX_BULK = 500
 # Share of every selection that goes back for single decisions, besides the answers that no bulk decides.
@@ -36,7 +37,6 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     """Selected answers, in the order of the list."""
 
 
-def needs_single_decision(job: Job) -> bool:
+def stays_out_of_bulk(job: Job) -> bool:
     """Return True if no bulk decides on the answer: because several reviewers must, or because it may be an audit."""
-    ruling = job.ruling
-    return ruling is not None and (ruling.votes > 1 or ruling.audit is not None)
+    return needs_single_decision(job) or (job.ruling is not None and job.ruling.votes > 1)

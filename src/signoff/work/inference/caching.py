@@ -107,6 +107,8 @@ def store_answer(services: Services, job: Job, *, is_whole: bool = False) -> Non
     """
     if job.status != "success" or job.cache != "miss" or job.cache_key is None or job.response is None:
         return
+    if job.copy_of is not None:
+        return
     if not is_complete(job.path, job.response):
         return
     services.caches.responses.store(

@@ -8,9 +8,10 @@ from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
 from signoff.core.reviews.ruling import Ruling
-from signoff.errors import JobNotFound, SignoffError, Stale
+from signoff.errors import PassLapsed, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.metering import usage_columns
+from signoff.work.reviews.budget import held_without_pass
 from signoff.work.services import Services
 
 REJECTED = "The policy of the server rejected the answer."
@@ -21,7 +22,9 @@ async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -
     request = _on_answer(services, job, outcome) if isinstance(outcome, Answer) else _on_failure(services, job, outcome)
     try:
         return await services.store.jobs.transition(job.id, request)
-    except (Stale, JobNotFound):  # lost the lease, or erased with its owner
+    except PassLapsed:
+        return await settle(services, held_without_pass(job), outcome)
+    except Stale:
         return None
 
 

@@ -8,6 +8,7 @@ import msgspec
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, JobError
+from signoff.core.reviews.marks import as_held, data_without_marks, sees_marks, without_marks
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
 from signoff.work.services import Services
@@ -26,6 +27,7 @@ async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
     if (
         job is None
         or not may_see(caller, job.user_id)
+        or (job.copy_of is not None and not may_review(caller))
         or not (job.parent_id is None or await may_see_steps(services, caller, job))
     ):
         raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
@@ -119,16 +121,20 @@ async def list_events(services: Services, caller: Caller, job_id: str) -> list[J
 
     Callers who may not review see no data, and not who acted; reviewers see no ruling.
     """
+    job = await load_job(services, job_id)
     await get_job(services, caller, job_id)
-    return [_as_seen_by(caller, event) for event in await services.store.jobs.events(job_id)]
+    events = await services.store.jobs.events(job_id)
+    if job.copy_of is not None and not sees_marks(caller, job):
+        events = as_held(job, await services.store.jobs.events(job.copy_of), events)
+    return [_as_seen_by(caller, job, event) for event in events]
 
 
-def _as_seen_by(caller: Caller, event: Event) -> JobEvent:
+def _as_seen_by(caller: Caller, job: Job, event: Event) -> JobEvent:
     members = msgspec.structs.asdict(event)
     if not may_review(caller):
         members |= {"data": {}, "actor": public_actor(caller, event.actor)}
-    elif caller.role != "admin":  # which rule matched, or a draw by lot, could sway a reviewer
-        members |= {"data": {name: value for name, value in event.data.items() if name != "ruling"}}
+    elif not sees_marks(caller, job):
+        members["data"] = data_without_marks(event.data)
     return JobEvent(**members, is_final=event.data.get("status") in TERMINAL)
 
 
@@ -240,8 +246,11 @@ def caller_error(job: Job, error: JobError) -> JobFailed:
 def redacted(caller: Caller, job: Job) -> Job:
     """Return the job as `caller` may see it.
 
-    Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage.
+    Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage. Nobody sees
+    before the verdict why an answer is held, and reviewers do not see it afterwards.
     """
+    if not sees_marks(caller, job):
+        job = without_marks(job)
     if job.status not in {"human", "fail"} or may_review(caller):
         return job
     hidden = msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)

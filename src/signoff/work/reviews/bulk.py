@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job, Verdict
-from signoff.core.reviews.bulk import MAX_BULK, SINGLE_SHARE, Bulk, BulkItem, BulkState, needs_single_decision
+from signoff.core.reviews.bulk import MAX_BULK, SINGLE_SHARE, Bulk, BulkItem, BulkState, stays_out_of_bulk
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
 from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
@@ -34,7 +34,7 @@ async def select_bulk(
         if job.user_id != left_out
         and _is_free(job, caller, now)
         and job.draft is None
-        and not needs_single_decision(job)
+        and not stays_out_of_bulk(job)
         and services.ids.random_float() >= SINGLE_SHARE
     ]
     bulk = Bulk(id=services.ids.new_id(), reviewer=caller.email, verdict=verdict, reason=reason, items=tuple(items))

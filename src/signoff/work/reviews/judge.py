@@ -11,10 +11,12 @@ from signoff.core.job import Job
 from signoff.core.reviews.compiled import HOLD, CompiledPolicy, Match, ruling_of, strictness
 from signoff.core.reviews.logprobs import without_logprobs
 from signoff.core.reviews.policy import Policy, stricter
+from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.errors import ModelNotFound
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.ownership import names_held_object
+from signoff.work.reviews.budget import apply_budget
 from signoff.work.reviews.consult import Perform
 from signoff.work.reviews.policies import owner_email
 from signoff.work.reviews.signals import AnswerSignals
@@ -47,9 +49,9 @@ async def judge(services: Services, attempt: Attempt, perform: Perform, ask_othe
         if is_answered:  # once more, with the other answer
             judgement = await _judge_safely(services, attempt, perform)
     ruling = None if judgement is None else _ruling(judgement)
-    if ruling is None or (ruling.outcome == "pass" and await _must_hold(services, attempt.job, ruling)):
+    if ruling is None or (ruling.outcome == "pass" and await _must_hold(services, attempt.job)):
         ruling = msgspec.structs.replace(ruling, outcome="hold") if ruling is not None else Ruling(outcome="hold")
-    attempt.job = msgspec.structs.replace(attempt.job, ruling=ruling)
+    attempt.job = await apply_budget(services, attempt.job, ruling, await _policies_of(services, attempt.job))
     _take_out_logprobs(attempt)
 
 
@@ -104,14 +106,18 @@ def _ruling(judgement: _Judgement) -> Ruling:
     return ruling_of(judgement.compiled.policy, judgement.match, judgement.signals.seen)
 
 
-async def _must_hold(services: Services, job: Job, ruling: Ruling) -> bool:
+async def _must_hold(services: Services, job: Job) -> bool:
     """Return True if a passed answer is held nevertheless.
 
-    The model or its door requires a review, a person audits it, or it depends on a held answer.
+    The model or its door requires a review, or it depends on a held answer.
     """
-    if job.policy.review == "always" or await names_held_object(services, job):
-        return True
-    return ruling.audit is not None and services.ids.random_float() < ruling.audit
+    return job.policy.review == "always" or await names_held_object(services, job)
+
+
+async def _policies_of(services: Services, job: Job) -> list[ReviewPolicy]:
+    """Return the named policies of the job, for their error budgets."""
+    compiled = [await services.caches.policies.version(version) for version in job.policy.named]
+    return [each.policy for each in compiled if each is not None]
 
 
 async def _under_policies_of(services: Services, job: Job) -> Job:

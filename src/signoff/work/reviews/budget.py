@@ -1,0 +1,108 @@
+"""The error budget on the path of an answer: a pass, a coin, and an audit whose nature is hidden."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from signoff.core.job import Job
+from signoff.core.reviews.budget_period import terms_of
+from signoff.core.reviews.coin import PURPOSE, Coin, toss
+from signoff.core.reviews.rules import Action, Budget, ReviewPolicy
+from signoff.core.reviews.ruling import Ruling
+from signoff.runtime.passes import Pass
+from signoff.work.services import Services
+
+_PLANT, _DISGUISE = b"signoff planted coin 1", b"signoff audit disguise 1"
+
+
+async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: Sequence[ReviewPolicy]) -> Job:
+    """Return `job` with the ruling that leaves of `ruling` under the error budget: an answer passes, or is held.
+
+    Held are the answers that their coins choose, and all answers while the gate is closed.
+
+    Args:
+        services: The dependencies.
+        job: The job, whose model has answered.
+        ruling: Ruling of the rules.
+        policies: The named policies that apply to the job, in the versions that count.
+    """
+    budgeted = [policy for policy in policies if policy.budget is not None]
+    if ruling.outcome == "pass" and (budgeted or ruling.audit):
+        ruling = await _spend(services, job, ruling, budgeted)
+        if ruling.outcome == "hold":
+            ruling = _disguised(services, job, ruling, budgeted or policies)
+    job = msgspec.structs.replace(job, ruling=ruling)
+    if ruling.outcome == "hold":
+        await _plant(services, job, budgeted)
+    elif budgeted and job.cache == "miss":  # nobody has approved it, so it goes to no other caller
+        job = msgspec.structs.replace(job, cache="bypass")
+    return job
+
+
+async def _spend(services: Services, job: Job, ruling: Ruling, budgeted: Sequence[ReviewPolicy]) -> Ruling:
+    """Return the ruling after the gate and the coin."""
+    value = _toss(services, PURPOSE, job)
+    if not budgeted:
+        return _with_coin(ruling, Coin(value=value, look_rate=ruling.audit or 0))
+    policy = budgeted[0]
+    if len({each.name for each in budgeted}) > 1 or policy.budget is None:  # an answer cannot count in two budgets
+        return msgspec.structs.replace(ruling, outcome="hold")
+    newest = max(budgeted, key=lambda each: each.version)
+    one = await services.runtime.passes.take(policy.name, newest.version, terms_of(newest.budget or policy.budget))
+    if one is None:
+        return msgspec.structs.replace(ruling, outcome="hold")
+    return _with_coin(ruling, _coin(policy.name, one, value, ruling.audit or 0))
+
+
+def _coin(policy: str, one: Pass, value: float, look_rate: float) -> Coin:
+    return Coin(
+        value=value,
+        look_rate=max(look_rate, one.audit_rate),
+        audit_rate=one.audit_rate,
+        policy=policy,
+        period=one.period,
+        lease=one.lease,
+    )
+
+
+def _with_coin(ruling: Ruling, coin: Coin) -> Ruling:
+    return msgspec.structs.replace(ruling, coin=coin, outcome="hold" if coin.is_look else "pass")
+
+
+def held_without_pass(job: Job) -> Job:
+    """Return `job` with the ruling of an answer whose pass has lapsed before it was stored: it is held."""
+    ruling = job.ruling or Ruling(outcome="hold")
+    return msgspec.structs.replace(job, ruling=msgspec.structs.replace(ruling, outcome="hold", coin=None))
+
+
+def _disguised(services: Services, job: Job, ruling: Ruling, policies: Sequence[ReviewPolicy]) -> Ruling:
+    """Return the ruling with the place on the desk of a rule that holds, so that a reviewer cannot tell them apart."""
+    rules: list[Action] = [rule for policy in policies for rule in (*policy.rules, policy.default)]
+    holding = [rule for rule in rules if rule.then == "hold"]
+    if not holding:
+        return ruling
+    rule = holding[int(_toss(services, _DISGUISE, job) * len(holding))]
+    return msgspec.structs.replace(
+        ruling,
+        queue=rule.queue,
+        priority=rule.priority,
+        deadline_seconds=rule.deadline_seconds,
+        on_deadline=rule.on_deadline,
+        votes=rule.votes,
+    )
+
+
+async def _plant(services: Services, job: Job, budgeted: Sequence[ReviewPolicy]) -> None:
+    """Present a planted item beside a held answer, with the probability that the budget says."""
+    budgets: list[tuple[str, Budget]] = [(each.name, each.budget) for each in budgeted if each.budget is not None]
+    if not budgets:
+        return
+    policy, budget = budgets[-1]
+    if _toss(services, _PLANT, job) < budget.planted_rate:
+        job_id = services.ids.new_id()
+        await services.store.budgets.present_planted(policy, job, job_id, actor=services.ids.actor)
+
+
+def _toss(services: Services, purpose: bytes, job: Job) -> float:
+    """Return the random number of the answer of `job` for one purpose."""
+    return toss(services.adapters.vault.derive_key(purpose), job.id, job.round, job.attempt)

@@ -1,0 +1,90 @@
+"""Error budgets over HTTP: saved with a policy, spent by calls, and shown to admins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.core.audit import AuditFilter
+from support.live_server import Live, chat, live
+
+pytestmark = pytest.mark.anyio
+BUDGET = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
+MEMBERS = {"allowed", "passed", "audits", "audits_open", "wrong_found", "bound", "open", "claim"}
+
+
+async def saved(server: Live, admin: str, budget: dict[str, Any] = BUDGET, **more: Any) -> tuple[int, Any]:
+    """Save a policy for all models whose names begin with `echo`."""
+    policy = {"target": "echo*", "rules": [], "budget": budget} | more
+    return await server.ask("PUT", "/api/policies/careful", admin, json=policy)
+
+
+async def test_a_budget_is_shown_from_the_start_and_counts_what_passes(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0.01) as server:
+        admin, user = await server.token("admin"), await server.token()
+        assert (await saved(server, admin))[0] == 200
+        status, figures = await server.ask("GET", "/api/policies/careful/budget", admin)
+        assert status == 200
+        assert figures.keys() >= MEMBERS
+        assert (figures["allowed"], figures["passed"], figures["bound"], figures["open"]) == (200, 0, 42, True)
+        assert (figures["audits"], figures["audits_open"], figures["wrong_found"]) == (0, 0, 0)
+        passed = held = 0
+        for number in range(40):
+            stream = {"stream": True} if number % 2 else {}
+            status, answer = await server.ask("POST", "/v1/chat/completions", user, json=chat(f"{number}", **stream))
+            is_held = status == 504 or "review_pending" in str(answer)
+            held, passed = held + is_held, passed + (not is_held)
+        _, figures = await server.ask("GET", "/api/policies/careful/budget", admin)
+        assert (figures["passed"], figures["audits_open"]) == (passed, held)
+        assert passed + held == 40
+
+
+async def test_a_budget_that_cannot_work_is_refused_with_what_does(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        status, answer = await saved(server, admin, BUDGET | {"answers": 1_000})
+        assert status == 400
+        assert "`answers` to at least 2150" in str(answer)
+        assert "`audit_rate` to at least" in str(answer)
+        assert (await saved(server, admin, BUDGET | {"answers": 2150}))[0] == 200
+        hold = {"if": "true", "then": "hold", "deadline_seconds": 5, "on_deadline": "approve"}
+        status, answer = await saved(server, admin, rules=[hold])
+        assert (status, "on_deadline" in str(answer)) == (400, True)
+
+
+async def test_planted_items_are_added_listed_and_removed_by_admins(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        await saved(server, admin)
+        item = {"payload": chat("What is 2 + 2?"), "response": {"choices": []}}
+        ids = [(await server.ask("POST", "/api/policies/careful/planted", admin, json=item))[1]["id"] for _ in "abc"]
+        _, page = await server.ask("GET", "/api/policies/careful/planted?limit=2", admin)
+        assert ([each["id"] for each in page["data"]], page["next"]) == (ids[:2], ids[1])
+        _, page = await server.ask("GET", f"/api/policies/careful/planted?limit=2&after={page['next']}", admin)
+        assert ([each["id"] for each in page["data"]], page["next"]) == (ids[2:], None)
+        assert (await server.ask("DELETE", f"/api/policies/careful/planted/{ids[0]}", admin))[0] == 204
+        assert (await server.ask("DELETE", f"/api/policies/careful/planted/{ids[0]}", admin))[0] == 404
+        for bad in ({}, item | {"path": "nowhere"}, item | {"more": 1}):
+            assert (await server.ask("POST", "/api/policies/careful/planted", admin, json=bad))[0] == 400
+        assert (await server.ask("GET", "/api/policies/careful/catch-rates", admin))[1] == {"data": []}
+
+
+async def test_a_restart_begins_a_period_and_is_recorded(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0.01) as server:
+        admin, user = await server.token("admin"), await server.token()
+        await saved(server, admin)
+        await server.ask("POST", "/v1/chat/completions", user, json=chat("hello"))
+        status, figures = await server.ask("POST", "/api/policies/careful/budget/restart", admin)
+        assert (status, figures["period"], figures["passed"], figures["audits"]) == (200, 2, 0, 0)
+        [entry] = await server.services.store.audit.page(AuditFilter(action="budget_restarted"))
+        assert entry.actor == "user:admin@example.com"
+
+
+async def test_a_policy_without_a_budget_has_none(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        await server.ask("PUT", "/api/policies/plain", admin, json={"target": "echo"})
+        for path in ("plain", "nothing"):
+            assert (await server.ask("GET", f"/api/policies/{path}/budget", admin))[0] == 404

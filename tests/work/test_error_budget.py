@@ -1,0 +1,336 @@
+"""The error budget on the path of an answer: gate, coin, audit, and what nobody can do about them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from signoff.core.access import Caller
+from signoff.core.cache import compute_cache_key
+from signoff.core.filters import JobFilter
+from signoff.core.job import Edit, Job
+from signoff.core.reviews.budget_period import BudgetPeriod
+from signoff.core.reviews.coin import PURPOSE, toss
+from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.planted import PlantedItem
+from signoff.core.reviews.policy import Policy, PolicyVersion
+from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
+from signoff.stores.budgets_schema import budget_audits, budget_leases
+from signoff.work.jobs.cancel import cancel
+from signoff.work.jobs.query import get_job, list_events, list_jobs
+from signoff.work.jobs.retry import retry_job
+from signoff.work.reviews.desk import VerdictRequest, decide
+from support.live_server import Live, live, until
+from support.stores import ANSWER, a_job, rows
+
+pytestmark = pytest.mark.anyio
+BUDGET = Budget(answers=10_000, share=0.02, audit_rate=0.5)
+ALLOWED = 200
+OWNER = Caller(user_id=1, token_id=1, role="user", email="ann@example.com")
+REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+ADMIN = Caller(user_id=98, token_id=98, role="admin", email="ada@example.com")
+
+
+class BudgetedServer:
+    """A server with a policy that has an error budget."""
+
+    def __init__(self, server: Live, policy: ReviewPolicy) -> None:
+        self.server = server
+        self.services = server.services
+        self.policy = policy
+        self._number = 0
+
+    async def change(self, **changes: Any) -> None:
+        """Save a new version of the policy, which applies to the jobs that follow."""
+        policy = msgspec.structs.replace(self.policy, **changes)
+        self.policy = await self.services.store.policies.put(policy)
+
+    async def ask(self, number: int = 1, **more: Any) -> list[Job]:
+        """Submit jobs under the policy, and return them once their answers have passed or are held."""
+        named = (PolicyVersion(name=self.policy.name, version=self.policy.version),)
+        policy = Policy(named=named, is_judged=True, **more.pop("policy", {}))
+        jobs = list[Job]()
+        for _ in range(number):
+            self._number += 1
+            job = a_job(self.services.ids.new_id(), policy=policy, metadata=b"%d" % self._number, **more)
+            jobs.append(await self.services.store.jobs.insert(job, actor=OWNER.actor))
+        return [await self.settled(job.id) for job in jobs]
+
+    async def settled(self, job_id: str) -> Job:
+        async def look() -> Job | None:
+            job = await self.services.store.jobs.get(job_id)
+            assert job is not None
+            return None if job.status == "bot" else job
+
+        return await until(look)
+
+    async def period(self) -> BudgetPeriod:
+        period = await self.services.store.budgets.period(self.policy.name)
+        assert period is not None
+        return period
+
+    async def decide(self, job: Job, verdict: str, **more: Any) -> Job:
+        request = VerdictRequest(verdict=verdict, round=job.round, **more)  # type: ignore[arg-type]
+        return await decide(self.services, REVIEWER, job.id, request)
+
+    def coin(self, job: Job, review_round: int = 0) -> float:
+        key = self.services.adapters.vault.derive_key(PURPOSE)
+        return toss(key, job.id, review_round, job.attempt)
+
+    async def audits(self) -> list[dict[str, Any]]:
+        return await rows(self.services.store, sa.select(*budget_audits.c))  # type: ignore[arg-type]
+
+    async def on_desk(self) -> Sequence[Job]:
+        return await self.services.store.jobs.list(JobFilter(status="human", limit=1000))
+
+
+@contextlib.asynccontextmanager
+async def desk(tmp_path: Path, budget: Budget | None = BUDGET, **more: Any) -> AsyncIterator[BudgetedServer]:
+    async with live(tmp_path, cache="sql") as server:
+        draft = ReviewPolicy(name="careful", target="echo", budget=budget, **more)
+        policy = await server.services.store.policies.put(draft)
+        yield BudgetedServer(server, policy)
+
+
+def is_audit(job: Job) -> bool:
+    assert job.ruling is not None
+    return job.ruling.coin is not None and job.ruling.coin.is_audit
+
+
+async def test_each_answer_has_the_coin_that_the_key_says_and_audits_are_those_below_the_rate(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        jobs = await here.ask(40)
+        for job in jobs:
+            assert job.status == ("human" if here.coin(job) < BUDGET.audit_rate else "success")
+            assert job.ruling is not None
+            assert job.ruling.coin is not None
+            assert (job.ruling.coin.value, job.ruling.coin.audit_rate) == (here.coin(job), BUDGET.audit_rate)
+        held = [job for job in jobs if job.status == "human"]
+        now = await here.period()
+        assert 0 < len(held) < 40
+        assert (now.audits_open, now.delivered, now.number) == (len(held), 40 - len(held), 1)
+        audits = await here.audits()
+        assert {(row["job_id"], row["coin"], row["rate"]) for row in audits} == {
+            (job.id, here.coin(job), BUDGET.audit_rate) for job in held
+        }
+
+
+async def test_while_the_gate_is_closed_all_is_held_until_verdicts_open_it(tmp_path: Path) -> None:
+    # given a budget that one open audit closes
+    allowed = bound(0, 0.5, 0.95) + 1
+    async with desk(tmp_path, Budget(answers=10 * allowed, share=0.1, audit_rate=0.5)) as here:
+        jobs = list[Job]()
+        while not [job for job in jobs if job.status == "human"]:
+            jobs += await here.ask()
+        audit = jobs[-1]
+        held = await here.ask(5)
+        assert {job.status for job in held} == {"human"}
+        assert [job.ruling and job.ruling.coin for job in held] == [None] * 5
+        await here.decide(held[0], "reject")
+        assert (await here.ask())[0].status == "human"
+        # when the audit turns out right, answers pass again, and those that were held stay with a person
+        await here.decide(audit, "approve")
+        later = await here.ask()
+        assert later[0].ruling is not None
+        assert later[0].ruling.coin is not None
+        assert {job.status for job in await here.on_desk()} == {"human"}
+        assert len([job for job in await here.on_desk() if job.id in {each.id for each in held}]) == 4
+
+
+async def test_a_retry_and_a_redo_are_new_answers_with_new_coins(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        [audit, *_] = [job for job in await here.ask(20) if is_audit(job)]
+        await here.decide(audit, "redo")
+        again = await here.settled(audit.id)
+        assert again.ruling is not None
+        assert again.ruling.coin is not None
+        assert again.ruling.coin.value == here.coin(again, audit.round) != here.coin(audit)
+        [first] = [row for row in await here.audits() if (row["job_id"], row["round"]) == (audit.id, 1)]
+        assert first["is_wrong"] is True
+        [passed, *_] = [job for job in await here.ask(20) if job.status == "success"]
+        owner = msgspec.structs.replace(OWNER, user_id=passed.user_id)
+        with contextlib.suppress(Exception):
+            retried = await here.settled((await retry_job(here.services, owner, passed.id)).id)
+            assert retried.id != passed.id
+
+
+@pytest.mark.parametrize(
+    ("edited", "is_wrong"),
+    [(None, False), ("Hello  yourself\n", False), ("Hello, you", True)],
+    ids=["unchanged", "whitespace", "words"],
+)
+async def test_an_edit_of_more_than_whitespace_makes_an_audited_answer_wrong(
+    tmp_path: Path, edited: str | None, *, is_wrong: bool
+) -> None:
+    async with desk(tmp_path) as here:
+        [audit, *_] = [job for job in await here.ask(20) if is_audit(job)]
+        answer = msgspec.json.decode(audit.response or b"")
+        text = answer["choices"][0]["message"]["content"]
+        edit = Edit() if edited is None else Edit(response=msgspec.json.encode(edited).decode())
+        if edited is not None and not is_wrong:
+            edit = Edit(response=msgspec.json.encode(f" {text} \n").decode())
+        await here.decide(audit, "approve", edit=edit)
+        now = await here.period()
+        assert now.wrong == int(is_wrong)
+
+
+async def test_an_answer_that_passed_is_cached_for_nobody_and_one_that_a_person_approved_is(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        model = await here.services.caches.models.find("echo")
+        key = compute_cache_key(
+            scope="user:1",
+            path="/v1/chat/completions",
+            target="echo",
+            versions=here.services.caches.models.version_of(model),
+            policy=Policy(),
+            body=b"{}",
+            headers={},
+        )
+        jobs = await here.ask(20, cache="miss", cache_key=key)
+        passed = [job for job in jobs if job.status == "success"]
+        assert {job.cache for job in passed} == {"bypass"}
+        caches = here.services.caches.responses
+        await caches.until_stored()
+        assert await caches.lookup(key, None) is None
+        [audit, *_] = [job for job in jobs if job.status == "human"]
+        await here.decide(audit, "approve")
+        await caches.until_stored()
+        entry = await caches.lookup(key, None)
+        assert entry is not None
+        assert entry.answer is not None
+
+
+async def test_cancelling_stops_the_delivery_and_not_the_audit(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        [audit, *_] = [job for job in await here.ask(20) if is_audit(job)]
+        before = await here.period()
+        await cancel(here.services, OWNER, audit.id)
+        now = await here.period()
+        assert (now.audits, now.audits_open) == (before.audits, before.audits_open)
+        [copy] = [job for job in await here.on_desk() if job.copy_of == audit.id]
+        # its owner sees the cancelled job, and no copy of it
+        assert copy.id not in {job.id for job in await list_jobs(here.services, OWNER, JobFilter(limit=1000))}
+        with pytest.raises(Exception, match="does not exist"):
+            await get_job(here.services, OWNER, copy.id)
+        with pytest.raises(Exception, match="does not exist"):
+            await list_events(here.services, OWNER, copy.id)
+        await here.decide(copy, "reject")
+        assert (await here.period()).wrong == before.wrong + 1
+
+
+@pytest.mark.parametrize("on_deadline", ["approve", "reject"])
+async def test_a_deadline_never_decides_an_audit(tmp_path: Path, on_deadline: str) -> None:
+    policy = {"deadline_seconds": 0.0, "on_deadline": on_deadline}
+    async with desk(tmp_path) as here:
+        jobs = await here.ask(20, policy=policy)
+        audits = [job for job in jobs if is_audit(job)]
+
+        async def all_expired() -> bool | None:
+            held = await here.on_desk()
+            return all(job.review_deadline is None for job in held) or None
+
+        await until(all_expired)
+        assert {job.id for job in await here.on_desk()} == {job.id for job in audits} != set()
+        assert (await here.period()).audits_open == len(audits)
+
+
+async def test_an_answer_whose_pass_has_lapsed_is_held(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await here.ask(12)  # the process has passes left, which nobody knows of any more
+        await here.services.store._database.write(  # type: ignore[attr-defined]
+            lambda tx: tx.conn.execute(sa.delete(budget_leases)).rowcount
+        )
+        jobs = await here.ask(20)
+        held = [job for job in jobs if job.status == "human" and not is_audit(job)]
+        assert held
+        assert all(here.coin(job) >= BUDGET.audit_rate for job in held)
+
+
+async def test_a_policy_without_a_budget_can_let_a_person_look_at_a_share(tmp_path: Path) -> None:
+    async with desk(tmp_path, budget=None, default=Action(then="audit", audit=0.3)) as here:
+        jobs = await here.ask(30)
+        assert {job.id for job in jobs if job.status == "human"} == {job.id for job in jobs if here.coin(job) < 0.3}
+        assert await here.services.store.budgets.period("careful") is None
+
+
+async def test_a_look_above_the_audit_rate_does_not_count_in_the_budget(tmp_path: Path) -> None:
+    async with desk(tmp_path, default=Action(then="audit", audit=0.9)) as here:
+        jobs = await here.ask(30)
+        assert {job.id for job in jobs if job.status == "human"} == {job.id for job in jobs if here.coin(job) < 0.9}
+        assert (await here.period()).audits == len([job for job in jobs if here.coin(job) < BUDGET.audit_rate])
+
+
+async def test_an_audit_has_the_place_on_the_desk_of_a_rule_that_holds(tmp_path: Path) -> None:
+    rule = Rule(if_="false", then="hold", queue="risky", priority=8)
+    async with desk(tmp_path, rules=(rule,)) as here:
+        held = [job for job in await here.ask(20) if job.status == "human"]
+        assert {(job.review_queue, job.review_priority) for job in held} == {("risky", 8)}
+
+
+async def test_new_terms_start_a_new_period_for_the_answers_that_follow(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        old = await here.ask(10)
+        await here.change(budget=Budget(answers=10_000, share=0.03, audit_rate=0.5))
+        await here.ask(10)
+        now = await here.period()
+        assert (now.number, now.terms.share) == (2, 0.03)
+        [audit, *_] = [job for job in old if is_audit(job)]
+        await here.decide(audit, "reject")
+        assert (await here.period()).wrong == 0
+
+
+MARKS = ("careful-coin", "copy_of", '"coin"', '"rule"', "is_look", "audit_rate", "planted", "present")
+
+
+async def test_no_route_tells_a_reviewer_which_items_are_audited_or_planted(tmp_path: Path) -> None:
+    rule = Rule(if_="false", then="hold", queue="risky", priority=8)
+    budget = msgspec.structs.replace(BUDGET, planted_rate=0.5)
+    async with desk(tmp_path, budget, rules=(rule,)) as here:
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=b'{"messages":[]}', response=ANSWER)
+        await here.services.store.budgets.plant(item)
+        jobs = await here.ask(30)
+        [audit, *_] = [job for job in jobs if is_audit(job)]
+        await cancel(here.services, OWNER, audit.id)
+        held = await here.on_desk()
+        planted = [job for job in held if job.copy_of is not None and job.copy_of != audit.id]
+        assert planted
+        token = await here.server.token("reviewer")
+        shapes = set[tuple[Any, ...]]()
+        paths = ["/jobs?limit=1000&status=human", "/api/jobs?limit=1000&status=human", "/", "/jobs?limit=1000"]
+        for job in held:
+            paths += [f"/api/jobs/{job.id}", f"/job?id={job.id}", f"/api/jobs/{job.id}/events"]
+            _, events = await here.server.ask("GET", f"/api/jobs/{job.id}/events", token)
+            shapes.add(tuple((each["seq"], each["verb"], *sorted(each["data"])) for each in events["data"]))
+        # the events of all items have the same verbs, numbers and members
+        assert len({tuple(each[:2] for each in shape) for shape in shapes}) == 1
+        for path in paths:
+            status, answer = await here.server.ask("GET", path, token)
+            assert status == 200, path
+            text = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+            assert [mark for mark in MARKS if mark in text] == [], path
+        # an admin sees the marks after the verdict, and not before
+        admin = await here.server.token("admin")
+        for job, is_visible in ((planted[0], False), (planted[0], True)):
+            if is_visible:
+                await here.decide(job, "reject")
+            _, events = await here.server.ask("GET", f"/api/jobs/{job.id}/events", admin)
+            assert ("present" in {each["verb"] for each in events["data"]}) == is_visible
+        for path in ("budget", "planted", "catch-rates"):
+            assert (await here.server.ask("GET", f"/api/policies/careful/{path}", token))[0] == 403
+
+
+async def test_the_marks_are_in_no_member_of_a_job_that_a_reviewer_gets(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        [audit, *_] = [job for job in await here.ask(20) if is_audit(job)]
+        for caller in (REVIEWER, ADMIN, OWNER):
+            seen = await get_job(here.services, caller, audit.id)
+            assert seen.ruling is None or (seen.ruling.coin, seen.ruling.rule, seen.ruling.audit) == (None, None, None)
+        await here.decide(audit, "approve")
+        assert (await get_job(here.services, REVIEWER, audit.id)).ruling.coin is None  # type: ignore[union-attr]
+        assert (await get_job(here.services, ADMIN, audit.id)).ruling.coin is not None  # type: ignore[union-attr]
