@@ -289,6 +289,10 @@ async def test_an_edit_that_the_tool_could_not_take_is_refused_on_every_way_to_t
     async with reviewed(tmp_path) as server:
         waiting = asyncio.ensure_future(call_chat(server, stream=True))
         job = await until(lambda: held_job(server))
+        _, item = await server.ask("GET", f"/api/reviews/{job.id}", await server.token("admin"))
+        shown = [(call["id"], call["name"], json.loads(call["arguments"])) for call in item["tool_calls"]]
+        assert shown == [(call_id, name, json.loads(arguments)) for call_id, name, arguments in CALLS]
+        assert item["tool_calls"][0]["schema"] == SCHEMA
         faulty = {"tool_calls": [{"id": "call_1", "arguments": {"amount": 900}}]}
         edit = Edit(response=json.dumps(faulty))
         with pytest.raises(BadRequest, match=r"`tool_calls\[0\]\.arguments\.amount`: 900 is greater than the maximum"):

@@ -43,11 +43,11 @@ async def held_job(server: Live) -> Job | None:
     return held[0] if held else None
 
 
-async def write(server: Live, answer: Any, job: Job | None = None) -> Job:
+async def write(server: Live, answer: Any, job: Job | None = None, *, by: Caller = REVIEWER) -> Job:
     """Approve the item on the desk with this answer, and return the job as it was held."""
     held = job or await until(lambda: held_job(server))
     edit = Edit(response=json.dumps(answer))
-    await decide(server.services, REVIEWER, held.id, VerdictRequest(verdict="approve", edit=edit))
+    await decide(server.services, by, held.id, VerdictRequest(verdict="approve", edit=edit))
     return held
 
 
@@ -126,7 +126,7 @@ async def test_a_person_may_call_tools_and_write_a_whole_answer(tmp_path: Path) 
 
 
 async def test_an_approval_without_an_answer_is_refused(tmp_path: Path) -> None:
-    async with live(tmp_path, undo_seconds=60) as server:
+    async with live(tmp_path, release_after_seconds=60) as server:
         await add_person(server)
         token = await server.token("reviewer")
         _, queued = await server.ask("POST", "/enqueue", token, json={"model": "lawyer", "input": "Which way?"})
@@ -153,7 +153,7 @@ async def test_a_person_takes_over_when_the_model_is_down(stream: bool, key: str
             asyncio.ensure_future(server.ask("POST", CHAT, token, json=body, headers=headers))
             for _ in range(1 if key is None else 3)
         ]
-        held = await write(server, "Left.")
+        held = await write(server, "Left.", by=ADMIN)
         assert (held.target, held.model, held.response, held.review_queue) == ("gpt", "lawyer", None, "legal")
         assert held.policy.may_hold
         for status, answer in await asyncio.gather(*callers):

@@ -11,6 +11,7 @@ import msgspec
 from signoff.core.binary import describe_binary
 from signoff.core.dialects.answer import answer_text
 from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.tool_call_edits import tool_calls_of
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job, Vote
 from signoff.core.price import NANO, dollars
@@ -63,6 +64,7 @@ def item_as_json(
         "draft": None if draft == Edit() else {"payload": _raw(draft.payload), "response": _raw(draft.response)},
         "draft_answer": None if draft.response is None else text_of(shown),
         "details": answer_details(shown),
+        "tool_calls": tool_calls_of(job.response, job.body),
         "usage": usage_as_json(job),
         "cost": None if job.cost_nanodollars is None else dollars(job.cost_nanodollars, NANO),
         "decision": decision_as_json(job),
