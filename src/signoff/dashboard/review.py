@@ -27,7 +27,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import INTS, parse_digits, parse_form
 from signoff.errors import BadRequest, JobNotFound, Stale
 from signoff.work.jobs.query import departed_callers, get_job
-from signoff.work.reviews.desk import VerdictRequest, decide, save_draft, undo_verdict
+from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.history import asker_of, list_held, queue_depths
 from signoff.work.reviews.leases import lock_for_review, take_next
@@ -199,9 +199,8 @@ async def post_verdict(request: AnyRequest, services: InjectedServices, caller: 
         edit=edit,
         round=_round(form),
         instruction=(note or None) if verdict == "redo" else None,
-        release_seconds=services.rules.release_after_seconds,
     )
-    await decide(services, caller, job.id, verdict_request)
+    await decide_on_desk(services, caller, job.id, verdict_request, uses_draft=False)
     return await _to_next(services, caller, form, decided=job.id)
 
 

@@ -67,9 +67,8 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         services.runtime.inflight_calls.persist_slow(
             lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
         ),
+        *([run_notifier(services)] if concurrency else []),
     ]
-    if concurrency:
-        chores.append(run_notifier(services))
     await services.adapters.broker.start()
     async with _running(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
         try:

@@ -146,12 +146,16 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
     return await decide(services, caller, job_id, complete)
 
 
-async def decide_on_desk(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
-    """Record the verdict with the saved draft; it can be undone for the time that the settings give the desk.
+async def decide_on_desk(
+    services: Services, caller: Caller, job_id: str, request: VerdictRequest, *, uses_draft: bool = True
+) -> Job:
+    """Record the verdict, with the saved draft if `uses_draft`; it can be undone for the time of the desk.
 
     Raises what `decide_with_draft` raises.
     """
     request = msgspec.structs.replace(request, release_seconds=services.rules.release_after_seconds)
+    if not uses_draft:
+        return await decide(services, caller, job_id, request)
     return await decide_with_draft(services, caller, job_id, request)
 
 
