@@ -24,12 +24,12 @@ from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
+from signoff.core.reviews.budget_period import BudgetPeriod
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.notices import Notice
+from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.queues import ReviewQueue, VoteRecord
 from signoff.core.reviews.receipt import ReceiptDraft
-from signoff.core.reviews.budget_period import BudgetPeriod
-from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream

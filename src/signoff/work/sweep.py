@@ -9,8 +9,8 @@ import contextlib
 import structlog
 
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
-from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.marks import needs_single_decision
+from signoff.core.reviews.policy import Escalation
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
