@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.core.reviews.policy import Policy
-from signoff.core.reviews.queues import ReviewFilter, rank_of
+from signoff.core.reviews.queues import ReviewFilter, ReviewQueue, rank_of
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.stores.schema import jobs
@@ -27,6 +27,7 @@ from signoff.work.reviews.leases import take_next
 from signoff.work.services import Services
 
 QUEUES = 10
+MEMBERS = 100
 BATCH = 2000
 PAGES = 100
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"Hello"}]}'
@@ -72,6 +73,9 @@ async def fill(services: Services, held: int) -> None:
         rows = [held_row(number, now) for number in range(start, min(start + BATCH, held))]
         await database.write(lambda tx, rows=rows: tx.conn.execute(sa.insert(jobs), rows).rowcount)
     await database.write(lambda tx: tx.conn.execute(sa.text("ANALYZE")).rowcount)
+    members = tuple(sorted(f"reviewer{number}@example.com" for number in range(MEMBERS)))
+    for number in range(1, QUEUES):
+        await services.store.review_queues.put(ReviewQueue(name=f"queue{number}", members=members))
 
 
 async def timed(times: list[float], call: Callable[[], Awaitable[object]]) -> object:
@@ -87,7 +91,7 @@ async def take_all(services: Services, reviewers: int, takes: int) -> list[float
     times, taken = list[float](), list[str]()
 
     async def review(number: int) -> None:
-        caller = Caller(user_id=1000 + number, token_id=1, role="admin", email=f"reviewer{number}@example.com")
+        caller = Caller(user_id=1000 + number, token_id=1, role="reviewer", email=f"reviewer{number}@example.com")
         for _ in range(takes):
             job = await timed(times, lambda: take_next(services, caller, None, []))
             taken.append(job.id)  # type: ignore[attr-defined]
