@@ -106,7 +106,7 @@ async def test_a_queue_gets_a_signed_webhook_and_a_mail_with_links_and_no_conten
         job_id = await escalated(server)
         [mail] = await received(mailbox.messages)
         [request] = await received(receiver.requests)
-        link = f"https://signoff.example.com/dashboard/reviews/{job_id}"
+        link = f"https://signoff.example.com/dashboard/review/{job_id}"
         assert "escalated in legal" in mail["Subject"]
         assert link in mail.get_content()
         assert mailbox.recipients == [["law@example.com", "chief@example.com"]]

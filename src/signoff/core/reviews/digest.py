@@ -26,7 +26,7 @@ def digest_body(news: QueueNews, public_url: str | None) -> bytes:
 
 
 def _item(item: NewsItem, public_url: str | None) -> dict[str, Any]:
-    url = None if public_url is None else f"{public_url}/dashboard/reviews/{item.job_id}"
+    url = None if public_url is None else f"{public_url}/dashboard/review/{item.job_id}"
     return {"job_id": item.job_id, "model": item.target, "at": format_time(item.at), "url": url}
 
 
