@@ -150,7 +150,7 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
 class Tables:
     """The stored rows. `before_commit` is called with each transaction just before its writes take effect."""
 
-    def __init__(self, transitions: Mapping[str, Transition] = TRANSITIONS) -> None:
+    def __init__(self, transitions: Mapping[str, Transition] = TRANSITIONS) -> None:  # noqa: PLR0915 -- the tables
         self.transitions = transitions
         self.guards = GUARDS | {Guard.QUIET: self._is_quiet}
         self.jobs: dict[str, Job] = {}

@@ -31,13 +31,13 @@ def budget_table(
 
 
 @budgets.register("show", "signoff budget show refunds")
-def show_budget(name: Annotated[str, typer.Argument(help="Name of the policy.")]) -> None:
+def show_budget(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]) -> None:
     """Print the figures of the error budget of a policy."""
     _print(run(load(), lambda services: report_budget(services, OPERATOR, name)))
 
 
 @budgets.register("restart", "signoff budget restart refunds")
-def restart(name: Annotated[str, typer.Argument(help="Name of the policy.")]) -> None:
+def restart(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]) -> None:
     """Start a new period of the error budget of a policy, and print its figures."""
     _print(run(load(), lambda services: restart_budget(services, OPERATOR, name)))
 

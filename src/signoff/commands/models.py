@@ -83,7 +83,6 @@ def model_add(
     default: Annotated[bool, typer.Option("--default", help="Use it for requests that name no model.")] = False,
 ) -> None:
     """Register a model, or replace one of the same name; running servers know it at once."""
-    _check_kind(kind)
     model = Model(
         name=name,
         kind=kind,
@@ -122,6 +121,7 @@ def _with_urls(model: Model, urls: Sequence[str]) -> Model:
 
 
 def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
+    _check_kind(model.kind)
     if (fault := model_fault(model)) is not None:
         stop(fault)
     if reads_key and drops_key:

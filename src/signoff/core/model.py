@@ -16,8 +16,7 @@ from signoff.core.reviews.policy import Review
 # A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
 ModelKind = str
 HTTP_KINDS: tuple[ModelKind, ...] = ("openai", "http")
-# A person, who answers on the review desk; no engine is asked.
-PERSON: ModelKind = "person"
+PERSON: ModelKind = "person"  # answers on the review desk; no engine is asked
 _HTTP_SCHEMES = ("http://", "https://")
 # Kinds that a caller's own upstream key is sent to.
 KINDS_WITH_KEYS: tuple[ModelKind, ...] = ("openai", "http", "anyllm")

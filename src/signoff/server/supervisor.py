@@ -51,7 +51,6 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     }
     invalidation = Invalidation(services.store, invalidate, expiring=["people"])
     workers = [worker, *dispatchers] if concurrency else []
-    consumers = [consumer] if concurrency else []
     for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
         services.store.listen(listener.on_change)
     chores = [
@@ -72,7 +71,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     await services.adapters.broker.start()
     async with _running(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
         try:
-            async with _running([listener.run() for listener in (*workers, *consumers)]):
+            async with _running([listener.run() for listener in (*workers, *([consumer] if concurrency else []))]):
                 yield
         finally:
             await services.runtime.background.finish(FINISH_SECONDS)

@@ -31,6 +31,8 @@ _RESET = {
     "review_lease_until": None,
     "review_deadline": None,
     "decision": None,
+    "assignee": None,
+    "escalated_at": None,
     "release_at": None,
     "parent_id": None,
     "parent_round": None,
@@ -76,7 +78,7 @@ def planted_copy(item: PlantedItem, like: Job, job_id: str, now: int) -> Job:
 
 
 def _times(now: int) -> dict[str, int]:
-    return {"created_at": now, "updated_at": now, "due_at": now}
+    return {"created_at": now, "updated_at": now, "due_at": now, "held_at": now}
 
 
 def _id_after(job: Job, now: int) -> str:
