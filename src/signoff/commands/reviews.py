@@ -31,7 +31,7 @@ from signoff.work.services import Services
 
 review_commands = CommandGroup(panel="Jobs")
 LOCAL_FLAGS = 3  # position in what `tcgetattr` returns
-KEYS = "a approve  e edit  b send back  r reject  s skip  u undo  q quit"
+KEYS = "a approve  e edit  r send back  x reject  s skip  u undo  q quit"
 EDITOR_FAILED = "The editor could not be started; set EDITOR to the program that you edit texts with."
 Result = Literal["next", "again", "quit"]
 
@@ -103,8 +103,8 @@ async def _act(session: Session, job: Job, key: str) -> Result:
         match key:
             case "a":
                 return await _decide(session, job, VerdictRequest(verdict="approve", round=job.round))
-            case "b" | "r" | "e":
-                return await {"b": _send_back, "r": _reject, "e": _edit}[key](session, job)
+            case "r" | "x" | "e":
+                return await {"r": _send_back, "x": _reject, "e": _edit}[key](session, job)
             case "u":
                 return await _undo(session)
             case "s":
