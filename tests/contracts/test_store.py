@@ -20,6 +20,7 @@ from signoff.core.job import STATUSES, TERMINAL, Decision, Edit, Job, JobError, 
 from signoff.core.model import Model
 from signoff.core.price import Price
 from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.transitions import TRANSITIONS, Guard, replay
 from signoff.core.turn import Turn
 from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
@@ -1191,7 +1192,8 @@ async def test_a_version_grows_with_every_change_of_its_topic(store: AStore, oth
         return {topic for topic in versions if versions[topic] > before[topic]} == {*topics}
 
     versions = await other.versions()
-    assert versions.keys() == {"models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"}
+    topics = {"models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"}
+    assert versions.keys() == topics
 
     user = await store.people.put_user("ann@example.com", "user")
     assert await grows("people")
@@ -1218,6 +1220,8 @@ async def test_a_version_grows_with_every_change_of_its_topic(store: AStore, oth
     assert await grows("streams")
     await store.streams.drop("one")
     assert await grows()
+    await store.policies.put(ReviewPolicy(name="one", target="one"))
+    assert await grows("policies")
     await store.changed("cache")
     assert await grows("cache")
     await inserted(store)
