@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TEXTS = ("", "ä€😀 \u202e\ufffd\n\t\"'\\%s{}", "0", " ", "x" * 100_000)
 BYTES = (b"", bytes(range(256)), b"\xff\xfe" * 50_000, b"null", b"\0")
+FLOATS = (0.0, -1.5, 1e308, 5e-324, 0.1)
 BITS = {sa.SmallInteger: 15, sa.Integer: 31, sa.BigInteger: 63}
 ROWS = len(TEXTS)
 
@@ -50,7 +51,7 @@ def unusual_value(column: sa.Column[Any], row: int) -> Any:
         return (0, maximum, -maximum - 1, -1, 7)[row]
     if kind.python_type is str and is_indexed(column):  # PostgreSQL's indexes refuse long values
         return f"{TEXTS[row][:50]}{row}"
-    return {str: TEXTS, bytes: BYTES, bool: (True, False) * ROWS}[kind.python_type][row]
+    return {str: TEXTS, bytes: BYTES, bool: (True, False) * ROWS, float: FLOATS}[kind.python_type][row]
 
 
 def is_indexed(column: sa.Column[Any]) -> bool:

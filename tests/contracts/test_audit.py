@@ -145,6 +145,7 @@ CLEARED = AuditChange(action="cache_cleared", subject="cache", after={"model": "
 INTERFACES = (People, SignIns, Catalog, UsageRecords, Quotas, Streams, Library, Secrets, ModelLogs)
 # Methods that change no configuration: they read, count, or note what happened.
 OTHERS = {
+    "People.has_other_reviewer",
     *("People.user", "People.users", "People.owner", "People.token", "People.tokens", "SignIns.begin"),
     *("SignIns.succeed", "Catalog.models", "Catalog.key", "Catalog.known_key", "Catalog.keys", "UsageRecords.prices"),
     *("UsageRecords.record", "UsageRecords.report", "Quotas.limits", "Quotas.reserve", "Quotas.settle", "Quotas.renew"),

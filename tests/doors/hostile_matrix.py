@@ -369,6 +369,7 @@ TABLE = [
 ROLE_FIRST = {
     *("POST /reviewJob", "PATCH /api/users/{user_id}", "DELETE /api/users/{user_id}"),
     *(row.route for row in _REVIEWS),
+    *(row.route for row in _PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
 }
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.

@@ -69,7 +69,7 @@ async def test_every_route_asks_for_the_token_before_its_parameters(token: str |
         for method, path, queries in await routes(server):
             for value in NONSENSE:
                 # a path whose number is none is no route
-                segment = "7" if re.search("(key|user|token|session)_id", path) else value
+                segment = "7" if re.search("(key|user|token|session|item)_id", path) else value
                 address = re.sub(r"\{[^}]*\}", segment, path)
                 for query in ("", "?" + "&".join(f"{name}={value}" for name in queries)):
                     body = {} if method == "GET" else {"data": b"{"}

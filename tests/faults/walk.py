@@ -78,8 +78,8 @@ def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
     return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
 
 
-# The guards, as far as events show their inputs; they do not show renewals of leases, rounds that reviewers saw, or
-# steps that had settled.
+# The guards, as far as events show their inputs; they do not show renewals of leases, rounds and jobs that
+# reviewers saw, or steps that had settled.
 GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.DUE: lambda row, event, _: (
         row.get("lease") is None and row.get("parked_at") is None and row["due_at"] <= event.at
@@ -87,7 +87,9 @@ GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.LEASE: _is_holder,
     Guard.LAPSED: lambda row, event, _: row.get("lease") is not None and row["lease_until"] < event.at,
     Guard.ROUND: lambda row, event, _: True,
+    Guard.SEEN: lambda row, event, _: True,
     Guard.UNOPENED: lambda row, event, _: True,
+    Guard.OPENED: lambda row, event, _: row.get("review_lease") is not None,
     Guard.UNDECIDED: lambda row, event, _: row.get("release_at") is None,
     Guard.DECIDED: lambda row, event, _: row.get("release_at") is not None,
     Guard.UNRELEASED: lambda row, event, _: row["release_at"] > event.at,

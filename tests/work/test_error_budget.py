@@ -77,7 +77,8 @@ class BudgetedServer:
 
     async def decide(self, job: Job, verdict: str, **more: Any) -> Job:
         request = VerdictRequest(verdict=verdict, round=job.round, **more)  # type: ignore[arg-type]
-        return await decide(self.services, REVIEWER, job.id, request)
+        reviewer = REVIEWER if job.review_queue is None else ADMIN  # who belongs to every queue
+        return await decide(self.services, reviewer, job.id, request)
 
     def coin(self, job: Job, review_round: int = 0) -> float:
         key = self.services.adapters.vault.derive_key(PURPOSE)
@@ -316,6 +317,11 @@ async def test_no_route_tells_a_reviewer_which_items_are_audited_or_planted(tmp_
             assert [mark for mark in MARKS if mark in text] == [], path
         # an admin sees the marks after the verdict, and not before
         admin = await here.server.token("admin")
+        for job in held:
+            for path in (f"/dashboard/review/{job.id}", f"/dashboard/jobs/{job.id}", f"/api/reviews/{job.id}"):
+                status, answer = await here.server.ask("GET", path, admin)
+                text = answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
+                assert (status, [mark for mark in MARKS if mark in text]) == (200, []), path
         for job, is_visible in ((planted[0], False), (planted[0], True)):
             if is_visible:
                 await here.decide(job, "reject")

@@ -120,7 +120,7 @@ class Story:
         self.server = server
         self.admin = admin
         usual = ["free", "held", "free", "held", "person", "down"]
-        self.models = usual if admin is None else [*usual, "judged", "judged", "judged"]
+        self.models = usual if admin is None else ["free", "held", "judged", "judged"]
         self.token = token
         self.random = Random(seed)
         self.conversations = list[str]()

@@ -148,12 +148,12 @@ async def test_reviewers_see_since_when_nobody_waits(tmp_path: Path) -> None:
         for path in (f"/job?id={job.id}", f"/api/jobs/{job.id}"):
             _, shown = await server.ask("GET", path, await server.token("reviewer"))
             assert shown["caller_left_at"] > shown["created_at"]
-        _, page = await server.ask("GET", "/dashboard/review", await server.token("reviewer"))
-        assert "The caller left" in page
+        _, page = await server.ask("GET", f"/dashboard/review/{job.id}", await server.token("reviewer"))
+        assert "<dt>Caller</dt><dd>left" in page
         joining = asyncio.ensure_future(call(server, token))
         await until(lambda: has_waiters(server))
-        _, page = await server.ask("GET", "/dashboard/review", await server.token("reviewer"))
-        assert "The caller left" not in page
+        _, page = await server.ask("GET", f"/dashboard/review/{job.id}", await server.token("reviewer"))
+        assert "<dt>Caller</dt>" not in page
         await decide(server.services, REVIEWER, job.id, APPROVE)
         assert (await joining)[0] == 200
         _, shown = await server.ask("GET", f"/job?id={job.id}", token)
