@@ -229,6 +229,7 @@ async def test_a_count_ends_at_its_maximum(tmp_path: Path, monkeypatch: pytest.M
             assert response.headers["x-total-count"] == "2"
             assert response.headers["x-total-is-capped"] == "true"
         monkeypatch.setattr(history, "MAX_COUNT", 2)
+        headers = {"authorization": f"Bearer {await server.token('reviewer')}"}
         async with server.http.get(f"{server.url}/dashboard/review", headers=headers) as response:
             assert ">2+</span>" in await response.text()
 
