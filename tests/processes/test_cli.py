@@ -502,7 +502,7 @@ def test_a_server_keeps_its_data_across_a_restart(tmp_path: Path) -> None:
         ids = [request_json(f"{url}/enqueue", token, {"model": "echo", "input": word})["job_id"] for word in words]
         until(lambda: len(request_json(f"{url}/jobs?status=human", token)) == 3)
         # and the first two are reviewed from a terminal
-        [jobs, review] = signoff_many(tmp_path, ["jobs", "--status", "human", ""], ["review", "a\nr\nbecause\nq\n"])
+        [jobs, review] = signoff_many(tmp_path, ["jobs", "--status", "human", ""], ["review", "a\nx\nbecause\nq\n"])
         assert review[0] == 0
         assert "answer:\n    two [/red] �[31m" in review[1]
         assert "\x1b" not in review[1] + jobs[1]

@@ -58,7 +58,7 @@ def check_change(before: StoreContent, after: StoreContent) -> None:
     for job_id, job in before.jobs.items():
         job_after = after.jobs.get(job_id)
         if job.status in TERMINAL:
-            assert job_after in {None, job}, "terminal is terminal"
+            assert job_after is None or job_after == job, "terminal is terminal"
         elif job.status == "human":
             assert job_after is not None, "what has not ended is not forgotten"
             assert job_after.status != "success" or job_after.decision is not None, (

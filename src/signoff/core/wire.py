@@ -10,8 +10,11 @@ from signoff.core.limits import EPOCH
 from signoff.core.price import NANO, dollars
 
 
-def job_as_json(job: Job) -> dict[str, Any]:
-    """Return the JSON form of `job`; body, answer and metadata are included as they are."""
+def job_as_json(job: Job, left_at: int | None = None) -> dict[str, Any]:
+    """Return the JSON form of `job`; body, answer and metadata are included as they are.
+
+    `left_at` is the time at which a caller left who waited for the answer; None if nobody has left.
+    """
     return {
         "job_id": job.id,
         "status": job.status,
@@ -39,12 +42,8 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "metadata": msgspec.Raw(job.metadata),
         "cache": job.cache,
         "cache_key": job.cache_key,
+        "caller_left_at": None if left_at is None else format_time(left_at),
     }
-
-
-def departure_as_json(left_at: int | None) -> dict[str, str | None]:
-    """Return the member of the job object that tells since when its caller does not wait for the held answer."""
-    return {"caller_left_at": None if left_at is None else format_time(left_at)}
 
 
 def usage_as_json(job: Job) -> dict[str, int] | None:

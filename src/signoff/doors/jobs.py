@@ -11,7 +11,7 @@ from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.reviews.policy import Review
-from signoff.core.wire import departure_as_json, job_as_json
+from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, Reply, cache_control_of, model_in, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
@@ -75,7 +75,7 @@ async def show_job(services: InjectedServices, caller: InjectedCaller, id: FromQ
         raise BadRequest("The query parameter `id` is missing; set it to the id of a job.")
     job = await get_job(services, caller, id)
     left_at = (await departed_callers(services, [job])).get(job.id)
-    return job_as_json(job) | departure_as_json(left_at)
+    return job_as_json(job, left_at)
 
 
 @get("/jobs", summary="List jobs, oldest first")
@@ -103,7 +103,7 @@ async def show_jobs(
         query = {"after": jobs[-1].id, "limit": limit} | ({"status": status} if status else {})
         headers["link"] = f'</jobs?{urlencode(query)}>; rel="next"'
     left_at = await departed_callers(services, jobs)
-    return Response([job_as_json(job) | departure_as_json(left_at.get(job.id)) for job in jobs], headers=headers)
+    return Response([job_as_json(job, left_at.get(job.id)) for job in jobs], headers=headers)
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")

@@ -17,7 +17,7 @@ from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Status
 from signoff.core.signing import Secret
-from signoff.core.wire import departure_as_json, format_time, job_as_json, parse_time
+from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import Reply, cache_control_of, header, model_in, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
@@ -124,7 +124,7 @@ async def get_jobs(
     jobs = await list_jobs(services, caller, job_filter)
     left_at = await departed_callers(services, jobs)
     page: dict[str, Any] = {
-        "data": [job_as_json(job) | departure_as_json(left_at.get(job.id)) for job in jobs],
+        "data": [job_as_json(job, left_at.get(job.id)) for job in jobs],
         "next": jobs[-1].id if jobs and jobs.may_continue else None,
     }
     if total:
@@ -143,7 +143,7 @@ async def show_job(
     """Return the job; with `wait`, once it has ended or that many seconds have passed."""
     job = await (wait_for_end(services, caller, job_id, wait) if wait > 0 else get_job(services, caller, job_id))
     left_at = (await departed_callers(services, [job])).get(job.id)
-    body = job_as_json(job) | departure_as_json(left_at)
+    body = job_as_json(job, left_at)
     return Response(body, headers={"x-signoff-cache": job.cache or "bypass"})
 
 
