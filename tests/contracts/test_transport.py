@@ -269,7 +269,8 @@ async def test_an_unacknowledged_message_is_redelivered_with_the_same_id(
     async with listening_with(wire, receive):
         redelivered = await received.get()
         await wire.send(request_message("another"))
-        another = await received.get()
+        while (another := await received.get()).body == first.body:  # again, if its acknowledgement came late
+            pass
     assert (redelivered.body, redelivered.id) == (first.body, first.id)
     assert redelivered.id is not None or (redelivered.is_redelivery and not first.is_redelivery)
     assert json.loads(another.body)["metadata"] == {"n": "another"}

@@ -103,13 +103,13 @@ def lapse_a_lease(place: ControlledDatabase) -> None:
 
 
 def vote_on_an_answer(place: ControlledDatabase) -> None:
-    """Take the steps of the machine that lead to `renew` and `vote`, and compare the store with its model."""
+    """Take the steps of the machine for the rarer verbs of reviewers, and compare the store with its model."""
     machine = Machine(place)
     fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
-    for verb in ("open", "renew", "vote"):
+    for verb in ("open", "renew", "vote", "assign", "escalate"):
         machine.review(verb, index=0, reviewer="ann", edit=Edit(), behind=0)
     machine.teardown()
 
