@@ -245,6 +245,22 @@ async def test_a_draft_is_saved_while_one_types_and_its_difference_is_shown(tmp_
         assert answer_text((await server.services.store.jobs.get(job.id)).response) == "the new <b>text</b>"
 
 
+async def test_the_draft_of_one_of_several_voters_is_not_shown_to_the_others(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        store, ruling = server.services.store, Ruling(outcome="hold", votes=2)
+        job = await leased(store)
+        job = await store.jobs.transition(job.id, a_step("hold", changes={"response": b'"x"', "ruling": ruling}))
+        ann, bob = await session_headers(server), await session_headers(server, "reviewer")
+        address = f"/dashboard/review/{job.id}"
+        await desk_form(server, f"{address}/open", {}, ann)
+        draft = {"round": str(job.round), "answer": "SECRET DRAFT"}
+        assert (await desk_form(server, f"{address}/draft", draft, ann))[0] == 200
+        _, page_of_ann = await server.ask("GET", address, headers=ann)
+        _, page_of_bob = await server.ask("GET", address, headers=bob)
+        assert "SECRET DRAFT" in page_of_ann
+        assert "SECRET DRAFT" not in page_of_bob
+
+
 async def test_an_instruction_goes_to_the_model_and_a_reason_to_the_caller(tmp_path: Path) -> None:
     async with live(tmp_path, release_after_seconds=0) as server:
         body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hi"}]}).encode()

@@ -18,7 +18,7 @@ from rich.text import Text
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, err, out, printable, run
 from signoff.core.dialects.answer import answer_text
-from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job
 from signoff.core.reviews.item import text_of
@@ -151,7 +151,7 @@ async def _reject(session: Session, job: Job) -> Result:
 
 async def _edit(session: Session, job: Job) -> Result:
     """Let the reviewer edit the answer in $EDITOR, and save it as a draft, which an approval sends."""
-    shown = _shown(job)
+    shown = shown_answer(job)
     try:
         edited = await asyncio.to_thread(click.edit, text_of(shown), extension=".txt")
     except click.ClickException:
@@ -201,7 +201,7 @@ def _print_job(job: Job) -> None:
             "request of the saved draft, which is sent when you send it back", transcript(draft.payload.encode())
         )
     _print_texts("answer", [("", text_of(job.response))])
-    shown = _shown(job)
+    shown = shown_answer(job)
     if draft.response is not None:
         out.print("  saved draft, which is sent when you approve:")
         for line in _difference(text_of(job.response), text_of(shown)):
@@ -209,12 +209,6 @@ def _print_job(job: Job) -> None:
     if (details := answer_details(shown)) is not None:
         _print_texts("whole answer", [("", details)])
     out.print(KEYS)
-
-
-def _shown(job: Job) -> bytes | None:
-    """Return the answer that an approval sends."""
-    draft = job.draft or Edit()
-    return job.response if draft.response is None else edited_answer(job, draft.response.encode())
 
 
 def _difference(before: str, after: str) -> Iterator[Text]:

@@ -13,12 +13,12 @@ from litestar.response import Template
 from signoff.core.access import Caller
 from signoff.core.binary import describe_binary
 from signoff.core.dialects.answer import answer_text
-from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.transcript import TranscriptEntry, answer_details, transcript
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import Edit, Job, Verdict
 from signoff.core.reviews.queues import ReviewFilter
-from signoff.core.reviews.votes import votes_needed
+from signoff.core.reviews.votes import as_seen_by, votes_needed
 from signoff.dashboard.content import MAX_SHOWN, cut, question_of, shown_text
 from signoff.dashboard.difference import Change, count_words, difference
 from signoff.dashboard.shell import REVIEW, address_of, page
@@ -113,7 +113,8 @@ async def show_item(  # noqa: PLR0913 -- one parameter for each part of the addr
     skip: FromQuery[str] = "",
 ) -> Template:
     """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
-    card = await _card(services, caller, await load_held(services, caller, job_id))
+    job = as_seen_by(await load_held(services, caller, job_id), caller.email)
+    card = await _card(services, caller, job)
     return await _review_page(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
 
 
@@ -169,10 +170,10 @@ async def post_draft(
 ) -> Template:
     """Save the text as the draft of the answer, and return its difference to the model's answer."""
     form = await _form(request)
-    job = await load_held(services, caller, job_id)
+    job = as_seen_by(await load_held(services, caller, job_id), caller.email)
     edit = _edited(job, form.get("answer", "").replace("\r\n", "\n"))
     if edit != Edit():
-        job = await save_draft(services, caller, job_id, edit, review_round=_round(form))
+        job = as_seen_by(await save_draft(services, caller, job_id, edit, review_round=_round(form)), caller.email)
     card = await _card(services, caller, job)
     return page(request, services, caller, "difference.html", REVIEW.name, card=card, count=count_words)
 
@@ -184,7 +185,7 @@ async def post_verdict(request: AnyRequest, services: InjectedServices, caller: 
     verdict = VERDICTS.get(form.get("verdict", ""))
     if verdict is None:
         raise BadRequest("The form needs a valid `verdict`; reload the page and try again.")
-    job = await get_job(services, caller, form.get("id", ""))
+    job = as_seen_by(await get_job(services, caller, form.get("id", "")), caller.email)
     reason, note = form.get("reason", "").strip(), form.get("note", "").strip()
     if verdict == "reject":
         reason = ": ".join(filter(None, (reason, note)))
@@ -296,7 +297,7 @@ async def _undoable(services: Services, caller: Caller, job_id: str) -> dict[str
 
 
 async def _card(services: Services, caller: Caller, job: Job) -> HeldCard:
-    shown, draft = _shown_answer(job), job.draft or Edit()
+    shown, draft = shown_answer(job), job.draft or Edit()
     whole_input = transcript(job.body)
     new_input: Sequence[TranscriptEntry] = [] if draft.payload is None else transcript(draft.payload.encode())
     details, answer, original = answer_details(shown), shown_text(shown), shown_text(job.response)
@@ -325,7 +326,7 @@ def _edited(job: Job, text: str) -> Edit:
 
     An answer that has no text is shown as JSON, and so is its edit.
     """
-    shown = _shown_answer(job)
+    shown = shown_answer(job)
     if text == shown_text(shown):
         return Edit() if job.draft is None or job.draft.response is None else Edit(response=job.draft.response)
     is_json = shown is not None and describe_binary(shown) is None and answer_text(shown) is None and _is_json(text)
@@ -338,13 +339,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _shown_answer(job: Job) -> bytes | None:
-    """Return the answer that an approval sends: with the saved draft, else that of the model."""
-    if job.draft is None or job.draft.response is None:
-        return job.response
-    return edited_answer(job, job.draft.response.encode())
 
 
 def _digest(job: Job) -> str:

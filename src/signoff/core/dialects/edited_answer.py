@@ -61,6 +61,13 @@ def edited_answer(job: Job, edit: bytes) -> bytes:
     return with_usage(job.path, edited, _usage_of(job) if job.response is not None else written_usage(job, edited))
 
 
+def shown_answer(job: Job) -> bytes | None:
+    """Return the answer that an approval sends: with the saved draft, else that of the model."""
+    if job.draft is None or job.draft.response is None:
+        return job.response
+    return edited_answer(job, job.draft.response.encode())
+
+
 def _with_calls_edit(job: Job, edit: bytes) -> bytes | None:
     """Return the answer with an edit of calls; None for another edit, or if the answer has no calls."""
     if job.response is None or not is_calls_edit(edit) or not tool_calls_of(job.response, job.body):

@@ -10,12 +10,12 @@ import msgspec
 
 from signoff.core.binary import describe_binary
 from signoff.core.dialects.answer import answer_text
-from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.tool_call_edits import tool_calls_of
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job, Vote
 from signoff.core.price import NANO, dollars
-from signoff.core.reviews.votes import votes_needed
+from signoff.core.reviews.votes import as_seen_by, votes_needed
 from signoff.core.wire import format_time, usage_as_json
 
 
@@ -45,11 +45,8 @@ def item_as_json(
     job: Job, now: int, *, reviewer: str, asker: str | None, votes_cast: int, votes: Sequence[Vote]
 ) -> dict[str, Any]:
     """Return the whole held answer for `reviewer`, who sees its draft unless it is one voter's of several."""
-    is_hidden = votes_needed(job) > 1 and job.review_lease != reviewer
-    draft = Edit() if job.draft is None or is_hidden else job.draft
-    shown = job.response
-    if draft.response is not None:
-        shown = edited_answer(job, draft.response.encode())
+    job = as_seen_by(job, reviewer)
+    draft, shown = job.draft or Edit(), shown_answer(job)
     return summary_as_json(job, now) | {
         "user": asker,
         "door": job.door,

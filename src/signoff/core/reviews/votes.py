@@ -28,6 +28,12 @@ def votes_needed(job: Job) -> int:
     return 1 if job.ruling is None else max(1, job.ruling.votes)
 
 
+def as_seen_by(job: Job, reviewer: str | None) -> Job:
+    """Return `job` without its draft if that is one voter's of several, and `reviewer` does not have it open."""
+    is_hidden = votes_needed(job) > 1 and job.review_lease != reviewer
+    return msgspec.structs.replace(job, draft=None) if is_hidden else job
+
+
 def is_open_ballot(needed: int, votes: Sequence[Decision]) -> bool:
     """Return True if all votes are in and do not agree, so that one more reviewer decides, who sees them."""
     return needed > 1 and len(votes) >= needed
