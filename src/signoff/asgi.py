@@ -10,7 +10,7 @@ from signoff.infra.memory import collect_seldom
 from signoff.server.bootstrap import run_services
 from signoff.server.http import make_router
 from signoff.server.serving import SHUTDOWN
-from signoff.server.start_warnings import log_warnings
+from signoff.server.start_warnings import log_page_warnings, log_warnings
 from signoff.settings import Settings, load
 from signoff.work.pipelines.functions import register_missing_builtins
 from signoff.work.services import Services
@@ -86,6 +86,7 @@ class Application:
                 self.services = services
                 await register_missing_builtins(services)
                 await log_warnings(services, settings)
+                log_page_warnings()
                 if self._owns_process:
                     collect_seldom()
                 opened.set_result(make_router(services, settings))

@@ -3,12 +3,10 @@
 from typing import Any
 
 from litestar import MediaType, Response
-from litestar.response import Template
 
-from signoff.dashboard.shell import SECURITY_HEADERS
-from signoff.doors.dependencies import AnyRequest, scope_of
+from signoff.dashboard.shell import document
+from signoff.doors.dependencies import AnyRequest
 from signoff.doors.errors import error_headers, problem
-from signoff.doors.http import MOUNT
 from signoff.errors import SignoffError, Unauthorized
 
 PAGES = ("/signin/", "/dashboard/")
@@ -21,15 +19,7 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
         return None
     if isinstance(error, Unauthorized) and path.startswith("/dashboard/") and request.method == "GET":
         return Response("", status_code=303, headers={"location": "/dashboard/sign-in"}, media_type=MediaType.HTML)
-    context = {
-        "root": scope_of(request).get(MOUNT, ""),
-        "title": problem(error)["title"],
-        "message": error.message,
-    }
-    return Template(
-        "error.html",
-        context=context,
-        status_code=error.status,
-        media_type=MediaType.HTML,
-        headers=SECURITY_HEADERS | dict(error_headers(error)),
-    )
+    response = document(request, "error.html", problem(error)["title"], message=error.message)
+    response.status_code, response.media_type = error.status, MediaType.HTML
+    response.headers |= dict(error_headers(error))
+    return response

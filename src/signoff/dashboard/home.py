@@ -3,10 +3,12 @@
 import contextlib
 
 from litestar import MediaType, Response, Router, get, post
+from litestar.datastructures import CacheControlHeader
 from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller
+from signoff.dashboard.bundle import BUILT
 from signoff.dashboard.shell import STATIC, page, pages_of
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
@@ -57,3 +59,11 @@ def _sign_in_error(request: AnyRequest) -> str | None:
 
 router = Router("/", route_handlers=[show_home, show_sign_in, post_sign_out])
 static = create_static_files_router("/static", directories=[STATIC], include_in_schema=False)
+# The name of a file of the bundle has the hash of its content.
+built = create_static_files_router(
+    "/static/built",
+    name="built",
+    directories=[BUILT],
+    include_in_schema=False,
+    cache_control=CacheControlHeader(public=True, max_age=31_536_000, immutable=True),
+)

@@ -17,5 +17,6 @@ ROUTES: list[Router] = [
     models.router,
     people.router,
     audit.router,
+    home.built,
     home.static,
 ]

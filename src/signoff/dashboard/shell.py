@@ -1,5 +1,6 @@
 """The shell of every page: the bar with the pages that a caller may see, the headers, and the form of values."""
 
+import secrets
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,14 @@ from litestar.response import Template
 from signoff.core.access import Caller, may_review
 from signoff.core.price import NANO, dollars
 from signoff.core.wire import format_time
+from signoff.dashboard.bundle import bundle
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import MOUNT, header, scheme_of
 from signoff.work.services import Services
 
 TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
-SECURITY_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+_POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+_SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
@@ -77,17 +79,35 @@ def page(
         context: The variables of the template.
     """
     shared: dict[str, Any] = {
-        "root": root_of(request),
         "caller": caller,
         "pages": [] if caller is None else pages_of(caller),
         "current": title,
-        "title": title,
         "ago": partial(format_ago, services.clock()),
         "exact": format_time,
         "cost": format_cost,
         "seconds": format_duration,
     }
-    return Template(template, context=shared | context, headers=SECURITY_HEADERS)
+    return document(request, template, title, **(shared | context))
+
+
+def document(request: AnyRequest, template: str, title: str, /, **context: Any) -> Template:
+    """Return a page in the shell that knows neither a caller nor the time; see `page`."""
+    nonce, root = secrets.token_urlsafe(16), root_of(request)
+    shared = {"root": root, "nonce": nonce, "built": partial(built_address, root), "title": title}
+    return Template(template, context=shared | context, headers=security_headers(nonce))
+
+
+def security_headers(nonce: str) -> dict[str, str]:
+    """Return the headers of a page. Only the style sheets of this server apply, and those that know `nonce`: the editor
+    writes its own.
+    """
+    return _SECURITY_HEADERS | {"content-security-policy": f"{_POLICY}; style-src 'self' 'nonce-{nonce}'"}
+
+
+def built_address(root: str, entry: str) -> str | None:
+    """Return the address of a file of the bundle; None if it is not built."""
+    name = bundle().get(entry)
+    return None if name is None else f"{root}/static/built/{name}"
 
 
 def format_ago(now: int, at: int) -> str:

@@ -2,6 +2,7 @@
 
 import structlog
 
+from signoff.dashboard.bundle import NOT_BUILT, bundle
 from signoff.errors import NoDefaultModel
 from signoff.settings import Settings, ignored_variables
 from signoff.work.admin.registry import default_model
@@ -18,3 +19,9 @@ async def log_warnings(services: Services, settings: Settings) -> None:
         log.warning("unknown_setting", warning=warning)
     if await default_model(services) is None:
         log.warning("no_default_model", warning=NoDefaultModel().message)
+
+
+def log_page_warnings() -> None:
+    """Log what the pages lack, in a process that serves them."""
+    if not bundle():
+        log.warning("scripts_not_built", warning=NOT_BUILT)

@@ -1,0 +1,18 @@
+// The license texts of the packages whose code is in the bundle.
+
+import { existsSync, readFileSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+
+const packageOf = (path) => /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path)?.[1];
+
+/** Return the name, version and license text of each package that `metafile` names as an input. */
+export const licensesOf = (metafile, folder) => {
+  const names = new Set(Object.keys(metafile.inputs).map(packageOf).filter(Boolean));
+  return [...names].sort().map((name) => {
+    const home = join(folder, "node_modules", name);
+    const { version, license } = JSON.parse(readFileSync(join(home, "package.json"), "utf8"));
+    const file = existsSync(home) && readdirSync(home).find((each) => /^licen[cs]e/i.test(each));
+    const text = file ? readFileSync(join(home, file), "utf8").trim() : "";
+    return `${name} ${version} (${license})\n\n${text}\n`;
+  }).join(`\n${"-".repeat(80)}\n\n`);
+};

@@ -1,0 +1,62 @@
+// CodeMirror over a text area: the area stays in the form, hidden, and always has the text of the editor.
+
+import { defaultKeymap, history, historyKeymap } from "@codemirror/commands";
+import { json } from "@codemirror/lang-json";
+import { HighlightStyle, syntaxHighlighting } from "@codemirror/language";
+import { EditorState } from "@codemirror/state";
+import { EditorView, keymap } from "@codemirror/view";
+import { tags } from "@lezer/highlight";
+
+const nonce = document.querySelector("meta[name=style-nonce]")?.nonce ?? "";
+
+// Colours are the tokens of the pages, so that both themes work.
+const highlight = HighlightStyle.define([
+  { tag: tags.propertyName, color: "var(--accent)" },
+  { tag: tags.string, color: "var(--ok)" },
+  { tag: [tags.number, tags.bool, tags.null], color: "var(--hold)" },
+]);
+
+const theme = EditorView.theme({
+  "&": { backgroundColor: "transparent", color: "var(--text)", fontSize: "inherit" },
+  "&.cm-focused": { outline: "none" },
+  ".cm-content": { fontFamily: "inherit", padding: "0.25rem 0", caretColor: "var(--accent)" },
+  ".cm-line": { padding: "0 0.25rem" },
+  ".cm-scroller": { fontFamily: "inherit", lineHeight: "inherit", maxHeight: "60vh", overflow: "auto" },
+  "&.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground": { background: "var(--accent-wash)" },
+  ".cm-cursor": { borderLeftColor: "var(--accent)" },
+});
+
+/** Replace `area` by an editor with these further extensions, and return its view. */
+export const replaceTextArea = (area, extensions = []) => {
+  const isJson = area.dataset.editor === "json";
+  const label = area.labels?.[0];
+  const view = new EditorView({
+    state: EditorState.create({
+      doc: area.value,
+      extensions: [
+        EditorView.cspNonce.of(nonce),
+        history(),
+        // Tab leaves the field, as in every other field of the page.
+        keymap.of([...defaultKeymap, ...historyKeymap]),
+        EditorView.lineWrapping,
+        EditorView.contentAttributes.of({
+          "aria-label": label?.textContent.trim() ?? area.getAttribute("aria-label") ?? "",
+          spellcheck: String(!isJson),
+        }),
+        EditorView.updateListener.of((update) => {
+          if (!update.docChanged) return;
+          area.value = update.state.doc.toString();
+          area.dispatchEvent(new Event("input", { bubbles: true }));
+        }),
+        ...(isJson ? [json(), syntaxHighlighting(highlight)] : []),
+        theme,
+        ...extensions,
+      ],
+    }),
+  });
+  view.dom.classList.add("code-editor", ...(isJson ? ["mono"] : []));
+  area.after(view.dom);
+  area.hidden = true;
+  label?.addEventListener("click", () => view.focus());
+  return view;
+};
