@@ -111,6 +111,12 @@ def kafka_url(pytestconfig: pytest.Config) -> str:
     return service(pytestconfig.stash[RUN], "kafka")
 
 
+@pytest.fixture(scope="session")
+def chromium(pytestconfig: pytest.Config) -> str:
+    """Return the path of the browser, which is no server: each process starts its own."""
+    return service(pytestconfig.stash[RUN], "chromium")
+
+
 @pytest.fixture
 def prefix() -> str:
     """Return a unique prefix for names on shared servers."""

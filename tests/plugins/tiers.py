@@ -1,6 +1,6 @@
 """Mark each test with what it needs, so that `-m` can select a tier.
 
-`services`: the test uses PostgreSQL, RabbitMQ, Redis, NATS, MQTT or Kafka. `processes`: the test starts processes.
+`services`: the test uses PostgreSQL, RabbitMQ, Redis, NATS, MQTT, Kafka or a browser. `processes`: it starts processes.
 `server`: the test runs a whole Signoff server in its own event loop. No test declares these marks: they follow from the
 fixtures that a test uses, and from the code that it can reach within the folder of tests.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 TESTS = str(Path(__file__).parents[1])
-SERVERS = {"postgres_server", "rabbitmq_url", "redis_url", "nats_url", "mqtt_url", "kafka_url"}
+SERVERS = {"postgres_server", "rabbitmq_url", "redis_url", "nats_url", "mqtt_url", "kafka_url", "chromium"}
 SERVICES = ("postgres", "rabbit", "redis", "nats", "mqtt", "kafka")
 """Parts of the parameters of tests that choose a service at run time, with `getfixturevalue`."""
 STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "SubprocessEngine", "PreloadedProcess"}

