@@ -36,7 +36,7 @@ suite: .venv/.dev
 	$(BIN)/python -m pytest
 
 test-long: setup .venv/.dev ## Runs the longer proofs, among them that every protection that is taken out is missed.
-	$(BIN)/python -m pytest -m long -n 2
+	$(BIN)/python -m pytest -m long -n 2 -o faulthandler_timeout=1800
 
 ROUND ?= short
 faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers ask, and shows that nothing is lost; ROUND=long takes an hour.

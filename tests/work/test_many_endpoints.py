@@ -247,13 +247,20 @@ async def _true_or_none(fact: bool) -> bool | None:
 
 async def test_load_is_shared_evenly(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await register(server, *[fake.at("answer") + f"/{number}" for number in range(4)])
+        await register(server, *[fake.at("answer-when-woken") + f"/{number}" for number in range(4)])
         token = await server.token()
-        assert await count_statuses(server, token, 100) == {200: 100}
+        # with a hundred calls in flight at once, each endpoint has a quarter of them
+        task = asyncio.ensure_future(count_statuses(server, token, 100))
+        await until(lambda: _true_or_none(len(fake.requests) == 100))
+        fake.wake.set()
+        assert await task == {200: 100}
+        shares = Counter(request.path.split("/")[2] for request in fake.requests)
+        assert set(shares.values()) == {25}, shares
+        # and with one call at a time, they take turns
         for _ in range(100):
             await count_statuses(server, token)
         shares = Counter(request.path.split("/")[2] for request in fake.requests)
-        assert all(40 <= share <= 60 for share in shares.values()), shares
+        assert set(shares.values()) == {50}, shares
 
 
 async def test_the_turns_of_a_conversation_go_to_one_endpoint(tmp_path: Path) -> None:
