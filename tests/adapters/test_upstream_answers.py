@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
+from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from signoff.engines.upstream_answers import check_answer
 from signoff.engines.upstream_events import EventStream
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
@@ -36,6 +36,13 @@ ERRORS: dict[str, tuple[str, Any, int, str]] = {
     ),
     "vllm": (CHAT, {"object": "error", "message": "Too long", "type": "BadRequestError", "code": 400}, 400, "Too long"),
     "fastapi": (CHAT, {"detail": "Overloaded"}, 502, "Overloaded"),
+    "minimax": (
+        CHAT,
+        {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+        502,
+        "insufficient balance",
+    ),
+    "with a message of three letters": (CHAT, {"code": 500, "msg": "Overloaded", "success": False}, 500, "Overloaded"),
     "bare": (EMBEDDINGS, {"message": "Overloaded", "code": 503}, 503, "Overloaded"),
     "response": (RESPONSES, FAILED | {"error": {"code": "server_error", "message": "Oops"}}, 500, "Oops"),
     "response without an error": (RESPONSES, FAILED | {"error": None}, 502, "The model's response failed"),
@@ -47,6 +54,10 @@ ANSWERS: list[tuple[str, Any]] = [
     (CHAT, {"choices": [CHOICE], "error": ""}),
     (CHAT, {"choices": [CHOICE], "error": {"message": "", "code": None}}),
     (CHAT, {"choices": [CHOICE], "message": "ok", "detail": "ok"}),
+    (CHAT, {"choices": [CHOICE], "base_resp": {"status_code": 0, "status_msg": ""}}),
+    (CHAT, {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "stop"}]}),
+    (CHAT, {"choices": [CHOICE | {"message": {"role": "assistant", "content": '"choices": []'}}]}),
+    (COMPLETIONS, {"choices": [{"index": 0, "text": ""}]}),
     (RESPONSES, FAILED | {"status": "incomplete", "error": None}),
     (EMBEDDINGS, {"data": []}),
     ("/v1/rerank", [{"index": 0, "score": 0.5}]),
@@ -63,7 +74,22 @@ def test_an_error_with_status_200_is_an_error(name: str) -> None:
     assert caught.value.status == status
 
 
-@pytest.mark.parametrize("body", [{}, None, [], "", {"id": "c"}, ["a"], 3])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        None,
+        [],
+        "",
+        {"id": "c"},
+        ["a"],
+        3,
+        {"choices": None},
+        {"choices": {}},
+        {"choices": [], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"index": 0, "message": None, "finish_reason": "stop"}]},
+    ],
+)
 def test_json_without_an_answer_is_garbled(body: Any) -> None:
     with pytest.raises(ModelGarbled):
         check_answer(CHAT, json.dumps(body).encode())
@@ -95,6 +121,8 @@ ERROR_EVENTS: dict[str, tuple[bytes, int]] = {
     "by its name, behind its data": (b"data: Overloaded\nevent: error\n\n", 502),
     "by its type": (event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}), 529),
     "by its kind": (event({"message": "Overloaded", "type": "overloaded_error"}), 529),
+    "by what it describes": (event({"detail": "Overloaded"}), 502),
+    "by its code and a message of three letters": (event({"code": 500, "msg": "Overloaded"}), 500),
     "a response that failed": (
         event({"type": "response.failed", "response": FAILED | {"error": {"message": "Overloaded"}}}),
         502,
@@ -117,7 +145,8 @@ def test_an_event_can_be_an_error(name: str) -> None:
 def test_an_event_without_an_error_is_none() -> None:
     events = stream()
     events.feed(event(delta('an "error"') | {"error": None}) + event({"choices": [], "error": {}}))
-    assert len(events.take()) == 2
+    events.feed(event({"usage": {"prompt_tokens": 1}, "message": "ok"}) + event({"id": "c", "message": "ok"}))
+    assert len(events.take()) == 4
 
 
 def test_a_whole_stream_without_its_last_event_gets_one() -> None:

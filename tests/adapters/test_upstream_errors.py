@@ -25,6 +25,8 @@ SHAPES = {
     "an object in FastAPI's detail": {"detail": {"error": {"message": TEXT}}},
     "an object in the message": {"error": {"message": {"detail": TEXT}}},
     "JSON in the message": {"error": {"message": json.dumps({"error": {"message": TEXT}})}},
+    "Baidu": {"error_code": 17, "error_msg": TEXT},
+    "MiniMax": {"id": "c", "base_resp": {"status_code": 2013, "status_msg": TEXT}},
     "a list of texts": {"errors": [TEXT]},
     "a text": TEXT,
 }
@@ -59,6 +61,8 @@ def test_an_error_in_any_shape_becomes_its_sentence(shape: object) -> None:
         (b'{"code": 1234, "info": "no such model"}', "code: 1234; info: no such model"),
         (b'{"error": {"message": "no end', '{"error": {"message": "no end'),
         (b"\xff\xfe", "\ufffd\ufffd"),
+        (b'{"error": "\xe9t\xe9"}', "\ufffdt\ufffd"),
+        (b'\xef\xbb\xbf{"error": "gone"}', "gone"),
         (b"[" * 10_000, "[" * (MAX_MESSAGE_CHARS - 1) + "\N{HORIZONTAL ELLIPSIS}"),
     ],
 )
@@ -97,6 +101,10 @@ def test_a_denied_key_is_a_fault_of_its_own(status: int) -> None:
         (429, {"message": "hard limit", "type": "requests", "code": "billing_hard_limit_reached"}),
         (400, {"message": "no credit", "type": "billing_error"}),
         (503, {"message": "closed", "code": "ACCOUNT_DEACTIVATED"}),
+        (429, {"message": "no money", "type": "exceeded_current_quota_error"}),
+        (400, {"message": "Access denied, please make sure your account is in good standing.", "code": "Arrearage"}),
+        (400, {"message": "Your credit balance is too low to access the API.", "type": "invalid_request_error"}),
+        (400, {"message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}),
     ],
 )
 def test_an_account_without_credit_needs_no_retry(status: int, error: dict[str, object]) -> None:

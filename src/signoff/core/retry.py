@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 # Codes and types of errors that no retry helps against, because the upstream's account must be paid or opened first
-# (OpenAI, Azure, DeepSeek, Anthropic, OpenRouter). A mere rate limit has other codes.
+# (OpenAI, Azure, DeepSeek, Anthropic, OpenRouter, Moonshot, Alibaba, Volcengine). A mere rate limit has other codes.
 SPENT_CODES = frozenset(
     {
         "insufficient_quota",
@@ -24,6 +24,9 @@ SPENT_CODES = frozenset(
         "account_deactivated",
         "account_suspended",
         "access_terminated",
+        "exceeded_current_quota_error",
+        "arrearage",
+        "accountoverdueerror",
     }
 )
 

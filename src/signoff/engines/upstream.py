@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -367,7 +368,11 @@ def _to_body(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) 
 
 
 def _check_json(body: bytes) -> bytes:
-    """Return the JSON body; events are collected. Raises ModelGarbled, ModelCut, ModelAnswered."""
+    """Return the JSON body without a byte order mark; events are collected.
+
+    Raises ModelGarbled, ModelCut, ModelAnswered.
+    """
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         body.decode()
         return without_lone_surrogates(body)

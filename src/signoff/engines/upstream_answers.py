@@ -3,6 +3,7 @@
 Aggregators answer so when their provider fails, and gateways when they have no answer at all.
 """
 
+import re
 from typing import cast
 
 import msgspec
@@ -26,11 +27,15 @@ _ANSWER_MEMBERS = {
 _USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBERS.items()}
 # Without one of the members, an answer to one of these cannot be read by any client.
 _STRICT = {CHAT, COMPLETIONS, RESPONSES}
-_GENERATED = ("choices", "output")
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
 _ERROR, _FAILED = b'"error"', b'"failed"'
-# Members by which an object describes an error without `error`.
-_DESCRIPTIONS = ("detail", "message", "errors", "error_code", "error_message", "error_msg")
+_MESSAGE = b'"message"'
+# What follows the name of a member that has nothing.
+_NOTHING = re.compile(rb"\s*:\s*(?:null|\[\s*\]|\{\s*\})")
+# Members by which an object describes an error without `error`; the last is MiniMax's.
+_DESCRIPTIONS = ("detail", "message", "msg", "errors", "error_code", "error_message", "error_msg", "base_resp")
+# Members of which an event of a stream has one, unless it only describes an error.
+_EVENT_MEMBERS = ("choices", "id", "object", "type", "usage", "delta", "content")
 # Statuses of errors that name none (OpenAI's and Anthropic's API reference, "Errors").
 _STATUSES = {
     "invalid_request_error": 400,
@@ -58,7 +63,7 @@ def check_answer(path: str, body: bytes) -> None:
         ModelGarbled: it is no answer.
     """
     is_known = path in KNOWN
-    is_usual = not is_known or _USUAL_MEMBER.get(path, b"") in body
+    is_usual = not is_known or _has_something(body, _USUAL_MEMBER.get(path))
     if is_usual and body.find(_ERROR) < 0 and body.find(_FAILED) < 0:
         return
     payload = decode_with_surrogates(body)
@@ -69,8 +74,28 @@ def check_answer(path: str, body: bytes) -> None:
         error = find_error(payload) or _described_error(payload, path)
     if error is not None:
         raise answered(error)
-    if is_known and (not payload or (path in _STRICT and not _has_any(payload, _GENERATED))):
+    if is_known and (not payload or (path in _STRICT and not _is_generated(payload))):
         raise ModelGarbled("The model's answer is not an answer of this endpoint.")
+
+
+def _has_something(body: bytes, name: bytes | None) -> bool:
+    """Return True if the JSON `body` has a member `name`, in quotes, with a value, and no message without one."""
+    if name is None:
+        return True
+    at, message = body.find(name), body.find(_MESSAGE)
+    has_message = message < 0 or not _NOTHING.match(body, message + len(_MESSAGE))
+    return at >= 0 and has_message and not _NOTHING.match(body, at + len(name))
+
+
+def _is_generated(payload: object) -> bool:
+    """Return True if `payload` has an output, or a choice that is not empty."""
+    if _has_any(payload, ("output",)):
+        return True
+    choices = _member(payload, "choices")
+    return isinstance(choices, list) and any(
+        _member(choice, "message") is not None or _has_any(choice, ("text",))
+        for choice in cast("list[object]", choices)
+    )
 
 
 def find_error(payload: object) -> object:
@@ -106,9 +131,14 @@ def answered(error: object) -> ModelAnswered:
     return answered_error(status, body)
 
 
+def described_event_error(payload: object) -> object:
+    """Return the payload of an event if it describes an error, and is nothing else; None otherwise."""
+    return None if _has_any(payload, _EVENT_MEMBERS) else _described_error(payload, "")
+
+
 def _described_error(payload: object, path: str) -> object:
     """Return `payload` if it describes an error, and has nothing of an answer; None otherwise."""
-    if _has_any(payload, _ANSWER_MEMBERS.get(path, ())):
+    if any(_member(payload, name) is not None for name in _ANSWER_MEMBERS.get(path, ())):
         return None
     return payload if any(_meaningful(_member(payload, name)) for name in _DESCRIPTIONS) else None
 

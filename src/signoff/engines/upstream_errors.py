@@ -1,5 +1,6 @@
 """Errors of a model, in any of the usual formats."""
 
+import codecs
 import html
 import re
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,15 @@ MAX_MESSAGE_CHARS = 2000
 MAX_ERRORS = 5
 MAX_DEPTH = 8
 DENIED = {401, 403}
+CLIENT_ERRORS = {400, 422}
+# Anthropic says so of credit, and Google of keys, with status 400 and the code of a wrong request.
+ACCOUNT_PHRASES = ("credit balance is too low", "api key not valid", "api key expired")
 # Members that hold a message, best first: OpenAI, Anthropic and Google nest it in `error`, FastAPI and problem details
 # (RFC 9457) have `detail`, OAuth has `error_description`, Cloudflare `errors`. A text in `error` may be a mere code.
-_MESSAGES = ("message", "detail", "error_description", "errors", "msg", "error", "title", "reason", "description")
+_MESSAGES = (
+    *("message", "detail", "error_description", "errors", "msg", "error_msg", "error_message", "status_msg"),
+    *("error", "base_resp", "title", "reason", "description"),
+)
 _TITLE = re.compile(r"<(title|message|h1)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 
@@ -59,12 +66,17 @@ def answered_error(
     limits = {name: value for name, value in (headers or {}).items() if is_limit_header(name)}
     error = kind(status, message, body=body[:MAX_ERROR_BYTES], retry_after_seconds=retry_after_seconds, headers=limits)
     error.codes = reported.codes
-    if reported.codes & SPENT_CODES:
+    if reported.codes & SPENT_CODES or (status in CLIENT_ERRORS and _is_about_the_account(message)):
         error.is_account_fault, error.retryable = True, False
     should_retry = (headers or {}).get("x-should-retry", "").lower()
     if should_retry in {"true", "false"}:
         error.retryable = should_retry == "true"
     return error
+
+
+def _is_about_the_account(message: str) -> bool:
+    """Return True if a message says that the key is wrong or the credit is used up, where its code does not tell."""
+    return any(phrase in message.lower() for phrase in ACCOUNT_PHRASES)
 
 
 def is_limit_header(name: str) -> bool:
@@ -76,10 +88,11 @@ def parse_error(body: bytes) -> UpstreamError:
     """Return the message, the status and the codes of an error body: JSON of any shape, an event, a page or a text."""
     if body.startswith((b"data:", b"event:")):
         body = sse.data_of(body)
+    text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
     try:
-        value: Any = msgspec.json.decode(body)
+        value: Any = msgspec.json.decode(text)
     except (ValueError, RecursionError):
-        return UpstreamError(_shorten(_text_of(body.decode(errors="replace"))), None, frozenset())
+        return UpstreamError(_shorten(_text_of(text)), None, frozenset())
     objects = list(_objects_in(value))
     numbers = (_status_of(each.get(name)) for each in objects for name in ("code", "status", "status_code"))
     texts = (each.get(name) for each in objects for name in ("code", "type", "status", "error"))

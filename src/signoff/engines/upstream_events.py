@@ -3,9 +3,10 @@
 import msgspec
 
 from signoff.core import sse
+from signoff.core.decode import NULL
 from signoff.core.dialects.stream_state import missing_end
 from signoff.core.dialects.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
-from signoff.engines.upstream_answers import answered, find_error, own_error
+from signoff.engines.upstream_answers import answered, described_event_error, find_error, own_error
 from signoff.errors import ModelCut, ModelGarbled
 
 
@@ -43,6 +44,10 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
         reported = find_error(payload) if json_only else own_error(payload)
         if reported is not None or is_error:
             raise answered(reported or payload)
+    elif json_only and kind == NULL and b'"choices"' not in data:
+        reported = described_event_error(decode_with_surrogates(data))
+        if reported is not None:
+            raise answered(reported)
     return json_only and kind in _FINAL_TYPES
 
 

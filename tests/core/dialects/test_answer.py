@@ -294,7 +294,6 @@ GARBLED += [
         {"choices": [{"delta": "text"}]},
         {"choices": [{"delta": {"tool_calls": "text"}}]},
         {"choices": [{"delta": {"tool_calls": ["text"]}}]},
-        {"choices": [{"delta": {"tool_calls": [{"index": "first"}]}}]},
     )
 ]
 

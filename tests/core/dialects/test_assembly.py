@@ -114,6 +114,14 @@ CALLS: dict[str, tuple[list[list[Payload]], list[tuple[str, str]]]] = {
         [("f", "{}"), ("g", "{}")],
     ),
     "an id that comes late": ([[piece("f", "{", index=0)], [piece(None, "}", index=0, id="a")]], [("f", "{}")]),
+    "an index as a text": (
+        [[piece("f", '{"x"', index="0", id="a")], [piece(None, ":1}", index="0")]],
+        [("f", '{"x":1}')],
+    ),
+    "an index that is none": (
+        [[piece("f", '{"x"', index=None, id="a")], [piece(None, ":1}", index={})]],
+        [("f", '{"x":1}')],
+    ),
     "arguments as an object": ([[piece("f", {"x": 1}, index=0)]], [("f", '{"x":1}')]),
 }
 

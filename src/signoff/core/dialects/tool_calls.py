@@ -34,8 +34,8 @@ class ToolCalls:
         Numbers count from 0, in the order in which the calls began. Raises ValueError if the deltas have another form.
         """
         earlier, added = list(self._calls), list[tuple[int, str]]()  # two items of one delta are two calls
-        for delta in msgspec.convert(deltas, list[JsonObject]):
-            index = msgspec.convert(delta.get("index"), int | None)
+        for delta in msgspec.convert([deltas] if isinstance(deltas, dict) else deltas, list[JsonObject]):
+            index = _index_of(delta)
             call = self._with_id(delta.get("id")) or _continued(earlier, delta, index)
             if call is None:
                 call = _ToolCall(len(self._calls), len(self._calls) if index is None else index)
@@ -57,6 +57,14 @@ class ToolCalls:
 
     def _with_id(self, call_id: object) -> _ToolCall | None:
         return next((call for call in reversed(self._calls) if call_id and call.id == call_id), None)
+
+
+def _index_of(delta: JsonObject) -> int | None:
+    """Return the index of a call, which may be digits in a text; None where it has none that can be read."""
+    try:
+        return msgspec.convert(delta.get("index"), int | None, strict=False)
+    except msgspec.ValidationError:
+        return None
 
 
 def _continued(calls: list[_ToolCall], delta: JsonObject, index: int | None) -> _ToolCall | None:
