@@ -57,7 +57,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     openai = OpenAIDoor(services, door_settings)
     predict = PredictDoor(services, door_settings)
     cached = CachedDoor(services, door_settings)
-    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
+    hot = {"/v1/": openai, "/openai/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
     queue = _queue_doors(services, door_settings)
     return DoorRouter(hot, _litestar_app(), queue=queue, services=services, door_settings=door_settings)
 

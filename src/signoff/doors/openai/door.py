@@ -1,5 +1,6 @@
 """OpenAI's API: the endpoints that ask a model, and the list of models. Plain ASGI, because it is the hot path."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_plus
@@ -40,8 +41,13 @@ from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.call import begin_call, whole_answer
 from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
 
-PREFIXES = ("/openai/v1/", "/v1/")
+AZURE_PREFIX = "/openai/"
+PREFIXES = ("/openai/v1/", AZURE_PREFIX, "/v1/")
 _KNOWN_PATHS = {f"{prefix}{path.removeprefix('/v1/')}": path for prefix in PREFIXES for path in KNOWN}
+# Azure's paths name the model, which it calls a deployment (Azure OpenAI REST API reference, "Data plane inference").
+_DEPLOYMENT = re.compile(
+    r"/openai/deployments/(?P<model>.+?)/(?P<rest>(?:chat/)?completions|embeddings|(?:audio|images)/[a-z]+)/*"
+)
 # Methods besides POST that are passed on to an upstream.
 PASSED_METHODS = {"GET", "PUT", "PATCH", "DELETE"}
 NOT_PASSED_ON = "Files and batches are not passed on to models; queue jobs with POST /api/jobs."
@@ -63,7 +69,7 @@ class _RequestHead(Sampling, frozen=True):
 
 
 class OpenAIDoor(AsgiDoor):
-    """The door at `/v1` and `/openai/v1`."""
+    """The door at `/v1` and `/openai/v1`, and at the paths of Azure OpenAI below `/openai`."""
 
     async def _send_error(self, scope: Scope, send: Send, error: SignoffError, headers: Iterable[Header] = ()) -> None:
         if not is_anthropic(scope["path"]):
@@ -77,20 +83,21 @@ class OpenAIDoor(AsgiDoor):
         if scope["method"] == "POST" and (known := _KNOWN_PATHS.get(scope["path"])) is not None:  # nearly all requests
             await self._ask(scope, receive, send, caller, known)
             return
-        path, method = scope["path"].rstrip("/"), scope["method"]
+        deployment, path = _split_deployment(scope["path"])
+        method = scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
         prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
         rest = path[len(prefix) :]
         match method, rest.split("/"):
             case "POST", _ if f"/v1/{rest}" in KNOWN:
-                await self._ask(scope, receive, send, caller, f"/v1/{rest}")
+                await self._ask(scope, receive, send, caller, f"/v1/{rest}", deployment)
             case "GET", ["models"]:
                 await self._models(send, caller)
             case "GET", ["models", *_]:
                 await self._model(send, caller, rest.removeprefix("models/"))
             case _ if _is_passed_on(method, f"/v1/{rest}"):
-                await self._ask(scope, receive, send, caller, f"/v1/{rest}")
+                await self._ask(scope, receive, send, caller, f"/v1/{rest}", deployment)
             case _, [first, *_] if f"/v1/{rest}" in KNOWN or first == "models":
                 raise MethodNotAllowed.at(path, method, _allowed(rest))
             case _, segments:
@@ -98,8 +105,10 @@ class OpenAIDoor(AsgiDoor):
                 is_batch = segments[0] in {"batches", "files", "uploads"}
                 raise NotFound(f"{text} {NOT_PASSED_ON}" if is_batch else text)
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str) -> None:
-        """Ask a model: the one that the body names, else that of `_model_and_query`, else the default one."""
+    async def _ask(
+        self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str, deployment: str | None = None
+    ) -> None:
+        """Ask a model: `deployment`, else the one that the body names, that of `_model_and_query`, or the default."""
         services, door_settings, model = self._services, self._door_settings, None
         if not (scope["method"] == "POST" and path in KNOWN):
             model, query = _model_and_query(scope)
@@ -112,7 +121,7 @@ class OpenAIDoor(AsgiDoor):
             path=path,
             body=body,
             requires_members=True,
-            target=request.model or model,
+            target=deployment or request.model or model,
             stream=_is_stream(path, request),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
@@ -139,6 +148,12 @@ class OpenAIDoor(AsgiDoor):
     async def _model(self, send: Send, caller: Caller, name: str) -> None:
         target = await resolve_target(self._services, caller, name)
         await send_json(send, _model_json(target) | {"id": name})
+
+
+def _split_deployment(path: str) -> tuple[str | None, str]:
+    """Return the model in one of Azure's paths, and the same path without it; None for any other path."""
+    match = _DEPLOYMENT.fullmatch(path)
+    return (None, path.rstrip("/")) if match is None else (match["model"], AZURE_PREFIX + match["rest"])
 
 
 def _parse_body(scope: Scope, path: str, body: bytes) -> tuple[bytes, _RequestHead]:
@@ -177,9 +192,12 @@ def _allowed(rest: str) -> str:
 def _model_and_query(scope: Scope) -> tuple[str | None, str]:
     """Return the model that `x-signoff-model` or else the query names, and the query without that parameter.
 
+    At Azure's paths, the version of its API is left out too, because the upstream may have another API.
+
     Raises BadRequest if other parsers could read another model or another form of the answer from the query.
     """
     query: str = scope["query_string"].decode("latin-1")
+    is_azure = scope["path"].startswith(AZURE_PREFIX) and not scope["path"].startswith(PREFIXES[0])
     models, rest = list[str](), list[str]()
     read = {"model": 0, "stream": 0}
     for parameter in query.split("&"):
@@ -188,7 +206,8 @@ def _model_and_query(scope: Scope) -> tuple[str | None, str]:
             read[folded] += 1
             if name != folded or read[folded] > 1:
                 raise BadRequest(f"The query parameter `{folded}` must occur once, and be written so (got {name!r}).")
-        (models if name == "model" else rest).append(value if name == "model" else parameter)
+        if not (is_azure and name == "api-version"):
+            (models if name == "model" else rest).append(value if name == "model" else parameter)
     return text_header(scope, b"x-signoff-model") or next(iter(models), None), "&".join(rest)
 
 
