@@ -108,6 +108,9 @@ class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     sealed: bytes
     """The secret, sealed by the vault; empty for a job that is delivered without a secret of its own."""
 
+    clear_url: str = ""
+    """The URL of a job's webhook that an earlier version stored in clear; empty for all others."""
+
 
 class Secrets(Protocol):
     """All sealed secrets, for the rotation of the key that seals them."""
@@ -121,7 +124,10 @@ class Secrets(Protocol):
         ...
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
-        """Store `sealed` in the place of `old`. Return False, and change nothing, if `old` is not there any more."""
+        """Store `sealed` in the place of `old` and of its URL in clear.
+
+        Return False, and change nothing, if `old` is not there any more.
+        """
         ...
 
     async def key_fingerprints(self) -> set[str]:

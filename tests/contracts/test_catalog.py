@@ -12,7 +12,7 @@ from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.errors import Conflict, NameTaken
 from signoff.stores import secrets as stored_secrets
-from support.stores import AStore, inserted, together
+from support.stores import ANSWER, AStore, a_step, inserted, leased, together
 
 pytestmark = pytest.mark.anyio
 
@@ -195,9 +195,28 @@ async def test_all_sealed_secrets_are_listed_in_pages_and_replaced_in_place(stor
     assert (await secrets(store))[3] == b"new"
     changed = await store.jobs.get(with_hook.id)
     assert changed is not None
-    assert changed.deliver == (mirror, DeliveryTarget(address="http://a", host="a", sealed=b"new"))
+    assert changed.deliver == (mirror, DeliveryTarget(address="a", host="a", sealed=b"new"))
     assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
     assert await store.secrets.replace(SealedSecret(kind="job", id="nobody", sealed=b"x"), b"y") is False
+
+
+async def test_the_url_of_a_webhook_in_clear_goes_from_the_job_and_its_deliveries(store: AStore) -> None:
+    url = "https://a.example/t0ken"
+    hook = DeliveryTarget(address=url, host="a.example", sealed=None)
+    job = await leased(store, deliver=(hook,))
+    await store.jobs.transition(job.id, a_step("succeed", changes={"response": ANSWER}))
+    assert [delivery.address for delivery in await store.deliveries.of_job(job.id)] == [url]
+
+    [secret] = await store.secrets.page("job", None, 5)
+    assert (secret.sealed, secret.clear_url) == (b"", url)
+    assert await store.secrets.replace(secret, b"new") is True
+    assert await store.secrets.replace(secret, b"newer") is False
+
+    changed = await store.jobs.get(job.id)
+    assert changed is not None
+    assert changed.deliver == (DeliveryTarget(address="a.example", host="a.example", sealed=b"new"),)
+    assert [delivery.address for delivery in await store.deliveries.of_job(job.id)] == ["a.example"]
+    assert [secret.clear_url for secret in await store.secrets.page("job", None, 5)] == [""]
 
 
 # Logs of models

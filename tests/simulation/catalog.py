@@ -13,7 +13,7 @@ from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
-from signoff.stores.secrets import sealed_in, with_sealed
+from signoff.stores.secrets import secret_of, with_sealed
 from simulation.tables import Connection, Tables, Tx, bump, record
 
 NO_ENDPOINTS: Mapping[EndpointName, bytes] = {}
@@ -144,7 +144,7 @@ class MemorySecrets:
             if kind == "receipt_key":
                 return []  # the keys of this store are not sealed
             of_jobs = [job for name, job in sorted(self._tables.jobs.items()) if job.deliver and name > (after or "")]
-            return [SealedSecret(kind="job", id=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
+            return [secret_of(job.id, job.deliver) for job in of_jobs]
 
         secrets = await self._connection.send(read, writes=False)
         return secrets[:limit]
@@ -165,8 +165,11 @@ class MemorySecrets:
                 bump(self._tables, tx, "streams")
                 return True
             job = self._tables.jobs.get(old.id)
-            if job is None or sealed_in(job.deliver) != old.sealed:
+            if job is None or not job.deliver or secret_of(job.id, job.deliver) != old:
                 return False
+            for delivery in self._tables.deliveries.values() if old.clear_url else ():
+                if (delivery.job_id, delivery.kind) == (job.id, "webhook"):
+                    tx.deliveries[delivery.id] = msgspec.structs.replace(delivery, address=delivery.host)
             tx.jobs[job.id] = msgspec.structs.replace(job, deliver=with_sealed(job.deliver, sealed))
             return True
 

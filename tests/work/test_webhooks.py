@@ -22,6 +22,7 @@ from fakes.webhook_receiver import OTHER_SECRET, SECRET, WebhookReceiver, hang, 
 from signoff.core.delivery import DeliveryTarget
 from signoff.settings import BadSettings, Settings, load
 from signoff.stores import schema
+from signoff.work.admin.rotation import rotate_secrets
 from support.live_server import Live, chat, live, until, words
 from support.stores import a_job, execute, opened
 
@@ -93,6 +94,11 @@ async def test_a_webhook_that_was_stored_in_clear_by_an_earlier_version_is_sent(
             request = (await receiver.received(2 if secret else 1))[-1]
             Webhook(secret or SECRET).verify(request.body, request.headers)
         assert token
+        # when the key is rotated, then the URL is encrypted too, and is still known
+        assert (await rotate_secrets(server.services)).count == 2
+        status, _ = await server.ask("POST", f"/api/deliveries/msg_{job.id}/resend", await server.token("admin"))
+        assert (status, (await receiver.received(3))[-1].path) == (202, "/hook?token=t0ken")
+        assert receiver.url not in str(await server.services.store.jobs.get(job.id))
 
 
 async def test_the_end_of_a_job_is_sent_and_two_client_libraries_accept_it(tmp_path: Path) -> None:

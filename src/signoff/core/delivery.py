@@ -19,6 +19,13 @@ class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Secret to sign the message with; None for the one of the deployment."""
 
 
+class SealedWebhook(msgspec.Struct, frozen=True):
+    """Encrypted parts of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
+
+    url: str
+    secret: str | None = None
+
+
 class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Address at which the sender of a message on a topic expects the answer."""
 
@@ -39,13 +46,21 @@ class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: DeliveryKind = "webhook"
     address: str
-    """Host of a webhook, whose URL is in `sealed`; Redis key, or name of a stream."""
+    """Host of a webhook, whose URL is in `sealed`; Redis key, or name of a stream.
+
+    A job of an earlier version may have the URL here, in clear, until a key rotation moves it to `sealed`.
+    """
     host: str
     """Host of the receiver, or its name again if it has none; few messages go to one host at a time."""
     sealed: bytes | None = None
     """Encrypted URL of a webhook with the secret of its own, if it has one; None for other receivers."""
     reply: ReplyAddress = ReplyAddress()
     """Reply address of a message on a topic."""
+
+    @property
+    def clear_url(self) -> str:
+        """URL of a webhook that an earlier version stored in clear; empty for all others."""
+        return self.address if self.kind == "webhook" and "://" in self.address else ""
 
     def message_id(self, job_id: str) -> str:
         """Return the id of the message, which is the same at every attempt."""

@@ -15,7 +15,7 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.receipts_schema import receipt_keys
-from signoff.stores.schema import encryption_keys, jobs, keys
+from signoff.stores.schema import deliveries, encryption_keys, jobs, keys
 from signoff.stores.streams_schema import streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
@@ -53,7 +53,7 @@ class SqlSecrets:
         while True:
             rows, end = await self._database.read(lambda conn, _, after=after: _scan_jobs(conn, after, limit))
             if rows or end is None:
-                return [SealedSecret(kind="job", id=row.id, sealed=sealed_in(row.deliver)) for row in rows]
+                return [secret_of(row.id, row.deliver) for row in rows]
             after = end
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
@@ -94,14 +94,19 @@ def _scan_jobs(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[A
     return conn.execute(query if end is None else query.where(jobs.c.id <= end)).all(), end
 
 
-def sealed_in(deliver: tuple[DeliveryTarget, ...]) -> bytes:
-    """Return the sealed secret of a job's delivery targets; empty if they have none."""
-    return next((to.sealed for to in deliver if to.sealed is not None), b"")
+def secret_of(job_id: str, deliver: tuple[DeliveryTarget, ...]) -> SealedSecret:
+    """Return the secret in the delivery targets of a job, with empty members if they have none."""
+    webhook = next((to for to in deliver if to.kind == "webhook"), None)
+    if webhook is None:
+        return SealedSecret(kind="job", id=job_id, sealed=b"")
+    return SealedSecret(kind="job", id=job_id, sealed=webhook.sealed or b"", clear_url=webhook.clear_url)
 
 
 def with_sealed(deliver: tuple[DeliveryTarget, ...], sealed: bytes) -> tuple[DeliveryTarget, ...]:
-    """Return the delivery targets with `sealed` in place of the secret that they have."""
-    return tuple(to if to.sealed is None else msgspec.structs.replace(to, sealed=sealed) for to in deliver)
+    """Return the delivery targets with `sealed` in place of the secret, and of the URL in clear, of the webhook."""
+    return tuple(
+        msgspec.structs.replace(to, sealed=sealed, address=to.host) if to.kind == "webhook" else to for to in deliver
+    )
 
 
 def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
@@ -115,8 +120,11 @@ def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
         return tx.conn.execute(sa.update(receipt_keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
     is_job = jobs.c.id == old.id
     deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(is_job)).scalar_one_or_none() or _NO_TARGETS
-    if sealed_in(deliver) != old.sealed:
+    if not deliver or secret_of(old.id, deliver) != old:
         return False
+    if old.clear_url:
+        is_webhook = (deliveries.c.job_id == old.id, deliveries.c.kind == "webhook")
+        tx.conn.execute(sa.update(deliveries).where(*is_webhook).values(address=deliveries.c.host))
     tx.conn.execute(sa.update(jobs).where(is_job).values(deliver=with_sealed(deliver, sealed)))
     return True
 

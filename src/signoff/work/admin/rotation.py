@@ -1,10 +1,14 @@
-"""Key rotation: encrypt every stored secret with the newest key, while servers run."""
+"""Key rotation: encrypt every stored secret with the newest key, while servers run.
+
+URLs of webhooks that earlier versions stored in clear are encrypted too.
+"""
 
 from pathlib import Path
 
 import msgspec
 
 from signoff.catalog import SealedKind, SealedSecret
+from signoff.core.delivery import SealedWebhook
 from signoff.errors import WrongKey
 from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
@@ -59,7 +63,7 @@ async def rotate_secrets(services: Services) -> RotationResult:
         while page := await services.store.secrets.page(kind, after, PAGE_SIZE):
             after = page[-1].id
             for secret in page:
-                if not secret.sealed or services.adapters.vault.is_newest(secret.sealed):
+                if _is_safe(services, secret):
                     continue
                 try:
                     count += await _reseal_secret(services, secret)
@@ -69,8 +73,18 @@ async def rotate_secrets(services: Services) -> RotationResult:
     return RotationResult(count, unreadable)
 
 
+def _is_safe(services: Services, secret: SealedSecret) -> bool:
+    """Return True if nothing of the secret is in clear, or encrypted with an old key."""
+    return not secret.clear_url and (not secret.sealed or services.adapters.vault.is_newest(secret.sealed))
+
+
 async def _reseal_secret(services: Services, secret: SealedSecret) -> bool:
-    """Encrypt the secret again; return False if it was replaced or removed meanwhile. Raises Unreadable."""
-    return await services.store.secrets.replace(
-        secret, services.adapters.vault.seal(services.adapters.vault.open(secret.sealed))
-    )
+    """Encrypt the secret again, with the URL that an earlier version stored in clear.
+
+    Return False if it was replaced or removed meanwhile. Raises Unreadable.
+    """
+    vault = services.adapters.vault
+    text = vault.open(secret.sealed) if secret.sealed else None
+    if secret.clear_url:
+        text = msgspec.json.encode(SealedWebhook(url=secret.clear_url, secret=text)).decode()
+    return await services.store.secrets.replace(secret, vault.seal(text or ""))

@@ -8,7 +8,14 @@ import structlog
 
 from signoff.core.allow_list import checked_host
 from signoff.core.ask import Ask
-from signoff.core.delivery import Delivery, DeliveryOutcome, DeliveryTarget, OutgoingMessage, WebhookTarget
+from signoff.core.delivery import (
+    Delivery,
+    DeliveryOutcome,
+    DeliveryTarget,
+    OutgoingMessage,
+    SealedWebhook,
+    WebhookTarget,
+)
 from signoff.core.envelope import reply_for
 from signoff.core.job import Job
 from signoff.core.result import result_of
@@ -49,7 +56,7 @@ def _webhook_target(services: Services, webhook: WebhookTarget) -> DeliveryTarge
     if webhook.secret is None and not services.rules.webhook_secrets:
         raise BadRequest("`deliver` needs a `secret` (whsec_…), as the setting webhook_secret of this server is empty.")
     secret = None if webhook.secret is None else webhook.secret.reveal()
-    sealed = services.adapters.vault.seal(msgspec.json.encode(_SealedWebhook(url=webhook.url, secret=secret)).decode())
+    sealed = services.adapters.vault.seal(msgspec.json.encode(SealedWebhook(url=webhook.url, secret=secret)).decode())
     return DeliveryTarget(address=host, host=host, sealed=sealed)
 
 
@@ -114,13 +121,6 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
             return OutgoingMessage(address=delivery.address, headers=headers, body=reply_for(job))
 
 
-class _SealedWebhook(msgspec.Struct, frozen=True):
-    """Encrypted parts of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
-
-    url: str
-    secret: str | None = None
-
-
 def _webhook_of(services: Services, delivery: Delivery, job: Job) -> tuple[str, Sequence[Secret]]:
     """Return the URL of a webhook, and the secrets to sign its message with. Raises Undelivered, Unreadable.
 
@@ -128,9 +128,9 @@ def _webhook_of(services: Services, delivery: Delivery, job: Job) -> tuple[str, 
     """
     sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
     text = "" if sealed is None else services.adapters.vault.open(sealed)
-    webhook = _SealedWebhook(url=delivery.address, secret=text or None)
+    webhook = SealedWebhook(url=delivery.address, secret=text or None)
     if text.startswith("{"):
-        webhook = msgspec.json.decode(text, type=_SealedWebhook)
+        webhook = msgspec.json.decode(text, type=SealedWebhook)
     if webhook.secret is not None:
         return webhook.url, secrets_in(webhook.secret)
     if not services.rules.webhook_secrets:
