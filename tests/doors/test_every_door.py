@@ -476,3 +476,13 @@ async def test_every_operation_of_the_document_has_an_error_in_the_format_of_its
                 if response.status == 401:
                     assert response.content_type == media_type
                     assert {*described["schema"]["required"]} <= {*await response.json()}
+
+
+async def test_the_document_has_the_media_type_of_an_export_and_the_status_of_an_empty_queue(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        _, document = await server.ask("GET", "/schema/openapi.json")
+        export = document["paths"]["/api/reviews/feedback"]["get"]["responses"]["200"]
+        assert list(export["content"]) == ["application/x-ndjson"]
+        next_item = document["paths"]["/api/reviews/next"]["post"]["responses"]
+        assert {"200", "204", "default"} <= set(next_item)
+        assert "content" not in next_item["204"]

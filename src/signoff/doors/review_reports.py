@@ -20,6 +20,7 @@ from signoff.work.reviews.feedback import export_end, export_feedback
 from signoff.work.reviews.receipts import review_figures
 
 MAX_PAGE = 10_000
+JSON_LINES = "application/x-ndjson"
 
 
 def parse_feedback_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
@@ -74,6 +75,7 @@ def parse_figure_query(  # noqa: PLR0913 -- Litestar passes each query parameter
 @get(
     "/feedback",
     summary="Export the decisions of reviewers",
+    media_type=JSON_LINES,
     dependencies={"feedback_query": Provide(parse_feedback_query, sync_to_thread=False)},
 )
 async def get_feedback(
@@ -87,7 +89,7 @@ async def get_feedback(
     until_seq = await export_end(services, caller)
     rows = export_feedback(services, caller, feedback_query, until_seq=until_seq)
     headers = {"cache-control": "no-store", "x-next-after": str(max(until_seq, feedback_query.after_seq))}
-    return Stream(rows, media_type="application/x-ndjson", headers=headers)
+    return Stream(rows, media_type=JSON_LINES, headers=headers)
 
 
 @get(

@@ -4,6 +4,7 @@ from typing import Annotated, Any, get_args
 
 import msgspec
 from litestar import Response, Router, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.access import Caller
@@ -133,7 +134,12 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
     return {"data": data, "next": format_cursor(page[-1]) if page and page.may_continue else None}
 
 
-@post("/next", status_code=200, summary="Take the next held answer")
+@post(
+    "/next",
+    status_code=200,
+    summary="Take the next held answer",
+    responses={204: ResponseSpec(data_container=None, description="No answer is left.", generate_examples=False)},
+)
 async def post_next(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[Any]:
     """Open the next answer for the caller, and return it; status 204 if none is left.
 
