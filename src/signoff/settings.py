@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     """Seconds after which a held answer is recorded as overdue; none: no deadline."""
     hold_seconds: float = Field(280, ge=0)
     """Seconds that a caller waits for a review before it gets status 504."""
+    stream_hold_seconds: float = Field(3600, ge=0)
+    """Seconds that the caller of a stream, who gets comments meanwhile, waits for a review before the stream ends."""
     keep_alive_seconds: float = Field(10, gt=0)
     """Seconds between comments that keep an idle stream open."""
 

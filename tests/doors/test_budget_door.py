@@ -22,7 +22,7 @@ async def saved(server: Live, admin: str, budget: dict[str, Any] = BUDGET, **mor
 
 
 async def test_a_budget_is_shown_from_the_start_and_counts_what_passes(tmp_path: Path) -> None:
-    async with live(tmp_path, hold_seconds=0.01) as server:
+    async with live(tmp_path, hold_seconds=0.01, stream_hold_seconds=0.01) as server:
         admin, user = await server.token("admin"), await server.token()
         assert (await saved(server, admin))[0] == 200
         status, figures = await server.ask("GET", "/api/policies/careful/budget", admin)
@@ -72,7 +72,7 @@ async def test_planted_items_are_added_listed_and_removed_by_admins(tmp_path: Pa
 
 
 async def test_a_restart_begins_a_period_and_is_recorded(tmp_path: Path) -> None:
-    async with live(tmp_path, hold_seconds=0.01) as server:
+    async with live(tmp_path, hold_seconds=0.01, stream_hold_seconds=0.01) as server:
         admin, user = await server.token("admin"), await server.token()
         await saved(server, admin)
         await server.ask("POST", "/v1/chat/completions", user, json=chat("hello"))

@@ -202,6 +202,19 @@ async def test_a_held_call_without_a_review_in_time_is_pending_and_goes_on(tmp_p
         assert job.status == "human"
 
 
+async def test_a_held_stream_waits_longer_than_a_whole_call_but_not_for_ever(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0, stream_hold_seconds=30) as server, client(server) as ai:
+        await server.model("careful", review="always")
+        waiting = asyncio.ensure_future(answer_text(ai, chat("secret", "careful", stream=True)))
+        job = await until(lambda: held_job(server))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
+        assert await waiting == "secret"
+    async with live(tmp_path, hold_seconds=30, stream_hold_seconds=0.1) as server, client(server) as ai:
+        with pytest.raises(openai.APIError) as caught:
+            await answer_text(ai, chat("again", "careful", stream=True))
+        assert caught.value.code == "review_pending"
+
+
 async def test_a_call_that_is_sent_back_is_performed_again_and_held_again(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
         await server.model("careful", review="always")

@@ -345,6 +345,7 @@ def _rules(settings: Settings) -> Rules:
         later_attempts=settings.later_attempts,
         backoff=Backoff(first_seconds=settings.backoff_seconds, ceiling_seconds=settings.backoff_ceiling_seconds),
         hold_seconds=settings.hold_seconds,
+        stream_hold_seconds=settings.stream_hold_seconds,
         keep_alive_seconds=settings.keep_alive_seconds,
         log_after_seconds=settings.log_after_seconds,
         log_before_answer=settings.log_before_answer,

@@ -28,14 +28,17 @@ async def await_review(
 ) -> bytes | None:
     """Wait until the job of the call has ended, and return or send its signed-off answer: see `send_finished`.
 
-    Wait at most `ask.wait_seconds`, or `hold_seconds` of the settings, from now on; for a client that gets nothing
-    meanwhile, and so may give up, from the arrival of its request on. Raises ReviewPending after that time, while the
-    job goes on, `interrupted_error` if the server stops, Unauthorized if the caller's token is revoked meanwhile, and
-    JobFailed.
+    Wait at most `ask.wait_seconds`, or `stream_hold_seconds` of the settings, from now on. For a client that gets
+    nothing meanwhile, and so may give up, it is `hold_seconds`, from the arrival of its request on.
+
+    Raises ReviewPending after that time, while the job goes on, `interrupted_error` if the server stops, Unauthorized
+    if the caller's token is revoked meanwhile, and JobFailed.
     """
     clock, job = asyncio.get_running_loop().time, inflight.job
-    wait_seconds = services.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
-    deadline = (clock() if _has_comments(job, ask) else inflight.attempt.arrived_at) + wait_seconds
+    rules, is_commented = services.rules, _has_comments(job, ask)
+    default_seconds = rules.stream_hold_seconds if is_commented else rules.hold_seconds
+    wait_seconds = default_seconds if ask.wait_seconds is None else ask.wait_seconds
+    deadline = (clock() if is_commented else inflight.attempt.arrived_at) + wait_seconds
     with waiting(services, job), services.runtime.watcher.watch(job.id) as change:
         change.seq = job.seq
         while not job.is_terminal:

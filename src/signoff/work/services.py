@@ -62,6 +62,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Waits between attempts (settings `backoff_seconds`, `backoff_ceiling_seconds`)."""
     hold_seconds: float = 280
     """Time for which a waiting call waits for a held answer."""
+    stream_hold_seconds: float = 3600
+    """Time for which a streamed call, which gets comments meanwhile, waits for a held answer."""
     keep_alive_seconds: float = 10
     """Interval of comments on an idle event stream."""
     log_after_seconds: float = 1
