@@ -183,7 +183,7 @@ async def assert_every_message_is_answered(
 async def test_every_message_is_answered_while_workers_and_the_broker_are_killed(
     tmp_path: Path, rabbit: Rabbit, postgres_url: str
 ) -> None:
-    await assert_every_message_is_answered(tmp_path, rabbit, postgres_url, 150, kills=2, restarts=1)
+    await assert_every_message_is_answered(tmp_path, rabbit, postgres_url, 60, kills=1, restarts=1)
 
 
 @pytest.mark.long
