@@ -8,7 +8,7 @@ INSTALL = $(UV) pip install --system-certs $(if $(MAKE_TERMOUT),,-q) --python $(
 OFFLINE = echo "The download failed: check the network, and the proxy settings (HTTPS_PROXY)." >&2; exit 1
 # Without these files each of the many processes that the tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
-FRONTEND := frontend/package.json frontend/package-lock.json $(wildcard frontend/*.mjs frontend/src/*.js frontend/src/entries/*.js)
+FRONTEND := frontend/package.json frontend/package-lock.json $(wildcard frontend/*.mjs frontend/src/*.js frontend/src/*/*.js)
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 

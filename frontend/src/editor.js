@@ -36,8 +36,8 @@ export const replaceTextArea = (area, extensions = []) => {
       extensions: [
         EditorView.cspNonce.of(nonce),
         history(),
-        // Tab leaves the field, as in every other field of the page.
-        keymap.of([...defaultKeymap, ...historyKeymap]),
+        // Tab leaves the field, as in every other field of the page; Ctrl+Enter is the page's.
+        keymap.of([...defaultKeymap.filter(({ key }) => key !== "Mod-Enter"), ...historyKeymap]),
         EditorView.lineWrapping,
         EditorView.contentAttributes.of({
           "aria-label": label?.textContent.trim() ?? area.getAttribute("aria-label") ?? "",

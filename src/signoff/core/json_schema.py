@@ -5,6 +5,7 @@ could not be bounded, checks nothing. The validator evaluates a recursive defini
 but one that is not recursive each time that it is referred to; and to describe a fault it evaluates all alternatives.
 """
 
+import itertools
 from typing import NamedTuple, cast
 
 import jsonschema_rs
@@ -41,16 +42,24 @@ def fits_schema(schema: object, value: object) -> bool | None:
 
 def schema_fault(schema: object, value: object) -> SchemaFault | None:
     """Return the first difference between `value` and `schema`; None if it fits, or if that cannot be checked."""
+    return next(iter(schema_faults(schema, value, limit=1)), None)
+
+
+def schema_faults(schema: object, value: object, *, limit: int) -> list[SchemaFault]:
+    """Return the first `limit` differences; see `schema_fault`."""
     if fits_schema(schema, value) is not False:
-        return None
+        return []
     validator, cost = _validator(schema), _cost_of(schema)
     if validator is None or cost is None or cost.steps_to_describe(_depth(value)) * _count(value) > MAX_STEPS:
-        return SchemaFault("", "the value does not fit the schema")
-    error = next(validator.iter_errors(value))
-    message = error.message
-    if len(message) > MAX_MESSAGE_LENGTH:
-        message = f"{message[: MAX_MESSAGE_LENGTH // 2]}…{message[-MAX_MESSAGE_LENGTH // 2 :]}"
-    return SchemaFault(_path_text(error.instance_path), message)
+        return [SchemaFault("", "the value does not fit the schema")]
+    errors = itertools.islice(validator.iter_errors(value), limit)
+    return [SchemaFault(_path_text(error.instance_path), _shortened(error.message)) for error in errors]
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= MAX_MESSAGE_LENGTH:
+        return message
+    return f"{message[: MAX_MESSAGE_LENGTH // 2]}…{message[-MAX_MESSAGE_LENGTH // 2 :]}"
 
 
 def _validator(schema: object) -> jsonschema_rs.Validator | None:

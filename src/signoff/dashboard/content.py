@@ -7,11 +7,17 @@ import msgspec
 from signoff.core.ask import as_chat
 from signoff.core.binary import describe_binary
 from signoff.core.dialects.answer import answer_text
+from signoff.core.dialects.tool_call_edits import tool_names
 from signoff.core.dialects.transcript import TranscriptEntry
 from signoff.core.job import Job
 
 # Characters of the input of one job, beyond which a page links to the job.
 MAX_SHOWN = 100_000
+
+
+MAX_SETTING = 40
+# Members that the conversation shows.
+SAID = frozenset({"model", "messages", "input", "instructions", "system", "prompt", "instruction"})
 
 
 class _Message(msgspec.Struct):
@@ -31,6 +37,22 @@ def question_of(job: Job) -> str:
     except (ValueError, RecursionError):
         return job.body.decode(errors="replace")
     return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+
+
+def settings_text(body: bytes) -> str:
+    """Return the tools of a request by name, and its other members but the messages, in one line."""
+    try:
+        members = msgspec.json.decode(body, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return "other members"
+    names = ", ".join(tool_names(body))
+    parts = [f"tools: {names}"] if names else []
+    for name, value in members.items():
+        if isinstance(value, bool | int | float | str) and name not in SAID:
+            parts.append(f"{name} {msgspec.json.encode(value).decode()[:MAX_SETTING]}")
+        elif name not in SAID and name not in {"tools", "functions"}:
+            parts.append(name)
+    return " · ".join(parts) or "other members"
 
 
 def answer_of_job(job: Job) -> str:

@@ -1,7 +1,5 @@
 """The review desk: the queue, one held answer with everything that is signed off, and the form for the verdict."""
 
-import asyncio
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,25 +9,23 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.binary import describe_binary
-from signoff.core.dialects.answer import answer_text
-from signoff.core.dialects.edited_answer import shown_answer
-from signoff.core.dialects.transcript import TranscriptEntry, answer_details, transcript
-from signoff.core.fingerprint import fingerprint
 from signoff.core.job import Edit, Job, Verdict
 from signoff.core.reviews.queues import ReviewFilter
-from signoff.core.reviews.votes import as_seen_by, votes_needed
-from signoff.dashboard.content import MAX_SHOWN, cut, question_of, shown_text
-from signoff.dashboard.difference import Change, count_words, difference
+from signoff.core.reviews.votes import as_seen_by
+from signoff.dashboard.content import question_of
+from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
+from signoff.dashboard.desk_edits import DeskEdit, is_savable, read_edit
+from signoff.dashboard.difference import count_words
+from signoff.dashboard.media import media_of
 from signoff.dashboard.shell import REVIEW, address_of, page
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
-from signoff.errors import BadRequest, JobNotFound, Stale
-from signoff.work.jobs.query import departed_callers, get_job
+from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
+from signoff.work.jobs.query import get_job
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
-from signoff.work.reviews.history import asker_of, list_held, queue_depths
+from signoff.work.reviews.history import list_held, queue_depths
 from signoff.work.reviews.leases import lock_for_review, take_next
 from signoff.work.reviews.queues import list_reasons
 from signoff.work.services import Services
@@ -54,41 +50,6 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Email of the reviewer who has it open."""
 
 
-class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
-    """Held job, with all that a reviewer signs off."""
-
-    job: Job
-    """The job."""
-    asker: str | None
-    """Email of the user who asked."""
-    answer: str
-    """Text of the answer, or of the saved draft of it."""
-    original: str
-    """Text of the model's answer."""
-    changes: list[Change]
-    """Difference between the two."""
-    input: list[TranscriptEntry]
-    """Everything that the request says, in order."""
-    new_input: list[TranscriptEntry]
-    """Everything that the request of the saved draft says, which the model is asked again; empty without one."""
-    details: str | None
-    """JSON of the whole answer if it says more than its text, such as calls of tools."""
-    has_draft: bool
-    """True if `answer` is a saved draft."""
-    is_cut: bool
-    """True if the texts are too long to be shown whole."""
-    caller_left_at: int | None
-    """Time since when the caller does not wait for the answer, in microseconds since 1970; None if nobody has left."""
-    seen: str
-    """Digest of the answer and the draft that are shown, which the form sends back."""
-    opened_by: str | None
-    """Email of the reviewer who has it open; None for nobody."""
-    signals: dict[str, Any]
-    """Values that the policy has looked at."""
-    votes: int
-    """Number of reviewers who must agree."""
-
-
 @get("/dashboard/review", include_in_schema=False, media_type=MediaType.HTML)
 async def show_review(
     request: AnyRequest,
@@ -99,6 +60,26 @@ async def show_review(
 ) -> Template:
     """Show the queue, and nothing else."""
     return await _review_page(request, services, caller, None, queue=queue or None, decided=decided)
+
+
+@get("/dashboard/review/queue", include_in_schema=False, media_type=MediaType.HTML)
+async def show_queue(
+    request: AnyRequest,
+    services: InjectedServices,
+    caller: InjectedCaller,
+    queue: FromQuery[str | None] = None,
+    item: FromQuery[str] = "",
+) -> Template:
+    """Return the queue alone, and who has the item `item` open, for a page that shows it."""
+    state = await _queue_state(services, caller, queue or None)
+    opened_by, over = None, ""
+    if item:
+        try:
+            opened_by = opener_of(services, await load_held(services, caller, item))
+        except (Stale, JobNotFound, Forbidden) as error:
+            over = error.message
+    state |= {"current_id": item, "is_partial": True, "opened_by": opened_by, "over": over}
+    return page(request, services, caller, "queue.html", REVIEW.name, **state)
 
 
 @get(ITEM, include_in_schema=False, media_type=MediaType.HTML)
@@ -114,7 +95,7 @@ async def show_item(  # noqa: PLR0913 -- one parameter for each part of the addr
 ) -> Template:
     """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
     job = as_seen_by(await load_held(services, caller, job_id), caller.email)
-    card = await _card(services, caller, job)
+    card = await held_card(services, caller, job)
     return await _review_page(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
 
 
@@ -171,15 +152,38 @@ async def post_draft(
     """Save the text as the draft of the answer, and return its difference to the model's answer."""
     form = await _form(request)
     job = as_seen_by(await load_held(services, caller, job_id), caller.email)
-    edit = _edited(job, form.get("answer", "").replace("\r\n", "\n"))
-    if edit != Edit():
-        job = as_seen_by(await save_draft(services, caller, job_id, edit, review_round=_round(form)), caller.email)
-    card = await _card(services, caller, job)
-    return page(request, services, caller, "difference.html", REVIEW.name, card=card, count=count_words)
+    desk_edit = read_edit(job, form, for_draft=True)
+    if desk_edit.edit != Edit() and is_savable(desk_edit.faults):
+        saved = await save_draft(services, caller, job_id, desk_edit.edit, review_round=_round(form))
+        job = as_seen_by(saved, caller.email)
+    card = await held_card(services, caller, job, form, desk_edit.faults)
+    return page(request, services, caller, "desk_changes.html", REVIEW.name, card=card, count=count_words)
+
+
+@get(f"{ITEM}/media/{{number:int}}", include_in_schema=False)
+async def show_medium(
+    services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str], number: FromPath[int]
+) -> Response[bytes]:
+    """Return an image or a sound of the request; any other file is downloaded."""
+    media = media_of((await load_held(services, caller, job_id)).body)
+    if not 0 <= number < len(media):
+        raise JobNotFound
+    medium = media[number]
+    headers = {
+        "content-security-policy": "sandbox; default-src 'none'",
+        "x-content-type-options": "nosniff",
+        "cache-control": "private, max-age=300",
+    }
+    if medium.kind == "file":
+        headers["content-disposition"] = f'attachment; filename="{job_id}-{number}"'
+    media_type = "application/octet-stream" if medium.kind == "file" else medium.content_type
+    return Response(medium.content, media_type=media_type, headers=headers)
 
 
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
-async def post_verdict(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
+async def post_verdict(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller
+) -> Response[str] | Template:
     """Apply a verdict from the form, and show the next answer."""
     form = await _form(request)
     verdict = VERDICTS.get(form.get("verdict", ""))
@@ -191,13 +195,19 @@ async def post_verdict(request: AnyRequest, services: InjectedServices, caller: 
         reason = ": ".join(filter(None, (reason, note)))
         if not reason:
             raise BadRequest("`reason` is needed to reject an answer: its caller gets it. Go back and fill it in.")
-    if form.get("seen") != _digest(job):
+    if form.get("seen") != digest_of(job):
         raise Stale("The answer or its draft changed since the page was loaded; reload it, and look again.")
-    edit = _edited(job, form.get("answer", "").replace("\r\n", "\n")) if verdict == "approve" else Edit()
+    desk_edit = read_edit(job, form) if verdict == "approve" else DeskEdit()
+    if desk_edit.faults:
+        card = await held_card(services, caller, job, form, desk_edit.faults)
+        queue, skip = form.get("queue") or None, form.get("skip", "")
+        response = await _review_page(request, services, caller, card, queue=queue, skip=skip)
+        response.status_code = 400
+        return response
     verdict_request = VerdictRequest(
         verdict=verdict,
         reason=reason or None,
-        edit=edit,
+        edit=desk_edit.edit,
         round=_round(form),
         instruction=(note or None) if verdict == "redo" else None,
     )
@@ -244,28 +254,38 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
     decided: str = "",
     skip: str = "",
 ) -> Template:
-    filters = ReviewFilter(queues=(), limit=MAX_LISTED)
-    depths = await queue_depths(services, caller)
-    chosen = [depth for depth in depths if queue is None or depth.queue == queue]
     return page(
         request,
         services,
         caller,
         "review.html",
         REVIEW.name,
-        entries=[_entry(services, job) for job in await list_held(services, caller, queue, filters)],
-        depths=depths,
-        waiting=sum(depth.held for depth in chosen),
-        is_capped=any(depth.held_is_capped for depth in chosen),
-        queue=queue,
         skip=skip,
         card=card,
+        current_id="" if card is None else card.job.id,
+        opened_by=None if card is None else card.opened_by,
         count=count_words,
+        verdicts=DECIDED,
         reasons=await list_reasons(services, caller),
         undo=await _undoable(services, caller, decided),
         address=address_of(request),
-        now=services.clock(),
+        **await _queue_state(services, caller, queue),
     )
+
+
+async def _queue_state(services: Services, caller: Caller, queue: str | None) -> dict[str, Any]:
+    """Return the variables of the queue: its first answers, and the number of all."""
+    filters = ReviewFilter(queues=(), limit=MAX_LISTED)
+    depths = await queue_depths(services, caller)
+    chosen = [depth for depth in depths if queue is None or depth.queue == queue]
+    return {
+        "entries": [_entry(services, job) for job in await list_held(services, caller, queue, filters)],
+        "depths": depths,
+        "waiting": sum(depth.held for depth in chosen),
+        "is_capped": any(depth.held_is_capped for depth in chosen),
+        "queue": queue,
+        "now": services.clock(),
+    }
 
 
 def _entry(services: Services, job: Job) -> QueueEntry:
@@ -273,12 +293,8 @@ def _entry(services: Services, job: Job) -> QueueEntry:
         job=job,
         text=" ".join(question_of(job)[:300].split()),
         priority=job.priority if job.review_priority is None else job.review_priority,
-        opened_by=_opener(services, job),
+        opened_by=opener_of(services, job),
     )
-
-
-def _opener(services: Services, job: Job) -> str | None:
-    return job.review_lease if (job.review_lease_until or 0) > services.clock() else None
 
 
 async def _undoable(services: Services, caller: Caller, job_id: str) -> dict[str, Any] | None:
@@ -296,59 +312,11 @@ async def _undoable(services: Services, caller: Caller, job_id: str) -> dict[str
     return {"job_id": job_id, "verdict": DECIDED[decision.verdict], "text": text, "seconds": max(round(seconds), 1)}
 
 
-async def _card(services: Services, caller: Caller, job: Job) -> HeldCard:
-    shown, draft = shown_answer(job), job.draft or Edit()
-    whole_input = transcript(job.body)
-    new_input: Sequence[TranscriptEntry] = [] if draft.payload is None else transcript(draft.payload.encode())
-    details, answer, original = answer_details(shown), shown_text(shown), shown_text(job.response)
-    length = sum(len(entry.text) for entry in [*whole_input, *new_input]) + len(details or "")
-    return HeldCard(
-        job=job,
-        asker=await asker_of(services, caller, job),
-        answer=answer,
-        original=original,
-        changes=await asyncio.to_thread(difference, original, answer) if answer != original else [],
-        input=cut(whole_input),
-        new_input=cut(list(new_input)),
-        details=details and details[:MAX_SHOWN],
-        has_draft=draft.response is not None,
-        is_cut=length > MAX_SHOWN,
-        caller_left_at=(await departed_callers(services, [job])).get(job.id),
-        seen=_digest(job),
-        opened_by=_opener(services, job),
-        signals={} if job.ruling is None else job.ruling.signals,
-        votes=votes_needed(job),
-    )
-
-
-def _edited(job: Job, text: str) -> Edit:
-    """Return the edit that makes `text` the text of the answer, or of its draft; none if it is that already.
-
-    An answer that has no text is shown as JSON, and so is its edit.
-    """
-    shown = shown_answer(job)
-    if text == shown_text(shown):
-        return Edit() if job.draft is None or job.draft.response is None else Edit(response=job.draft.response)
-    is_json = shown is not None and describe_binary(shown) is None and answer_text(shown) is None and _is_json(text)
-    return Edit(response=text if is_json else msgspec.json.encode(text).decode())
-
-
-def _is_json(text: str) -> bool:
-    try:
-        msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _digest(job: Job) -> str:
-    return fingerprint(job.response or b"", msgspec.json.encode(job.draft))
-
-
 router = Router(
     "/",
     route_handlers=[
         show_review,
+        show_queue,
         show_item,
         post_next,
         post_skip,
@@ -356,6 +324,7 @@ router = Router(
         post_leave,
         post_undo,
         post_draft,
+        show_medium,
         post_verdict,
     ],
 )

@@ -83,6 +83,11 @@ def has_tools(request_body: bytes) -> bool:
     return bool(_tools_of(request_body))
 
 
+def tool_names(request_body: bytes) -> list[str]:
+    """Return the names of the tools that a request offers."""
+    return list(_tools_of(request_body))
+
+
 def count_choices(answer: bytes | None) -> int:
     """Return the number of choices of an answer; 1 where there can be no others."""
     return len(_objects(_decode(answer).get("choices"))) or 1
