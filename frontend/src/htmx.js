@@ -1,4 +1,5 @@
 // htmx as the pages use it. The page allows no inline styles and no `eval`, so neither is asked for.
+// Nor does the browser keep snapshots of pages: what they show is not to be stored.
 
 import htmx from "htmx.org/dist/htmx.esm.js";
 

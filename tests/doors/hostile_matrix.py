@@ -292,6 +292,8 @@ _PAGES = [
     Row("GET /dashboard/review", "403 403 200 200"),
     Row("GET /dashboard/review/{job_id}", "403 403 200 200", "/dashboard/review/<held>"),
     Row("POST /dashboard/review/next", "403 403 303 303", body="", headers=FORM),
+    Row("GET /dashboard/review/queue", "403 403 200 200", "/dashboard/review/queue"),
+    Row("GET /dashboard/review/{job_id}/media/{number}", "403 403 404 404", "/dashboard/review/<held>/media/0"),
     Row("POST /dashboard/review/{job_id}/open", "403 403 303 303", "/dashboard/review/<held>/open", "", FORM),
     Row("POST /dashboard/review/{job_id}/leave", "403 403 303 303", "/dashboard/review/<held>/leave", "", FORM),
     Row("POST /dashboard/review/{job_id}/skip", "403 403 303 303", "/dashboard/review/<held>/skip", "", FORM),

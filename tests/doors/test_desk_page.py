@@ -98,7 +98,7 @@ async def test_a_reviewer_sees_everything_that_is_signed_off(tmp_path: Path) -> 
         _, page, _ = await held_page(server, body=json.dumps(body).encode(), response=json.dumps(answer).encode())
         for text in ("SYSTEM prompt", "FIRST", "TOOL result", "LAST", "TOOLDEFINITION", "0.25", "TEXT"):
             assert text in page
-        assert page.count("M. Malory") == 3, "the calls of tools in the request and in the answer, and the field of the form"
+        assert page.count("M. Malory") == 3, "the call in the request, the one in the answer, and the field of the form"
 
 
 async def test_a_saved_draft_is_shown_and_is_what_an_approval_sends(tmp_path: Path) -> None:

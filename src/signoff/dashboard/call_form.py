@@ -28,7 +28,7 @@ class CallField(msgspec.Struct, frozen=True, kw_only=True):
     is_new: bool
     """True if the model gave no value."""
     fault: str
-    """What is wrong with the text; empty if nothing is."""
+    """Fault of the text; empty if there is none."""
 
     @property
     def is_changed(self) -> bool:
@@ -52,7 +52,7 @@ class CallForm(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str
     """Message to the agent about the refusal."""
     fault: str
-    """What is wrong with the call; empty if nothing is."""
+    """Fault of the call; empty if there is none."""
 
     @property
     def is_changed(self) -> bool:
@@ -60,13 +60,13 @@ class CallForm(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_refused or any(field.is_changed for field in ([self.whole] if self.whole else self.fields))
 
 
-class CallsReading(msgspec.Struct, frozen=True, kw_only=True):
+class CallsFormEdit(msgspec.Struct, frozen=True, kw_only=True):
     """Edit of calls that a form describes."""
 
     edits: list[CallEdit]
-    """Changes, one for each call that is changed."""
+    """An edit for each call that is changed."""
     faults: Mapping[str, str]
-    """What is wrong, by the name of the field or of the call."""
+    """Faults by the name of the field or of the call."""
 
 
 _WHOLE = Argument(name="arguments", kind="area", type_text="text", description="", is_required=True, is_nullable=False)
@@ -155,7 +155,7 @@ def _edited(edit: CallEdit, original: JsonObject) -> JsonObject:
     return original if edited is None else edited
 
 
-def read_calls(calls: Sequence[ToolCall], draft: CallsEdit | None, form: Mapping[str, str]) -> CallsReading | None:
+def read_calls(calls: Sequence[ToolCall], draft: CallsEdit | None, form: Mapping[str, str]) -> CallsFormEdit | None:
     """Return the changes that a form makes to the calls; None if it has no fields of calls."""
     if "call.0.do" not in form:
         return None
@@ -164,7 +164,7 @@ def read_calls(calls: Sequence[ToolCall], draft: CallsEdit | None, form: Mapping
         edit = _read_call(each, faults)
         if edit is not None:
             edits.append(edit)
-    return CallsReading(edits=edits, faults=faults)
+    return CallsFormEdit(edits=edits, faults=faults)
 
 
 def _read_call(each: CallForm, faults: dict[str, str]) -> CallEdit | None:

@@ -1,4 +1,4 @@
-"""One held answer on the desk, with everything that a reviewer signs off."""
+"""Held answer on the desk, with everything that a reviewer signs off."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from signoff.dashboard.call_form import CallForm, call_forms
 from signoff.dashboard.content import MAX_SHOWN, cut, settings_text
 from signoff.dashboard.desk_edits import ANSWER, draft_of_calls, editable_text, form_calls, is_savable, original_text
 from signoff.dashboard.difference import Change, difference
-from signoff.dashboard.media import Medium, media_of
+from signoff.dashboard.media import RequestFile, media_of
 from signoff.work.jobs.query import departed_callers
 from signoff.work.reviews.history import asker_of, open_votes
 from signoff.work.services import Services
@@ -38,7 +38,7 @@ class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
     input: list[TranscriptEntry]
     """Everything that the request says, in order."""
     settings: str
-    """What the request says beside its messages, in short: the names of its tools, and other members."""
+    """Short text for the rest of the request: the names of its tools, and other members."""
     new_input: list[TranscriptEntry]
     """Everything that the request of the saved draft says, which the model is asked again; empty without one."""
     details: str | None
@@ -65,14 +65,14 @@ class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
     """All votes, once they are in and do not agree."""
     calls: list[CallForm]
     """Calls of tools, as forms."""
-    media: list[Medium]
+    media: list[RequestFile]
     """Images, sounds and files of the request."""
     is_savable: bool
     """True if a draft can have the edits, whatever an approval says about them."""
     faults: Mapping[str, str]
-    """What is wrong with the edits, by the name of the field."""
+    """Faults of the edits, by the name of the field."""
     fault: str
-    """What is wrong with the text of the answer; empty if nothing is."""
+    """Fault of the text of the answer; empty if there is none."""
 
     @property
     def is_changed(self) -> bool:

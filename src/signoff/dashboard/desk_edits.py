@@ -24,13 +24,13 @@ from signoff.errors import BadRequest
 ANSWER = "answer"
 
 
-class DeskEdit(msgspec.Struct, frozen=True, kw_only=True):
+class FormEdit(msgspec.Struct, frozen=True, kw_only=True):
     """Edit that the form of the desk describes."""
 
     edit: Edit = Edit()
     """The edit; empty if nothing is changed."""
     faults: Mapping[str, str] = {}
-    """What keeps it from being sent, by the name of the field."""
+    """Faults that keep it from being sent, by the name of the field."""
 
 
 def is_savable(faults: Mapping[str, str]) -> bool:
@@ -70,7 +70,7 @@ def editable_text(job: Job) -> str:
     return draft.text if draft is not None and isinstance(draft.text, str) else original_text(job)
 
 
-def read_edit(job: Job, form: Mapping[str, str], *, for_draft: bool = False) -> DeskEdit:
+def read_edit(job: Job, form: Mapping[str, str], *, for_draft: bool = False) -> FormEdit:
     """Return the edit that a form makes of the answer of `job`, or of its draft, with what is wrong with it.
 
     A draft keeps what it has, so for one, a form without changes undoes those of the draft.
@@ -97,7 +97,7 @@ def read_edit(job: Job, form: Mapping[str, str], *, for_draft: bool = False) -> 
             check_edit(job, None if edit.response is None else edit.response.encode())
         except BadRequest as error:
             faults = {ANSWER: error.message}
-    return DeskEdit(edit=edit, faults=faults)
+    return FormEdit(edit=edit, faults=faults)
 
 
 def _edit_of_text(job: Job, text: str) -> Edit:

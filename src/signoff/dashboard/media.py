@@ -29,7 +29,7 @@ _BEGINNINGS = {
 _ADDRESS = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=.-]+)*;base64,(.*)", re.DOTALL)
 
 
-class Medium(msgspec.Struct, frozen=True, kw_only=True):
+class RequestFile(msgspec.Struct, frozen=True, kw_only=True):
     """Image, sound or file in a request."""
 
     content_type: str
@@ -43,9 +43,9 @@ class Medium(msgspec.Struct, frozen=True, kw_only=True):
         return "image" if self.content_type in _IMAGES else "sound" if self.content_type in _SOUNDS else "file"
 
 
-def media_of(body: bytes) -> list[Medium]:
+def media_of(body: bytes) -> list[RequestFile]:
     """Return the first MAX_MEDIA images, sounds and files in a request, in order."""
-    media = list[Medium]()
+    media = list[RequestFile]()
     for medium in _media(body):
         media.append(medium)
         if len(media) == MAX_MEDIA:
@@ -53,7 +53,7 @@ def media_of(body: bytes) -> list[Medium]:
     return media
 
 
-def _media(body: bytes) -> Iterator[Medium]:
+def _media(body: bytes) -> Iterator[RequestFile]:
     if (binary := decode_binary(body)) is not None:
         yield from _of_binary(binary)
         return
@@ -75,7 +75,7 @@ def _media(body: bytes) -> Iterator[Medium]:
             yield from _decoded(match[1], match[2])
 
 
-def _of_members(members: JsonObject) -> Medium | None:
+def _of_members(members: JsonObject) -> RequestFile | None:
     """Return the medium of a part that names its type beside the data: an input of audio, or a source in base64."""
     match members:
         case {"data": str() as data, "format": str() as form}:
@@ -86,7 +86,7 @@ def _of_members(members: JsonObject) -> Medium | None:
             return None
 
 
-def _decoded(content_type: str, data: str) -> Iterator[Medium]:
+def _decoded(content_type: str, data: str) -> Iterator[RequestFile]:
     try:
         content = base64.b64decode(data)
     except (ValueError, binascii.Error):
@@ -94,7 +94,7 @@ def _decoded(content_type: str, data: str) -> Iterator[Medium]:
     yield _medium(content_type, content)
 
 
-def _of_binary(binary: BinaryBody) -> Iterator[Medium]:
+def _of_binary(binary: BinaryBody) -> Iterator[RequestFile]:
     if not is_form(binary.content_type):
         yield _medium(binary.content_type, binary.content)
         return
@@ -110,5 +110,5 @@ def _of_binary(binary: BinaryBody) -> Iterator[Medium]:
             yield _medium(_BEGINNINGS[beginning], content)
 
 
-def _medium(content_type: str, content: bytes) -> Medium:
-    return Medium(content_type=content_type.partition(";")[0].strip().lower(), content=content)
+def _medium(content_type: str, content: bytes) -> RequestFile:
+    return RequestFile(content_type=content_type.partition(";")[0].strip().lower(), content=content)

@@ -1,5 +1,6 @@
 """The review desk: the queue, one held answer with everything that is signed off, and the form for the verdict."""
 
+import contextlib
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +15,7 @@ from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.reviews.votes import as_seen_by
 from signoff.dashboard.content import question_of
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
-from signoff.dashboard.desk_edits import DeskEdit, is_savable, read_edit
+from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
 from signoff.dashboard.difference import count_words
 from signoff.dashboard.media import media_of
 from signoff.dashboard.shell import REVIEW, address_of, page
@@ -102,7 +103,10 @@ async def show_item(  # noqa: PLR0913 -- one parameter for each part of the addr
 @post("/dashboard/review/next", include_in_schema=False, status_code=303)
 async def post_next(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
     """Open the next answer for the caller, and show it."""
-    return await _to_next(services, caller, await _form(request))
+    form = await _form(request)
+    response = await _to_next(services, caller, form)
+    await _leave(services, caller, form)
+    return response
 
 
 @post(f"{ITEM}/skip", include_in_schema=False, status_code=303)
@@ -141,7 +145,12 @@ async def post_undo(
 ) -> Response[str]:
     """Withdraw a verdict before it takes effect, and show the answer again."""
     form = await _form(request)
+    decided = await load_held(services, caller, job_id)
     await undo_verdict(services, caller, job_id)
+    if decided.decision is not None and decided.decision.edit != Edit():  # what was edited is not lost with the verdict
+        with contextlib.suppress(Stale, JobNotFound, Forbidden):
+            await save_draft(services, caller, job_id, decided.decision.edit)
+    await _leave(services, caller, form)
     return _to(f"{REVIEW.path}/{job_id}", {"queue": form.get("queue")})
 
 
@@ -197,7 +206,7 @@ async def post_verdict(
             raise BadRequest("`reason` is needed to reject an answer: its caller gets it. Go back and fill it in.")
     if form.get("seen") != digest_of(job):
         raise Stale("The answer or its draft changed since the page was loaded; reload it, and look again.")
-    desk_edit = read_edit(job, form) if verdict == "approve" else DeskEdit()
+    desk_edit = read_edit(job, form) if verdict == "approve" else FormEdit()
     if desk_edit.faults:
         card = await held_card(services, caller, job, form, desk_edit.faults)
         queue, skip = form.get("queue") or None, form.get("skip", "")
@@ -225,6 +234,13 @@ def _round(form: dict[str, str]) -> int:
     if number is None or number >= INTS:
         raise BadRequest("The form needs a valid `round`; reload the page and try again.")
     return number
+
+
+async def _leave(services: Services, caller: Caller, form: dict[str, str]) -> None:
+    """Give back the answer that the page showed, and that the caller leaves for another one."""
+    if form.get("leave"):
+        with contextlib.suppress(Stale, JobNotFound, Forbidden):
+            await lock_for_review(services, caller, form["leave"], "leave")
 
 
 def _skipped(form: dict[str, str]) -> list[str]:

@@ -1,0 +1,293 @@
+"""The review desk as reviewers use it: by keyboard, in two windows, on tool calls, and on hostile texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from playwright.async_api import Browser, expect
+
+from signoff.core.job import Job
+from signoff.core.reviews.ruling import Ruling
+from signoff.stores.schema import jobs
+from support.browser import PATIENCE_MS, Person, person, sign_in
+from support.live_server import Live, live, until
+from support.stores import a_step, execute, leased
+
+pytestmark = pytest.mark.anyio
+expect.set_options(timeout=PATIENCE_MS)
+LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+TOOL = {
+    "type": "object",
+    "properties": {
+        "order_id": {"type": "string"},
+        "amount": {"type": "number", "maximum": 150},
+        "speed": {"enum": ["slow", "fast"]},
+        "notify": {"type": "boolean"},
+        "items": {"type": "array"},
+    },
+    "required": ["order_id", "amount"],
+}
+
+
+@pytest.fixture(name="server")
+async def start_server(tmp_path: Path) -> AsyncIterator[Live]:
+    """Yield a server for one test, whose queue has nothing of others."""
+    async with live(tmp_path, release_after_seconds=LATER) as server:
+        yield server
+
+
+async def held(server: Live, number: int, answer: Any = "answer", **fields: Any) -> list[Job]:
+    """Return held jobs, oldest first."""
+    store, items = server.services.store, list[Job]()
+    ruling = fields.pop("ruling", None)
+    body = fields.pop("body", {"model": "echo"})
+    for index in range(number):
+        request = body | {"messages": body.get("messages") or [{"role": "user", "content": f"question {index}"}]}
+        job = await leased(store, body=json.dumps(request).encode(), user_id=1000, **fields)
+        changes = {"response": None if answer is None else json.dumps(answer).encode(), "ruling": ruling}
+        items.append(await store.jobs.transition(job.id, a_step("hold", changes=changes)))
+    return items
+
+
+def completion(text: str | None, *calls: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text} | ({"tool_calls": list(calls)} if calls else {})
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}]}
+
+
+async def step(visitor: Person, *keys: str) -> None:
+    """Press keys of which the last one leads to another page."""
+    await visitor.press(*keys[:-1])
+    async with visitor.page.expect_navigation():
+        await visitor.press(keys[-1])
+
+
+async def text_of(visitor: Person) -> str:
+    """Return the text of the page."""
+    return await visitor.page.inner_text("main")
+
+
+async def released(server: Live, token: str, job_id: str) -> dict[str, Any]:
+    """Let the verdict take effect, and return the job as the API has it once it has ended."""
+    await execute(server.services.store, sa.update(jobs).where(jobs.c.id == job_id).values(release_at=0))
+
+    async def ended() -> dict[str, Any] | None:
+        _, job = await server.ask("GET", f"/api/jobs/{job_id}", token)
+        return job if job["status"] in {"success", "fail"} else None
+
+    return await until(ended)
+
+
+async def test_a_new_reviewer_clears_ten_answers_by_keyboard_alone(chrome: Browser, server: Live) -> None:
+    admin = await server.token("admin")
+    await server.ask("PUT", "/api/review-reasons", admin, json={"reasons": ["Wrong fact", "Tone"]})
+    answers = await held(server, 10, completion("the answer"), target="echo")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "new")
+        await reviewer.press("?")
+        await expect(reviewer.page.get_by_role("dialog", name="Keys")).to_be_visible()
+        await reviewer.press("Escape")
+        await step(reviewer, "n")
+        # one is edited: no key of the text is one of the desk
+        await reviewer.press("e", "Control+End")
+        await reviewer.page.keyboard.type(" are jax?")
+        await expect(reviewer.page.locator("ins, .cm-insertedLine, .cm-inlineChangedLine").first).to_be_visible()
+        await step(reviewer, "Control+Enter")
+        # one is sent back with an instruction
+        await reviewer.press("r")
+        await reviewer.page.keyboard.type("Say it in two words.")
+        await step(reviewer, "Control+Enter")
+        # one is rejected with a reason: one key alone does nothing
+        await reviewer.press("x")
+        await expect(reviewer.page.locator("#verdict-hint")).to_contain_text("1–2")
+        await step(reviewer, "2")
+        # one is undone, and approved after all
+        await step(reviewer, "a")
+        await step(reviewer, "u")
+        await expect(reviewer.page.locator(".item-id")).to_contain_text("round 2")
+        await step(reviewer, "a")
+        for _ in range(6):
+            await step(reviewer, "a")
+        assert "No answers are held." in await text_of(reviewer)
+    ended = [await released(server, admin, job.id) for job in answers]
+    assert [job["status"] for job in ended] == ["success", "success", "fail", *["success"] * 7]
+    texts = [job["response"]["choices"][0]["message"]["content"] for job in ended if job["status"] == "success"]
+    assert texts == ["the answer are jax?", "Say it in two words.", *["the answer"] * 7]
+    assert ended[2]["error"]["message"] == "Tone"
+    assert ended[3]["round"] == 2
+
+
+async def test_two_reviewers_see_each_other_and_never_have_the_same_answer(chrome: Browser, server: Live) -> None:
+    first, second, third = await held(server, 3)
+    async with person(chrome, server.url) as ann, person(chrome, server.url) as bob:
+        await sign_in(server.services, ann, "ann")
+        await sign_in(server.services, bob, "bob")
+        await step(ann, "n")
+        await step(bob, "n")
+        assert first.id in ann.page.url
+        assert second.id in bob.page.url
+        # each sees the other without a reload
+        await expect(ann.page.locator(f"#q-{second.id}")).to_contain_text("bob@example.com")
+        await expect(bob.page.locator(f"#q-{first.id}")).to_contain_text("ann@example.com")
+        # who opens the answer of another reads it, and is told
+        await bob.visit(f"/dashboard/review/{first.id}")
+        await expect(bob.page.locator("#lease")).to_contain_text("ann@example.com has it open")
+        async with bob.page.expect_navigation():
+            await bob.page.click("button[value=approve]")
+        assert "ann@example.com" in await text_of(bob)
+        # leaving gave the second answer back, and so does closing the tab
+        await step(ann, "a")
+        assert second.id in ann.page.url
+        await expect(ann.page.locator("#lease")).to_contain_text("You have this answer")
+        await ann.page.close()
+        await bob.visit(f"/dashboard/review/{third.id}")
+        await expect(bob.page.locator(f"#q-{second.id}")).not_to_contain_text("ann@example.com")
+
+
+async def refund(server: Live, arguments: dict[str, Any], text: str | None = None) -> Job:
+    tools = [{"type": "function", "function": {"name": "refund", "parameters": TOOL}}]
+    call = {"id": "call_1", "type": "function", "function": {"name": "refund", "arguments": json.dumps(arguments)}}
+    [job] = await held(server, 1, completion(text, call), body={"model": "echo", "tools": tools})
+    return job
+
+
+async def test_a_refund_is_changed_through_the_form(chrome: Browser, server: Live) -> None:
+    arguments = {"amount": 150, "order_id": 'A "1"', "notify": True, "items": [1]}
+    job, admin = await refund(server, arguments), await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        amount = reviewer.page.get_by_label("amount")
+        assert await reviewer.page.get_by_label("order_id").input_value() == 'A "1"'
+        # what the schema does not allow is said at the field, while one types and on approval
+        await amount.fill("1000")
+        fault = amount.locator("xpath=../p")
+        await expect(fault).to_contain_text("150")
+        await expect(reviewer.page.locator("#draft-state")).to_have_text("Draft saved")
+        async with reviewer.page.expect_navigation():
+            await reviewer.press("Control+Enter")
+        await expect(fault).to_contain_text("150")
+        assert await amount.input_value() == "1000"
+        await amount.fill("ten")
+        await expect(fault).to_contain_text("This is not a number")
+        await amount.fill("100")
+        await expect(fault).to_have_text("was 150")
+        await reviewer.page.get_by_label("yes").uncheck()
+        await reviewer.page.get_by_label("speed").select_option("fast")
+        await step(reviewer, "Control+Enter")
+    ended = await released(server, admin, job.id)
+    [call] = ended["response"]["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == arguments | {"amount": 100, "notify": False, "speed": "fast"}
+
+
+async def test_without_javascript_a_reviewer_reads_decides_and_signs_out(chrome: Browser, server: Live) -> None:
+    job, admin = await refund(server, {"amount": 150, "order_id": "1", "notify": True}), await server.token("admin")
+    [other] = await held(server, 1)
+    async with person(chrome, server.url, java_script_enabled=False) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.page.get_by_role("button", name="Take the next").click()
+        await reviewer.page.get_by_label("amount").fill("151")
+        await reviewer.page.get_by_role("button", name="Approve").click()
+        fault = reviewer.page.get_by_label("amount").locator("xpath=../p")
+        await expect(fault).to_contain_text("150")
+        await reviewer.page.get_by_role("radio", name="Refuse with a message").check()
+        await reviewer.page.get_by_label("Message to the agent").fill("Open a return.")
+        await reviewer.page.get_by_role("button", name="Approve").click()
+        assert other.id in reviewer.page.url
+        await reviewer.page.get_by_role("button", name="Undo").click()
+        await reviewer.page.get_by_role("button", name="Approve").click()
+        await reviewer.page.get_by_role("button", name="Sign out").click()
+        await expect(reviewer.page.get_by_label("E-mail address")).to_be_visible()
+    message = (await released(server, admin, job.id))["response"]["choices"][0]["message"]
+    assert "tool_calls" not in message
+    assert message["content"].endswith("so it was not made: Open a return.")
+
+
+async def test_what_a_model_wrote_is_shown_and_never_run(chrome: Browser, server: Live) -> None:
+    hostile = (
+        '<img src="//elsewhere.test/x" onerror=alert(1)>"\'</textarea><script>alert(2)</script>\u202etxt.exe{{7*7}}'
+    )
+    picture = f"data:image/png;base64,{PIXEL}"
+    content = [{"type": "text", "text": hostile}, {"type": "image_url", "image_url": {"url": picture}}]
+    drawing = {"type": "image_url", "image_url": {"url": "data:image/svg+xml;base64,PHN2Zy8+"}}
+    far = {"type": "image_url", "image_url": {"url": "http://elsewhere.test/far.png"}}
+    tools = [{"type": "function", "function": {"name": hostile, "parameters": {"properties": {hostile: {}}}}}]
+    call = {
+        "id": hostile,
+        "type": "function",
+        "function": {"name": hostile, "arguments": json.dumps({hostile: hostile})},
+    }
+    body = {"model": "echo", "tools": tools, "messages": [{"role": hostile, "content": [*content, drawing, far]}]}
+    [job] = await held(
+        server, 1, completion(hostile, call), body=body, ruling=Ruling(outcome="hold", signals={hostile: hostile})
+    )
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        for address in (f"/dashboard/review/{job.id}", f"/dashboard/jobs/{job.id}", "/dashboard/jobs"):
+            await reviewer.visit(address)
+            assert "onerror=alert(1)" in await text_of(reviewer)
+            assert await reviewer.page.locator("main img:not([src^='/dashboard/'])").count() == 0
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await expect(reviewer.page.get_by_role("img", name="Image 1 of the request")).to_have_js_property(
+            "naturalWidth", 1
+        )
+        await expect(reviewer.page.get_by_text("Download file 2")).to_be_visible()
+        assert await reviewer.page.locator('[name="call.0.0"]').input_value() == hostile
+        await reviewer.press("e")
+        await reviewer.page.keyboard.type("!")
+        await expect(reviewer.page.locator("#draft-state")).to_have_text("Draft saved")
+        assert await reviewer.violations() == []
+
+
+async def test_a_person_writes_the_answer_of_a_model_that_is_a_person(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, None)
+    admin = await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await step(reviewer, "a")
+        await expect(reviewer.page.locator("#answer-fault")).to_contain_text("has no answer yet")
+        await reviewer.press("e")
+        await reviewer.page.keyboard.type("Good day.")
+        await step(reviewer, "Control+Enter")
+    ended = await released(server, admin, job.id)
+    assert ended["response"]["choices"][0]["message"]["content"] == "Good day."
+
+
+async def test_votes_are_blind_until_they_disagree(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, ruling=Ruling(outcome="hold", votes=2))
+    address = f"/dashboard/review/{job.id}"
+    async with person(chrome, server.url) as ann, person(chrome, server.url) as bob, person(chrome, server.url) as eve:
+        for name, voter, keys in (("ann", ann, "a"), ("bob", bob, "r")):
+            await sign_in(server.services, voter, name)
+            await voter.visit(address)
+            text = await text_of(voter)
+            assert "2 reviewers must agree" in text
+            assert "do not agree" not in text
+            await step(voter, *((keys,) if keys == "a" else (keys, "Control+Enter")))
+        await sign_in(server.services, eve, "eve")
+        await eve.visit(address)
+        assert "ann@example.com\nApproved\nbob@example.com\nSent back" in await text_of(eve)
+
+
+LONG_JSON = json.dumps([{"line": number} for number in range(10_000)], indent=1)
+
+
+@pytest.mark.parametrize(
+    "answer", [LONG_JSON, pytest.param("word " * 200_000, marks=pytest.mark.long)], ids=["json", "words"]
+)
+async def test_a_very_long_answer_can_be_read_and_decided(chrome: Browser, server: Live, answer: str) -> None:
+    long = [{"role": "user", "content": answer}]
+    [job] = await held(server, 1, completion(answer), body={"model": "echo", "messages": long})
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        assert len(await reviewer.page.content()) < 3 * len(answer) + 300_000
+        assert await reviewer.page.evaluate("document.querySelectorAll('*').length") < 2_000
+        await step(reviewer, "a")
+        assert (await server.services.store.jobs.get(job.id)).decision is not None, await text_of(reviewer)
