@@ -17,9 +17,5 @@ const choose = (theme) => {
 
 if (button) {
   button.hidden = false;
-  button.setAttribute("aria-pressed", String(isDark()));
-  button.addEventListener("click", () => {
-    choose(isDark() ? "light" : "dark");
-    button.setAttribute("aria-pressed", String(isDark()));
-  });
+  button.addEventListener("click", () => choose(isDark() ? "light" : "dark"));
 }

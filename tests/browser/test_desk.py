@@ -259,6 +259,29 @@ async def test_a_person_writes_the_answer_of_a_model_that_is_a_person(chrome: Br
     assert ended["response"]["choices"][0]["message"]["content"] == "Good day."
 
 
+async def test_what_was_typed_last_is_kept_as_a_draft_if_the_reviewer_leaves_at_once(
+    chrome: Browser, server: Live
+) -> None:
+    job, other = await held(server, 2, completion("the answer"))
+    token = await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
+        await reviewer.press("e", "Control+End")
+        await reviewer.page.keyboard.type("!")
+        await step(reviewer, "Escape", "j")
+        assert other.id in reviewer.page.url
+
+        async def draft() -> str | None:
+            _, item = await server.ask("GET", f"/api/reviews/{job.id}", token)
+            return (item["draft"] or {}).get("response")
+
+        assert await until(draft) == "the answer!"
+        await reviewer.page.go_back()
+        await expect(reviewer.page.locator(".cm-content")).to_contain_text("the answer!")
+
+
 async def test_votes_are_blind_until_they_disagree(chrome: Browser, server: Live) -> None:
     [job] = await held(server, 1, ruling=Ruling(outcome="hold", votes=2))
     address = f"/dashboard/review/{job.id}"

@@ -7,6 +7,8 @@ let timer = null;
 let saving = Promise.resolve();
 let isSubmitting = false;
 
+const body = () => new URLSearchParams(new FormData(form));
+
 const show = (html) => {
   const parsed = new DOMParser().parseFromString(html, "text/html");
   for (const part of parsed.querySelectorAll("#difference, [data-live]")) find(part.id)?.replaceWith(part);
@@ -19,7 +21,7 @@ const show = (html) => {
 const save = async () => {
   const state = find("draft-state");
   state.textContent = "Saving …";
-  const response = await fetch(`${address}/draft`, { method: "POST", body: new URLSearchParams(new FormData(form)) }).catch(() => null);
+  const response = await fetch(`${address}/draft`, { method: "POST", body: body() }).catch(() => null);
   if (!response?.ok) {
     state.textContent = response ? "Not saved: reload the page, and look again" : "Not saved: the server cannot be reached";
     return;
@@ -44,6 +46,8 @@ if (form) {
     clearTimeout(timer);
     timer = setTimeout(flush, PAUSE_MS);
   });
+  // What was typed last is not lost if the reviewer leaves at once.
+  addEventListener("pagehide", () => timer !== null && navigator.sendBeacon(`${address}/draft`, body()));
   form.addEventListener("submit", async (event) => {
     const hasReason = form.note.value.trim() || form.querySelector("[name=reason]:checked");
     if (event.submitter?.value === "reject" && !hasReason) {

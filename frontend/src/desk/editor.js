@@ -2,6 +2,7 @@
 
 import { unifiedMergeView } from "@codemirror/merge";
 import { replaceTextArea } from "../editor.js";
+import { differenceOfWords } from "../words.js";
 import { answer, find } from "./page.js";
 
 const LONGEST = 300_000; // characters; a longer text stays in the text area
@@ -14,7 +15,7 @@ if (answer && original && answer.value.length + original.value.length < LONGEST)
       mergeControls: false,
       gutter: false,
       allowInlineDiffs: true,
-      diffConfig: { scanLimit: 2000, timeout: 200 },
+      diffConfig: { override: differenceOfWords },
     }),
   ]);
   view.dom.classList.add("merge-text");

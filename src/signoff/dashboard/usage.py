@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 from urllib.parse import urlencode
 
+import msgspec
 from litestar import MediaType, Router, get
 from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.price import NANO
 from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time
 from signoff.dashboard.shell import SECOND, USAGE, format_cost, page
@@ -57,6 +59,8 @@ class Chart(NamedTuple):
     highest: str
     """Value at the upper line."""
     columns: list[Column]
+    data: str
+    """JSON for the script: `times` in seconds since 1970 and their `labels`, `values`, their `titles` and `prefix`."""
 
 
 @get("/dashboard/usage", include_in_schema=False, media_type=MediaType.HTML)
@@ -141,7 +145,15 @@ def _chart(title: str, times: Sequence[int], values: Sequence[int], written: Cal
                 title=f"{_time(at, unit)}: {written(value)}",
             )
         )
-    return Chart(title, written(max(values, default=0)), columns)
+    is_cost = written is format_cost
+    data = {
+        "times": [at // SECOND for at in times],
+        "values": [value / NANO for value in values] if is_cost else values,
+        "titles": [column.title for column in columns],
+        "labels": [_time(at, unit) for at in times],
+        "prefix": "$" if is_cost else "",
+    }
+    return Chart(title, written(max(values, default=0)), columns, msgspec.json.encode(data).decode())
 
 
 def _time(at: int, unit: Unit) -> str:
