@@ -102,7 +102,7 @@ async def fill(server: Live) -> dict[str, str]:
     job_id = await work_for_a_week(server, tokens, admin)
     await server.ask("PUT", "/api/review-reasons", admin, json={"reasons": REASONS})
     await server.ask("POST", "/api/prompts", admin, json={"name": "shift_summary", "body": PROMPT})
-    await server.ask("POST", "/api/pipelines", admin, json={"name": "report", "body": "upper(shift_summary(text))"})
+    await server.ask("POST", "/api/pipelines", admin, json={"name": "report", "body": "uppercase(shift_summary(text))"})
     items = [await hold(server, number, question) for number, question in enumerate(QUESTIONS)]
     pages = {name: f"/dashboard/{name}" for name in PAGES}
     return {"review": f"/dashboard/review/{items[1]}", "job": f"/dashboard/jobs/{job_id}"} | pages

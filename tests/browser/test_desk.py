@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from signoff.core.job import Job
 from signoff.core.reviews.ruling import Ruling
@@ -20,6 +21,8 @@ from support.stores import a_step, execute, leased
 
 pytestmark = pytest.mark.anyio
 expect.set_options(timeout=PATIENCE_MS)
+NOTE_WHAT_COMES = """new MutationObserver(() => noted(document.querySelector(".item.coming").innerText))
+    .observe(document.querySelector("main"), { childList: true })"""
 LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {
@@ -280,6 +283,32 @@ async def test_what_was_typed_last_is_kept_as_a_draft_if_the_reviewer_leaves_at_
         assert await until(draft) == "the answer!"
         await reviewer.page.go_back()
         await expect(reviewer.page.locator(".cm-content")).to_contain_text("the answer!")
+
+
+async def test_the_next_answer_is_there_to_read_while_a_verdict_is_on_its_way(chrome: Browser, server: Live) -> None:
+    job, other = await held(server, 2, completion("the answer"))
+    may_arrive, texts = asyncio.Event(), asyncio.Queue[str]()
+
+    async def delay(route: Route) -> None:
+        await may_arrive.wait()
+        await route.continue_()
+
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.page.route("**/dashboard/decide", delay)
+        async with reviewer.page.expect_response(f"**/dashboard/review/{other.id}") as ahead:
+            await reviewer.visit(f"/dashboard/review/{job.id}")
+        await (await ahead.value).finished()
+        await reviewer.page.expose_function("noted", texts.put_nowait)
+        await reviewer.page.evaluate(NOTE_WHAT_COMES)  # locators wait for the navigation
+        await reviewer.press("a")
+        assert "question 1" in await asyncio.wait_for(texts.get(), PATIENCE_MS / 1000)
+        assert (await server.services.store.jobs.get(other.id)).review_lease is None
+        async with reviewer.page.expect_navigation():
+            may_arrive.set()
+        await expect(reviewer.page.locator(".item:not(.coming)")).to_contain_text("question 1")
+        assert (await server.services.store.jobs.get(other.id)).review_lease == "ann@example.com"
+    assert (await server.services.store.jobs.get(job.id)).decision is not None
 
 
 async def test_votes_are_blind_until_they_disagree(chrome: Browser, server: Live) -> None:
