@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 from pydantic import SecretStr
 
@@ -37,12 +40,26 @@ def transitions() -> str:
 
 def settings() -> str:
     """Return the table of settings."""
+    descriptions = attribute_docstrings(Settings)
     rows = [
         f"| `{name}` | `SIGNOFF_{name.upper()}` | {_type(field.annotation)} | {_shown(field.default)} "
-        f"| {field.description} |"
+        f"| {descriptions[name]} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| setting | environment variable | type | default | effect |", "|---|---|---|---|---|", *rows])
+
+
+def attribute_docstrings(of: type) -> dict[str, str]:
+    """Return the docstring of each attribute of a class."""
+    body = cast("ast.ClassDef", ast.parse(inspect.getsource(of)).body[0]).body
+    return {
+        ast.unparse(field.target): inspect.cleandoc(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def codes() -> str:

@@ -1,4 +1,7 @@
-"""The command line: `signoff serve` and `signoff work`; the other commands are in `commands/`."""
+"""The command line: `signoff serve` and `signoff work`; the other commands are in `commands/`.
+
+Each part is imported when one of its commands runs, because imports are most of the time that a command takes.
+"""
 
 import asyncio
 import contextlib
@@ -15,19 +18,7 @@ import structlog
 import typer
 
 from signoff import __version__
-from signoff.commands.audit import audit_commands
-from signoff.commands.budget import budgets
-from signoff.commands.cache import caches
-from signoff.commands.data import maintenance
 from signoff.commands.help import CommandGroup
-from signoff.commands.jobs import job_commands
-from signoff.commands.keys import encryption_keys
-from signoff.commands.limits import limits
-from signoff.commands.models import models
-from signoff.commands.people import sessions, tokens, users
-from signoff.commands.prices import prices
-from signoff.commands.receipts import feedback_commands, receipt_commands, report_commands
-from signoff.commands.reviews import review_commands
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.infra.logging import log_to_stderr
@@ -68,6 +59,7 @@ def options(
 def main() -> None:
     """Run one command; an expected error is printed as one line, with exit code 1."""
     log_to_stderr()
+    cli.add_parts(sys.argv[1:])
     try:
         cli()
     except (SignoffError, BadSettings, OSError) as error:
@@ -244,20 +236,94 @@ async def _example_options(services: Services) -> dict[str, object]:
     return {"temperature": 0, "max_tokens": 40} if default.name == "local" else {}
 
 
-cli.add(servers)
-cli.add(job_commands)
-cli.add(review_commands)
-cli.add(report_commands)
-cli.add(feedback_commands, "feedback")
-cli.add(receipt_commands, "receipts")
-cli.add(budgets, "budget")
-cli.add(maintenance)
-cli.add(audit_commands)
-cli.add(caches, "cache")
-cli.add(encryption_keys, "key")
-cli.add(users, "user")
-cli.add(tokens, "token")
-cli.add(sessions, "session")
-cli.add(models, "model")
-cli.add(prices, "price")
-cli.add(limits, "limit")
+@cli.part("serve", "work")
+def _add_servers() -> None:
+    cli.add(servers)
+
+
+@cli.part("jobs")
+def _add_jobs() -> None:
+    from signoff.commands.jobs import job_commands
+
+    cli.add(job_commands)
+
+
+@cli.part("review")
+def _add_reviews() -> None:
+    from signoff.commands.reviews import review_commands
+
+    cli.add(review_commands)
+
+
+@cli.part("verify", "review-figures", "feedback", "receipts")
+def _add_receipts() -> None:
+    from signoff.commands.receipts import feedback_commands, receipt_commands, report_commands
+
+    cli.add(report_commands)
+    cli.add(feedback_commands, "feedback")
+    cli.add(receipt_commands, "receipts")
+
+
+@cli.part("budget")
+def _add_budget() -> None:
+    from signoff.commands.budget import budgets
+
+    cli.add(budgets, "budget")
+
+
+@cli.part("migrate", "doctor", "backup", "restore")
+def _add_data() -> None:
+    from signoff.commands.data import maintenance
+
+    cli.add(maintenance)
+
+
+@cli.part("audit")
+def _add_audit() -> None:
+    from signoff.commands.audit import audit_commands
+
+    cli.add(audit_commands)
+
+
+@cli.part("cache")
+def _add_cache() -> None:
+    from signoff.commands.cache import caches
+
+    cli.add(caches, "cache")
+
+
+@cli.part("key")
+def _add_keys() -> None:
+    from signoff.commands.keys import encryption_keys
+
+    cli.add(encryption_keys, "key")
+
+
+@cli.part("user", "token", "session")
+def _add_people() -> None:
+    from signoff.commands.people import sessions, tokens, users
+
+    cli.add(users, "user")
+    cli.add(tokens, "token")
+    cli.add(sessions, "session")
+
+
+@cli.part("model")
+def _add_models() -> None:
+    from signoff.commands.models import models
+
+    cli.add(models, "model")
+
+
+@cli.part("price")
+def _add_prices() -> None:
+    from signoff.commands.prices import prices
+
+    cli.add(prices, "price")
+
+
+@cli.part("limit")
+def _add_limits() -> None:
+    from signoff.commands.limits import limits
+
+    cli.add(limits, "limit")

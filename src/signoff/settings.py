@@ -88,7 +88,6 @@ class Settings(BaseSettings):
         extra="ignore",
         populate_by_name=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
     )
 
     data_dir: Path = Path("data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import re
 import shlex
 import subprocess
@@ -227,10 +228,67 @@ def test_no_loop_only_passes_on_what_another_generator_yields() -> None:
     assert not offences
 
 
-def test_a_server_on_embedded_defaults_loads_no_client_of_another_service() -> None:
-    script = "import signoff.asgi, sys; print(*sys.modules)"
-    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not {"aio_pika", "alembic", "any_llm", "asyncpg", "faststream", "redis"} & set(completed.stdout.split())
+# Packages that only certain settings or requests need, and what no command needs that only reads and writes.
+FOREIGN = {"aio_pika", "aiokafka", "aiormq", "any_llm", "asyncpg", "faststream", "nats", "paho", "redis", "xllamacpp"}
+FOREIGN |= {"alembic", "smtplib", "sqlalchemy.dialects.postgresql"}
+OF_SERVERS = {"aiohttp", "jinja2", "litestar", "signoff.asgi", "signoff.doors", "signoff.server.supervisor", "uvicorn"}
+
+
+def modules_after(folder: Path, script: str) -> set[str]:
+    """Return the names of the modules that a process has imported at the end of `script`, with a migrated database."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")}
+    subprocess.run([sys.executable, "-m", "signoff", "migrate"], cwd=folder, env=environment, check=True)
+    command = [sys.executable, "-c", f"import sys\n{script}\nprint('modules', *sys.modules)"]
+    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return set(completed.stdout.rpartition("modules ")[2].split())
+
+
+def command_modules(imported: set[str]) -> set[str]:
+    return {name.removeprefix("signoff.commands.") for name in imported if name.startswith("signoff.commands.")}
+
+
+def test_a_server_on_defaults_imports_no_client_of_another_service(tmp_path: Path) -> None:
+    script = """
+import asyncio
+import signoff.cli
+from signoff.asgi import Application
+
+async def answer():
+    application = Application()
+    await application._start()
+    await application.close()
+
+asyncio.run(answer())
+"""
+    imported = modules_after(tmp_path, script)
+    assert {"litestar", "signoff.engines.openai"} <= imported
+    assert not FOREIGN & imported
+    assert command_modules(imported) == {"help", "terminal"}
+
+
+def test_a_command_imports_only_what_it_uses(tmp_path: Path) -> None:
+    script = """
+from signoff.cli import main
+
+def run(*arguments):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as error:
+        assert error.code == 0
+
+run("user", "create", "ann@example.com")
+run("token", "create", "ann@example.com")
+"""
+    imported = modules_after(tmp_path, script)
+    assert {"signoff.stores.sql", "sqlalchemy"} <= imported
+    assert not (FOREIGN | OF_SERVERS) & imported
+    assert command_modules(imported) == {"help", "people", "terminal"}
+
+
+def test_the_help_imports_neither_the_database_nor_the_server(tmp_path: Path) -> None:
+    script = "sys.argv[1:] = ['--help']\nfrom signoff.cli import main\ntry: main()\nexcept SystemExit: pass"
+    assert not (FOREIGN | OF_SERVERS | {"sqlalchemy"}) & modules_after(tmp_path, script)
 
 
 def test_no_module_or_class_has_a_meaningless_name() -> None:
@@ -347,6 +405,7 @@ def test_the_help_of_every_command_has_an_example_that_works_and_names_values_as
 
     from signoff.cli import cli
 
+    cli.add_parts()
     for words, command in commands(typer.main.get_command(cli)):
         lines = [line for line in (command.epilog or "").split("\n\n") if "signoff " in line]
         assert lines, words
@@ -367,6 +426,7 @@ def test_every_command_and_every_option_is_documented() -> None:
 
     from signoff.cli import cli
 
+    cli.add_parts()
     lines = re.findall(r"`(signoff [^`\n]+)`", documented("cli.md"))
     for words, command in commands(typer.main.get_command(cli)):
         line = next((line for line in lines if f"{line} ".startswith(f"signoff {words} ")), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pages import attribute_docstrings
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, ignored_variables, load
 
@@ -320,12 +321,11 @@ def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> N
     lines = EXAMPLE.read_text().splitlines()
     shown = {line[2:].partition("=")[0]: number for number, line in enumerate(lines) if re.match(r"# [A-Z_]+=", line)}
     # then they are exactly the settings and SIGNOFF_CONFIG
-    names = {f"SIGNOFF_{name.upper()}": field for name, field in Settings.model_fields.items()}
-    assert shown.keys() == {"SIGNOFF_CONFIG", *names}
-    for name, field in names.items():
-        above = "\n".join(lines[: shown[name]]).rpartition("\n\n")[2]
-        assert field.description
-        assert field.description in above
+    assert shown.keys() == {"SIGNOFF_CONFIG", *(f"SIGNOFF_{name.upper()}" for name in Settings.model_fields)}
+    descriptions = attribute_docstrings(Settings)
+    for name in Settings.model_fields:
+        above = "\n".join(lines[: shown[f"SIGNOFF_{name.upper()}"]]).rpartition("\n\n")[2]
+        assert descriptions[name] in above
 
 
 def test_the_example_file_contains_only_defaults(place: Path) -> None:

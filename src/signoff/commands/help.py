@@ -39,10 +39,29 @@ class CommandGroup(typer.Typer):
         super().__init__(help=text or None, cls=Group, add_completion=False, no_args_is_help=bool(text))
         self.panel = panel
         """Heading under which the help of `signoff` lists the commands; None for the general one."""
+        self._parts = dict[Callable[[], None], tuple[str, ...]]()
+        self._added = set[Callable[[], None]]()
 
     def add(self, group: "CommandGroup", name: str | None = None) -> None:
         """Add the commands of `group`, under a name unless they are commands of this group."""
         self.add_typer(group, name=name, rich_help_panel=group.panel)
+
+    def part(self, *names: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+        """Return a decorator for a function that imports and adds the commands `names`; `add_parts` calls it."""
+
+        def keep(add: Callable[[], None]) -> Callable[[], None]:
+            self._parts[add] = names
+            return add
+
+        return keep
+
+    def add_parts(self, arguments: Sequence[str] = ()) -> None:
+        """Add the commands that the command line `arguments` needs: those of a part, or all for the help and errors."""
+        command = next((argument for argument in arguments if not argument.startswith("-")), None)
+        for add in [add for add, names in self._parts.items() if command in names] or [*self._parts]:
+            if add not in self._added:
+                self._added.add(add)
+                add()
 
     def register(self, name: str, *examples: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that registers a function as a command.

@@ -13,12 +13,11 @@ from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
 from signoff.commands.terminal import OPERATOR, choice, out, print_table, printable, run, stop, table_of
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
-from signoff.core.reviews.figures import FigureDimension, FigureQuery
+from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
 from signoff.core.reviews.receipt_chain import BrokenChain, ChainVerifier
 from signoff.core.usage import DAY_US
 from signoff.core.wire import format_time, parse_time
-from signoff.doors.review_reports import totals_json
 from signoff.records import ReceiptFilter
 from signoff.settings import load
 from signoff.work.reviews.feedback import export_end, export_feedback
@@ -156,10 +155,10 @@ def figures(
         start = services.clock() - FIGURE_DAYS * DAY_US if since is None else _time(since) or 0
         query = FigureQuery(by=dimensions, since=start, until=_time(until))
         rows, total = await review_figures(services, OPERATOR, query)
-        table = table_of(*dimensions, *(name.replace("_", " ") for name in totals_json(total)))
+        table = table_of(*dimensions, *(name.replace("_", " ") for name in totals_as_json(total)))
         for dimensions_of_row, totals in [*((row.dimensions, row.totals) for row in rows), ({}, total)]:
             names = (_cell(name, dimensions_of_row[name]) if dimensions_of_row else "" for name in dimensions)
-            table.add_row(*names, *(_number(value) for value in totals_json(totals).values()))
+            table.add_row(*names, *(_number(value) for value in totals_as_json(totals).values()))
         print_table(table)
 
     run(load(), report)

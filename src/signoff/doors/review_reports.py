@@ -9,7 +9,7 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackKind, FeedbackQuery
-from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureTotals
+from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.usage import DAY_US
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import InjectedCaller, InjectedServices
@@ -107,26 +107,11 @@ async def get_figures(
     """
     rows, total = await review_figures(services, caller, figure_query)
     data = [
-        {name: _dimension_json(name, value) for name, value in row.dimensions.items()} | totals_json(row.totals)
+        {name: _dimension_json(name, value) for name, value in row.dimensions.items()} | totals_as_json(row.totals)
         for row in rows
     ]
     next_offset = figure_query.offset + figure_query.limit if len(rows) == figure_query.limit else None
-    return {"data": data, "total": totals_json(total), "next": next_offset}
-
-
-def totals_json(totals: FigureTotals) -> dict[str, Any]:
-    """Return sums with the figures that follow from them; null where there is nothing to divide by."""
-    sums = {name: getattr(totals, name) for name in ("decisions", "approved", "edited", "redone", "rejected")}
-    return sums | {
-        "average_verdict_seconds": _ratio(totals.verdict_us, totals.decisions * 1_000_000),
-        "reviewer_seconds": totals.open_us / 1_000_000,
-        "reviewer_seconds_per_delivered_answer": _ratio(totals.open_us, totals.approved * 1_000_000),
-        "agreement": _ratio(totals.agreed_pairs, totals.vote_pairs),
-    }
-
-
-def _ratio(number: int, by: int) -> float | None:
-    return number / by if by else None
+    return {"data": data, "total": totals_as_json(total), "next": next_offset}
 
 
 def _kind(text: str) -> FeedbackKind:

@@ -1,4 +1,6 @@
-"""Composition root: the only module that names concrete adapters."""
+"""Composition root: the services of a process, made of what the settings name."""
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -8,32 +10,19 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncGenerator
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import structlog
 import uuid_utils
 
-from signoff.broker import Broker
-from signoff.brokers.local import LocalBroker
-from signoff.cache import Cache, CacheBounds
-from signoff.caches.memory import MemoryCache
 from signoff.core.allow_list import AllowList
 from signoff.core.api_tokens import ALPHABET, SECRET_LENGTH
-from signoff.core.delivery import DeliveryKind
-from signoff.core.model import PERSON, Model, registered_name
+from signoff.core.model import PERSON, Model
 from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
-from signoff.deliverer import Deliverer, Mailer
-from signoff.deliverers.http import HttpDeliverer
-from signoff.deliverers.topics import TopicDeliverer
-from signoff.engine import Engine
-from signoff.engines.anyllm import AnyLLMEngine
-from signoff.engines.echo import EchoEngine
-from signoff.engines.http import HttpEngine
 from signoff.engines.llama import is_installed, local_command, local_weights
-from signoff.engines.openai import OpenAIEngine
-from signoff.engines.plugins import load_plugins, plugin_kinds
-from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import UpstreamClient
+from signoff.engines.plugins import plugin_kinds
 from signoff.errors import Overloaded, WrongKey
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.proxies import Proxies
@@ -63,7 +52,16 @@ from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
-from signoff.server.supervisor import started, supervise
+from signoff.server.adapters import (
+    BUILT_IN_KINDS,
+    make_broker,
+    make_cache,
+    make_deliverers,
+    make_engines,
+    make_mailer,
+    make_topics,
+    make_webhooks,
+)
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings
 from signoff.stores.sql import SqlStore
@@ -71,9 +69,11 @@ from signoff.transports.registry import TransportRegistry
 from signoff.work.admin.rotation import check_key
 from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 
+if TYPE_CHECKING:
+    from signoff.engines.upstream import UpstreamClient
+
 RECONNECT_SECONDS = 0.5
 log = structlog.get_logger()
-BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
 
 
 @contextlib.asynccontextmanager
@@ -83,6 +83,9 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
     Wait for a database server that cannot be reached, so that the order in which programs start does not matter.
     Raises SchemaOutdated if the schema of a database server has another version.
     """
+    from signoff.engines.upstream import UpstreamClient
+    from signoff.server.supervisor import started, supervise
+
     upstream = UpstreamClient(now=time.time, proxies=Proxies.from_environment())
     async with open_services(settings, upstream, waits=True) as services, started(upstream):
         concurrency = settings.concurrency if work else 0
@@ -102,7 +105,7 @@ async def open_services(
     log_to_stderr(settings.log_level, settings.log_format)
     check_data_dir(settings)
     had_key_file = settings.key_path.exists()
-    services = _make_services(settings, upstream or UpstreamClient(now=time.time))
+    services = _make_services(settings, upstream)
     if settings.is_embedded:
         await services.store.migrate()
     await _start_store(services, waits=waits)
@@ -188,22 +191,22 @@ def builtin_models(settings: Settings) -> list[Model]:
     return models
 
 
-def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
+def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Services:
     rules, background, vault = _rules(settings), Background(), _vault(settings)
     store = SqlStore(settings.store_url, vault)
     renewal = {"lease_seconds": rules.lease_seconds, "heartbeat_seconds": rules.heartbeat_seconds}
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
-    topics = TopicDeliverer(caches.streams.find, transport_to, random_float=random.random)
-    webhooks = HttpDeliverer(rules.allow_list, proxies=Proxies.from_environment())
+    webhooks = cache(partial(make_webhooks, rules.allow_list))
+    topics = partial(make_topics, caches, transport_to)
     return Services(
         store=store,
         adapters=Adapters(
-            broker=_broker(settings),
-            engines=_engines(settings, upstream, logs),
-            deliverers=_deliverers(settings, webhooks, topics),
-            mailer=_mailer(settings),
+            broker=make_broker(settings),
+            engines=make_engines(settings, upstream, logs),
+            deliverers=make_deliverers(settings, webhooks, topics),
+            mailer=make_mailer(settings),
             guardrail=webhooks,
             transport_to=transport_to,
             vault=vault,
@@ -254,44 +257,8 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
         streams=StreamCache(store.streams, settings.declared_streams(vault.seal)),
         limits=LimitCache(store.quotas),
         policies=PolicyCache(store.policies),
-        responses=ResponseCache(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
+        responses=ResponseCache(make_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
     )
-
-
-def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter) -> dict[str, Engine]:
-    return {
-        **load_plugins((*BUILT_IN_KINDS, PERSON)),
-        "anyllm": AnyLLMEngine(),
-        "echo": EchoEngine(faults=settings.echo_faults),
-        "http": HttpEngine(upstream),
-        "openai": OpenAIEngine(upstream),
-        "subprocess": SubprocessEngine(
-            upstream,
-            settings.data_dir / "run",
-            on_log_line=lambda name, line: logs.add(registered_name(name), "info", line),
-        ),
-    }
-
-
-def _cache(settings: Settings, store: SqlStore) -> Cache | None:
-    bounds = CacheBounds(
-        ttl_seconds=settings.cache_ttl_seconds,
-        max_entries=settings.cache_max_entries,
-        max_bytes=settings.cache_max_bytes,
-    )
-    match settings.cache:
-        case "sql":
-            return store.cache(bounds)
-        case "memory":
-            return MemoryCache(bounds, now=time.monotonic)
-        case "redis":
-            if settings.redis_url is None:
-                raise BadSettings('`cache = "redis"` requires `redis_url`.')
-            from signoff.caches.redis import RedisCache
-
-            return RedisCache(settings.redis_url, prefix=settings.redis_prefix, bounds=bounds)
-        case "none":
-            return None
 
 
 def model_kinds() -> list[str]:
@@ -304,36 +271,6 @@ def _vault(settings: Settings) -> Vault:
     if settings.secret_key is not None:
         return Vault(settings.secret_key.get_secret_value().encode().split())
     return Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
-
-
-def _broker(settings: Settings) -> Broker:
-    if settings.amqp_url is None:
-        return LocalBroker()
-    from signoff.brokers.rabbitmq import RabbitBroker
-
-    return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
-
-
-def _deliverers(settings: Settings, webhooks: Deliverer, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
-    deliverers: dict[DeliveryKind, Deliverer] = {
-        "webhook": webhooks,
-        "topic": topics,
-    }
-    if settings.redis_url is not None:
-        from signoff.deliverers.redis import RedisDeliverer
-
-        deliverers["redis"] = RedisDeliverer(
-            settings.redis_url, ttl_seconds=settings.redis_ttl_seconds, random_float=random.random
-        )
-    return deliverers
-
-
-def _mailer(settings: Settings) -> Mailer | None:
-    if settings.smtp_url is None:
-        return None
-    from signoff.deliverers.smtp import SmtpMailer
-
-    return SmtpMailer(settings.smtp_url.get_secret_value(), from_address=settings.smtp_from)
 
 
 def _rules(settings: Settings) -> Rules:

@@ -117,8 +117,8 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Factory of the transport of a stream."""
     vault: Vault
     """Encryption of stored secrets."""
-    guardrail: Guardrail | None = None
-    """Way to the webhooks of policies; None if there is none."""
+    guardrail: Callable[[], Guardrail] | None = None
+    """Function that returns the way to the webhooks of policies; None if there is none."""
     proxies: Proxies = NO_PROXIES
     """Proxies for requests to models."""
 

@@ -9,6 +9,7 @@ Numbers and strings are those of JSON (RFC 8259). The parser is LALR(1), so it t
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -57,7 +58,7 @@ def parse(text: str) -> Call:
     if len(text) > MAX_CHARACTERS:
         raise BadPipeline.at_position(f"the pipeline is longer than {MAX_CHARACTERS} characters", text, MAX_CHARACTERS)
     try:
-        return cast("Call", _PARSER.parse(text))
+        return cast("Call", _parser().parse(text))
     except _SyntaxFault as fault:
         raise BadPipeline.at_position(fault.message, text, fault.at) from None
     except UnexpectedCharacters as error:
@@ -167,4 +168,7 @@ def _expected(names: Iterable[str]) -> str:
     return " or ".join(sorted(_TOKEN_NAMES.get(name, name.lower()) for name in names))
 
 
-_PARSER: Any = Lark(_GRAMMAR, parser="lalr", lexer="contextual", transformer=_Tree(), propagate_positions=False)
+@cache
+def _parser() -> Any:
+    """Return the parser, which takes milliseconds to make."""
+    return Lark(_GRAMMAR, parser="lalr", lexer="contextual", transformer=_Tree(), propagate_positions=False)

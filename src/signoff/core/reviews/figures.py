@@ -1,7 +1,7 @@
 """Figures of reviews: sums over the receipts of an hour, a policy, a target and a reviewer."""
 
 from collections import defaultdict
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -77,3 +77,18 @@ def figures_of(receipt: VerdictReceipt) -> dict[str, FigureTotals]:
         sums[vote.reviewer]["vote_pairs"] += len(others)
         sums[vote.reviewer]["agreed_pairs"] += sum(other.verdict == vote.verdict for other in others)
     return {reviewer: FigureTotals(**totals) for reviewer, totals in sums.items()}
+
+
+def totals_as_json(totals: FigureTotals) -> dict[str, Any]:
+    """Return sums with the figures that follow from them; null where there is nothing to divide by."""
+    sums = {name: getattr(totals, name) for name in ("decisions", "approved", "edited", "redone", "rejected")}
+    return sums | {
+        "average_verdict_seconds": _ratio(totals.verdict_us, totals.decisions * 1_000_000),
+        "reviewer_seconds": totals.open_us / 1_000_000,
+        "reviewer_seconds_per_delivered_answer": _ratio(totals.open_us, totals.approved * 1_000_000),
+        "agreement": _ratio(totals.agreed_pairs, totals.vote_pairs),
+    }
+
+
+def _ratio(number: int, by: int) -> float | None:
+    return number / by if by else None

@@ -110,7 +110,7 @@ async def webhook_answer(services: Services, webhook: Webhook, policy: ReviewPol
     headers = webhook_headers(message_id, now, body, services.rules.webhook_secrets)
     message = OutgoingMessage(address=webhook.url, headers=headers, body=body)
     try:
-        return msgspec.json.decode(await services.adapters.guardrail.ask(message, seconds=webhook.timeout_seconds))
+        return msgspec.json.decode(await services.adapters.guardrail().ask(message, seconds=webhook.timeout_seconds))
     except (SignoffError, ValueError, RecursionError) as error:
         log.warning("policy_webhook_failed", policy=policy.name, job_id=job.id, error=repr(error))
         return None

@@ -1,0 +1,146 @@
+"""Adapters that the settings name. Each is imported when it is made: imports are most of the time of a start."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from signoff.broker import Broker
+from signoff.brokers.local import LocalBroker
+from signoff.cache import Cache, CacheBounds
+from signoff.caches.memory import MemoryCache
+from signoff.core.allow_list import AllowList
+from signoff.core.delivery import DeliveryKind
+from signoff.core.model import PERSON, registered_name
+from signoff.deliverer import Deliverer, Mailer
+from signoff.engine import Engine
+from signoff.engines.plugins import load_plugins
+from signoff.infra.adapter_registry import AdapterRegistry
+from signoff.infra.proxies import Proxies
+from signoff.runtime.logs import ModelLogWriter
+from signoff.setting_sources import BadSettings
+from signoff.settings import Settings
+from signoff.stores.sql import SqlStore
+from signoff.transports.registry import TransportRegistry
+from signoff.work.services import Caches
+
+if TYPE_CHECKING:
+    from signoff.deliverers.http import HttpDeliverer
+    from signoff.engines.upstream import UpstreamClient
+
+BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
+
+
+def make_engines(settings: Settings, upstream: UpstreamClient | None, logs: ModelLogWriter) -> Mapping[str, Engine]:
+    """Return the engines by the kind of model. They share `upstream`, or a client that is not started."""
+    plugins = load_plugins((*BUILT_IN_KINDS, PERSON))
+
+    def make(kind: str) -> Engine:
+        match kind:
+            case "anyllm":
+                from signoff.engines.anyllm import AnyLLMEngine
+
+                return AnyLLMEngine()
+            case "echo":
+                from signoff.engines.echo import EchoEngine
+
+                return EchoEngine(faults=settings.echo_faults)
+            case "http":
+                from signoff.engines.http import HttpEngine
+
+                return HttpEngine(client())
+            case "openai":
+                from signoff.engines.openai import OpenAIEngine
+
+                return OpenAIEngine(client())
+            case "subprocess":
+                from signoff.engines.subprocess import SubprocessEngine
+
+                return SubprocessEngine(client(), settings.data_dir / "run", on_log_line=add_log_line)
+            case _:
+                return plugins[kind]
+
+    @cache
+    def client() -> UpstreamClient:
+        from signoff.engines.upstream import UpstreamClient
+
+        return upstream or UpstreamClient(now=time.time)
+
+    def add_log_line(name: str, line: str) -> None:
+        logs.add(registered_name(name), "info", line)
+
+    return AdapterRegistry((*BUILT_IN_KINDS, *plugins), make)
+
+
+def make_cache(settings: Settings, store: SqlStore) -> Cache | None:
+    """Return the storage of cached answers; None for no cache."""
+    bounds = CacheBounds(
+        ttl_seconds=settings.cache_ttl_seconds,
+        max_entries=settings.cache_max_entries,
+        max_bytes=settings.cache_max_bytes,
+    )
+    match settings.cache:
+        case "sql":
+            return store.cache(bounds)
+        case "memory":
+            return MemoryCache(bounds, now=time.monotonic)
+        case "redis":
+            if settings.redis_url is None:
+                raise BadSettings('`cache = "redis"` requires `redis_url`.')
+            from signoff.caches.redis import RedisCache
+
+            return RedisCache(settings.redis_url, prefix=settings.redis_prefix, bounds=bounds)
+        case "none":
+            return None
+
+
+def make_broker(settings: Settings) -> Broker:
+    """Return the broker, not connected."""
+    if settings.amqp_url is None:
+        return LocalBroker()
+    from signoff.brokers.rabbitmq import RabbitBroker
+
+    return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
+
+
+def make_deliverers(
+    settings: Settings, webhooks: Callable[[], Deliverer], topics: Callable[[], Deliverer]
+) -> Mapping[DeliveryKind, Deliverer]:
+    """Return the delivery adapters by kind."""
+    factories = {"webhook": webhooks, "topic": topics}
+    if settings.redis_url is not None:
+        factories["redis"] = partial(_redis, settings.redis_url, settings.redis_ttl_seconds)
+    kinds: list[DeliveryKind] = [kind for kind in ("webhook", "topic", "redis") if kind in factories]
+    return AdapterRegistry(kinds, lambda kind: factories[kind]())
+
+
+def make_webhooks(allow_list: AllowList) -> HttpDeliverer:
+    """Return the sender of webhooks, which is the guardrail too."""
+    from signoff.deliverers.http import HttpDeliverer
+
+    return HttpDeliverer(allow_list, proxies=Proxies.from_environment())
+
+
+def make_topics(caches: Caches, transport_to: TransportRegistry) -> Deliverer:
+    """Return the publisher of answers to streams."""
+    from signoff.deliverers.topics import TopicDeliverer
+
+    return TopicDeliverer(caches.streams.find, transport_to, random_float=random.random)
+
+
+def _redis(url: str, ttl_seconds: int) -> Deliverer:
+    from signoff.deliverers.redis import RedisDeliverer
+
+    return RedisDeliverer(url, ttl_seconds=ttl_seconds, random_float=random.random)
+
+
+def make_mailer(settings: Settings) -> Mailer | None:
+    """Return the mail server; None without one."""
+    if settings.smtp_url is None:
+        return None
+    from signoff.deliverers.smtp import SmtpMailer
+
+    return SmtpMailer(settings.smtp_url.get_secret_value(), from_address=settings.smtp_from)
