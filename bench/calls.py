@@ -1,9 +1,9 @@
 """CPU time and rate of waiting calls, of several checkouts in one alternating run.
 
-Run as `python bench/calls.py ROOT… [--rounds N] [--seconds S] [--connections C]`. Each ROOT is a checkout of which
-`make setup` has run. A server of each checkout runs alone on one core, before an upstream that answers at once; this
-program and the upstream run on another core, if there are two. The rounds alternate between the checkouts, because
-only figures of one run can be compared. CPU time is that of all threads of the server.
+Run as `python bench/calls.py ROOT… [--rounds N] [--seconds S] [--connections C] [--out FILE]`. Each ROOT is a checkout
+of which `make setup` has run. A server of each checkout runs alone on one core, before an upstream that answers at
+once; this program and the upstream run on another core, if there are two. The rounds alternate between the checkouts,
+because only figures of one run can be compared. CPU time is that of all threads of the server.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from result import Result
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ANSWER = json.dumps(
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[-1]})
@@ -243,11 +246,15 @@ def main() -> None:
                     )
                     if number:  # the first round warms up
                         figures.setdefault((kind, server.name), []).append(figure)
-        print(f"{'':5}{'checkout':20}{'requests/s':>12}{'CPU µs (min–max)':>24}{'p50 ms':>9}")
+        result = Result("call", "checkout", "CPU µs (min–max)", "of the first checkout", "requests/s", "p50 ms")
+        firsts = dict[str, float]()
         for (kind, name), rounds in figures.items():
-            rates, cpus, latencies = zip(*rounds, strict=True)
-            spread = f"{statistics.median(cpus):.0f} ({min(cpus):.0f}–{max(cpus):.0f})"
-            print(f"{kind:5}{name:20}{statistics.median(rates):12.0f}{spread:>24}{statistics.median(latencies):9.1f}")
+            rate, cpu, latency = (statistics.median(values) for values in zip(*rounds, strict=True))
+            cpus = [each for _, each, _ in rounds]
+            share = cpu / firsts.setdefault(kind, cpu)
+            spread = f"{cpu:.0f} ({min(cpus):.0f}–{max(cpus):.0f})"
+            result.add(kind, name, spread, f"{share:.2f}", f"{rate:.0f}", f"{latency:.1f}")
+        result.save(options.out, options.roots[-1])
 
 
 if __name__ == "__main__":

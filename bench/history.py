@@ -1,14 +1,16 @@
 """Time of lists, reports and calls beside a long history.
 
-Run as `.venv/bin/python bench/history.py ROOT [--rows N] [--database URL]`. ROOT is a checkout of which `make setup`
-has run; URL is an empty PostgreSQL database, without which the embedded database is measured. It copies one logged call
-and one ended job until there are N rows, spread over thirty days, a twentieth of them jobs. Then it measures each list
-and the usage of a month, and waiting calls in rounds that alternate with those of a server without a history.
+Run as `.venv/bin/python bench/history.py ROOT [--rows N] [--database URL --empty URL]`. ROOT is a checkout of which
+`make setup` has run. Without the URLs, embedded databases are measured. It copies one logged call and one ended job
+until there are N rows, spread over thirty days, a twentieth of them jobs. Then it measures each list, the usage of a
+month and waiting calls, in turns with a server of the same kind that has almost no history. It says of each figure
+whether it is within its bound.
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -17,7 +19,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import asyncpg
 
 from calls import Server, run_round, upstream
 from jobs import payload_of
+from result import Result
 
 REPEATS = 15
 ROUNDS = 5
@@ -33,18 +36,32 @@ CONNECTIONS = 64
 MONTH_MS = 30 * 24 * 3600 * 1000
 HOUR_US = 3600 * 1_000_000
 JOBS_SHARE = 20
-LISTS = [
-    "/jobs",
-    "/jobs?status=success",
-    "/jobs?offset=10000",
-    "/jobs?status=fail",
-    "/api/jobs",
-    "/api/jobs?total=1",
-    "/api/jobs?status=success&total=1",
-    "/api/jobs?status=fail&total=1",
-    "/api/jobs?status=human",
-    "/",
-]
+STATUSES = ("bot", "human", "success", "fail")
+# The lists, with the longest time that is allowed, in milliseconds. An admin asks, and a user where it says so.
+LISTS = {
+    "/jobs": 20,
+    "/jobs?offset=10000": 50,  # the largest offset
+    **{f"/jobs?status={status}": 20 for status in STATUSES},
+    "/api/jobs": 20,
+    "/api/jobs?total=1": 20,
+    **{f"/api/jobs?status={status}": 20 for status in STATUSES},
+    "/api/jobs?status=success&total=1": 20,
+    "/api/jobs?status=fail&total=1": 20,
+    "/api/jobs (user)": 20,
+    "/api/jobs?status=fail&total=1 (user)": 20,
+    "/api/usage?since={since}&by=day": 50,
+    "/api/usage?since={since}&by=user,model": 50,
+    "/dashboard/jobs": 200,
+    **{f"/dashboard/jobs?status={status}": 200 for status in STATUSES},
+    "/dashboard/jobs (user)": 200,
+    "/dashboard/usage?days=30&by=model": 200,
+    "/dashboard/usage?days=30&by=user": 200,
+}
+# The speed of calls beside the history, as a share of that beside none, must be at least this.
+LOWEST_SHARE = 0.95
+FULL, EMPTY = "full", "empty"
+# Enough for each list to fill its page.
+ROWS_WITHOUT_HISTORY = 2000
 # Expressions of each database: the hexadecimal text of a number with leading zeros, and the numbers from 1 to N.
 HEX = {"sqlite": "printf('%0{digits}x', {number})", "postgresql": "lpad(to_hex({number}), {digits}, '0')"}
 NUMBERS = {
@@ -132,36 +149,52 @@ def fill_sums(database: str, execute: Execute, rows: int) -> None:
         execute(f"INSERT INTO {table} ({columns}) SELECT {selected} FROM {numbers} CROSS JOIN {newest}")
 
 
-def measure_lists(server: Server) -> None:
-    """Print the median time of each list."""
+def measure_lists(servers: Mapping[str, Server], user_tokens: Mapping[str, str], result: Result) -> None:
+    """Add the shortest time of each list, and that of a server without a history, in alternating requests.
+
+    Other programs on the machine make the other times longer.
+    """
     since = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 30 * 24 * 3600))
-    usage = [f"/api/usage?since={since}&by=day", f"/api/usage?since={since}&by=user,model"]
-    for path in [*LISTS, *usage]:
-        seconds = list[float]()
+    for name, limit_ms in LISTS.items():
+        path, times = name.removesuffix(" (user)").format(since=since), dict.fromkeys(servers, 1e9)
         for _ in range(REPEATS):
-            began = time.perf_counter()
-            ask(server.port, server.token, path)
-            seconds.append(time.perf_counter() - began)
-        print(f"{path:60}{statistics.median(seconds) * 1000:10.1f} ms", flush=True)
+            for which, server in servers.items():
+                token = user_tokens[which] if name.endswith(" (user)") else server.token
+                began = time.perf_counter()
+                ask(server.port, token, path)
+                times[which] = min(times[which], (time.perf_counter() - began) * 1000)
+        figure = f"{times[FULL]:.1f} ms ({times[EMPTY]:.1f} without a history)"
+        holds = "yes" if times[FULL] <= limit_ms else "NO"
+        result.add(f"`{name.format(since='MONTH_AGO')}`", figure, f"≤ {limit_ms} ms", holds)
 
 
-def measure_calls(full: Server, empty: Server) -> None:
-    """Print the rate and the CPU time of calls beside the history, and without one."""
-    full.pause()
-    empty.pause()
+def measure_calls(servers: Mapping[str, Server], result: Result) -> None:
+    """Add the share of the speed of calls beside the history, by their CPU time."""
+    for server in servers.values():
+        server.pause()
     for kind in ("miss", "hit"):
-        figures: dict[str, list[tuple[float, float, float]]] = {"with history": [], "without": []}
+        cpus = {which: list[float]() for which in servers}
         for number in range(ROUNDS + 1):
-            for name, server in (("with history", full), ("without", empty)):
-                figure = asyncio.run(
+            for which, server in servers.items():
+                _, cpu, _ = asyncio.run(
                     run_round(server, equal=kind == "hit", seconds=ROUND_SECONDS, connections=CONNECTIONS)
                 )
                 if number:  # the first round warms up
-                    figures[name].append(figure)
-        for name, rounds in figures.items():
-            rates, cpus, _ = zip(*rounds, strict=True)
-            line = f"{statistics.median(rates):8.0f} requests/s {statistics.median(cpus):8.0f} µs CPU"
-            print(f"{kind:5}{name:15}{line}  ({min(cpus):.0f}–{max(cpus):.0f})", flush=True)
+                    cpus[which].append(cpu)
+        beside, without = statistics.median(cpus[FULL]), statistics.median(cpus[EMPTY])
+        name = f"speed of a {kind} beside the history"
+        figure = f"{without / beside:.2f} ({beside:.0f} µs of CPU; {without:.0f} without a history)"
+        result.add(name, figure, f"≥ {LOWEST_SHARE}", "yes" if without / beside >= LOWEST_SHARE else "NO")
+
+
+def make_user(root: Path, folder: Path, settings: Mapping[str, str]) -> str:
+    """Return a token of a second user, who has a fiftieth of the history."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")} | settings
+    for command in (["user", "create", "user@example.com"], ["token", "create", "user@example.com"]):
+        completed = subprocess.run(
+            [root / ".venv/bin/signoff", *command], cwd=folder, env=environment, capture_output=True, check=True
+        )
+    return completed.stdout.split()[0].decode()
 
 
 def main() -> None:
@@ -169,28 +202,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--database")
+    parser.add_argument("--database", help="URL of an empty PostgreSQL database for the history")
+    parser.add_argument("--empty", help="URL of another one, for the server without a history")
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[-1]})
-    settings = {} if options.database is None else {"SIGNOFF_DATABASE_URL": options.database}
-    with tempfile.TemporaryDirectory(prefix="signoff-bench-") as name, upstream() as upstream_port:
-        folder, root = Path(name), options.root.resolve()
-        if options.database is not None:
-            subprocess.run([root / ".venv/bin/signoff", "migrate"], cwd=folder, env=os.environ | settings, check=True)
-        server = Server(root, {cores[0]}, upstream_port, folder=folder, settings=settings)
-        ask(server.port, server.token, "/api/jobs", payload_of("history"))
-        asyncio.run(run_round(server, equal=False, seconds=0.2, connections=1))
-        server.close()
-        with opened(folder, options.database) as (database, execute):
-            began = time.perf_counter()
-            fill(database, execute, options.rows)
-            print(f"{options.rows} rows of {database} after {time.perf_counter() - began:.0f} s", flush=True)
-        full = Server(root, {cores[0]}, upstream_port, folder=folder, settings=settings, token=server.token)
-        with contextlib.closing(full):
-            measure_lists(full)
-            with contextlib.closing(Server(root, {cores[0]}, upstream_port)) as empty:
-                measure_calls(full, empty)
+    root = options.root.resolve()
+    with upstream() as port, contextlib.ExitStack() as stack:
+        servers, user_tokens = dict[str, Server](), dict[str, str]()
+        for which, url in ((FULL, options.database), (EMPTY, options.empty)):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
+            settings = {} if url is None else {"SIGNOFF_DATABASE_URL": url}
+            start = functools.partial(Server, root, {cores[0]}, port, folder=folder, settings=settings)
+            if url is not None:
+                subprocess.run([root / ".venv/bin/signoff", "migrate"], env=os.environ | settings, check=True)
+            server = start()
+            user_tokens[which] = make_user(root, folder, settings)
+            ask(server.port, server.token, "/api/jobs", payload_of("history"))
+            asyncio.run(run_round(server, equal=False, seconds=0.2, connections=1))
+            server.close()
+            with opened(folder, url) as (database, execute):
+                fill(database, execute, options.rows if which == FULL else ROWS_WITHOUT_HISTORY)
+            servers[which] = start(token=server.token)
+            stack.callback(servers[which].close)
+        result = Result(f"{options.rows:,} rows in {database}", "measured", "bound", "holds")
+        measure_lists(servers, user_tokens, result)
+        measure_calls(servers, result)
+        result.save(options.out, root)
 
 
 if __name__ == "__main__":

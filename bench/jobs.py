@@ -1,11 +1,12 @@
-"""Rates and latency of queued jobs, of one checkout, with the embedded database.
+"""Rates and latency of queued jobs, of one checkout.
 
-Run as `python bench/jobs.py ROOT [--jobs N]`. ROOT is a checkout of which `make setup` has run. It starts `signoff
-serve --no-work` and `signoff work` on one SQLite file, and measures with the echo model:
+Run as `.venv/bin/python bench/jobs.py ROOT [--jobs N] [--rounds N] [--database URL --amqp URL]`. ROOT is a checkout of
+which `make setup` has run. Without the URLs, of an empty PostgreSQL database and of RabbitMQ, it measures the embedded
+database. It runs `signoff serve --no-work` and `signoff work` on default settings, and measures with the echo model:
 
 - latency: one job after another, from the request until its answer, with `?wait=`;
 - steady: jobs that are enqueued while the worker runs, until all are done;
-- backlog: jobs that were there before the worker was started.
+- backlog: jobs that were there before the worker was started, in rounds that alternate with the former.
 """
 
 import argparse
@@ -19,11 +20,18 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import asyncpg
+
+from result import Result
 
 CONNECTIONS = 32
 LATENCY_JOBS = 200
+MAX_LATENCY_MS = 15
+# The rate at which a backlog is performed, as a share of that of jobs that come one by one.
+LOWEST_SHARE = 0.8
 
 
 class Connection:
@@ -49,9 +57,11 @@ class Connection:
 
 
 @contextlib.contextmanager
-def running(root: Path, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    root: Path, folder: Path, settings: Mapping[str, str], *arguments: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command of the checkout in `folder` for the duration of the block."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")} | settings
     command = [str(root / ".venv/bin/signoff"), *arguments]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -95,15 +105,24 @@ async def enqueue(port: int, token: str, count: int) -> None:
     await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
 
 
-def count_done(folder: Path) -> int:
-    """Return the number of jobs that have succeeded."""
-    with contextlib.closing(sqlite3.connect(f"file:{folder}/data/signoff.db?mode=ro", uri=True)) as conn:
-        return conn.execute("SELECT count(*) FROM jobs WHERE status = 'success'").fetchone()[0]
+@contextlib.contextmanager
+def counting(folder: Path, url: str | None) -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the number of jobs that have succeeded."""
+    query = "SELECT count(*) FROM jobs WHERE status = 'success'"
+    if url is None:
+        address = f"file:{folder}/data/signoff.db?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, isolation_level=None)) as conn:
+            yield lambda: conn.execute(query).fetchone()[0]
+        return
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(url))
+        yield lambda: runner.run(connection.fetchval(query))
+        runner.run(connection.close())
 
 
-def wait_for(folder: Path, count: int) -> None:
+def wait_for(count_done: Callable[[], int], count: int) -> None:
     """Wait until `count` jobs have succeeded."""
-    while count_done(folder) < count:
+    while count_done() < count:
         time.sleep(0.05)
 
 
@@ -121,37 +140,68 @@ async def latencies(port: int, token: str) -> list[float]:
     return sorted(seconds)
 
 
+def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argparse.Namespace, result: Result) -> None:
+    """Add the figures to `result`."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running(root, folder, settings, "serve", "--no-work", "--port", "0"))
+        port, token = address_of(server)
+        count_done = stack.enter_context(counting(folder, settings.get("SIGNOFF_DATABASE_URL")))
+        asyncio.run(enqueue(port, token, 1))
+        rates, count = {"steady": list[float](), "accepted": list[float](), "backlog": list[float]()}, options.jobs
+        for number in range(options.rounds):
+            with running(root, folder, settings, "work"):
+                wait_for(count_done, count_done() + (number == 0))
+                if number == 0:
+                    add_latency(asyncio.run(latencies(port, token)), result)
+                before, began = count_done(), time.perf_counter()
+                asyncio.run(enqueue(port, token, count))
+                wait_for(count_done, before + count)
+                rates["steady"].append(count / (time.perf_counter() - began))
+            before, began = count_done(), time.perf_counter()
+            asyncio.run(enqueue(port, token, count))
+            rates["accepted"].append(count / (time.perf_counter() - began))
+            with running(root, folder, settings, "work"):
+                while (first := count_done()) == before:
+                    time.sleep(0.01)
+                began = time.perf_counter()
+                wait_for(count_done, before + count)
+                rates["backlog"].append((before + count - first) / (time.perf_counter() - began))
+    steady, accepted, backlog = (statistics.median(each) for each in rates.values())
+    result.add("jobs that come while the worker runs", f"{steady:.0f}/s", "", "")
+    result.add("acceptance without a worker", f"{accepted:.0f}/s", "", "")
+    holds = "yes" if backlog >= LOWEST_SHARE * steady else "NO"
+    result.add(
+        "backlog", f"{backlog:.0f}/s, {backlog / steady:.2f} of the first rate", f"≥ {LOWEST_SHARE} of it", holds
+    )
+
+
+def add_latency(seconds: list[float], result: Result) -> None:
+    """Add the latency of single jobs to `result`."""
+    p50_ms, p99_ms = (seconds[int(len(seconds) * share)] * 1000 for share in (0.5, 0.99))
+    holds = "yes" if p50_ms <= MAX_LATENCY_MS else "NO"
+    result.add("enqueue → answer, p50", f"{p50_ms:.1f} ms (p99 {p99_ms:.1f})", f"≤ {MAX_LATENCY_MS} ms", holds)
+
+
 def main() -> None:
-    """Measure, and print a line for each figure."""
+    """Measure, and print a row for each figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--database", help="URL of an empty PostgreSQL database")
+    parser.add_argument("--amqp", help="URL of a RabbitMQ")
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
-    root, count = options.root.resolve(), options.jobs
+    root = options.root.resolve()
+    urls = {"SIGNOFF_DATABASE_URL": options.database, "SIGNOFF_AMQP_URL": options.amqp}
+    settings = {name: url for name, url in urls.items() if url is not None}
+    place = "PostgreSQL and RabbitMQ" if settings else "SQLite"
     with tempfile.TemporaryDirectory(prefix="signoff-bench-") as name:
-        folder = Path(name)
-        with running(root, folder, "serve", "--no-work", "--port", "0") as server:
-            port, token = address_of(server)
-            with running(root, folder, "work"):
-                seconds = asyncio.run(latencies(port, token))
-                p50, p99 = statistics.median(seconds), seconds[int(len(seconds) * 0.99)]
-                print(f"latency   p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms")
-                before, began = count_done(folder), time.perf_counter()
-                asyncio.run(enqueue(port, token, count))
-                enqueued = time.perf_counter() - began
-                wait_for(folder, before + count)
-                elapsed = time.perf_counter() - began
-                print(f"steady    {count / elapsed:.0f} jobs/s (enqueued at {count / enqueued:.0f}/s)")
-            before, began = count_done(folder), time.perf_counter()
-            asyncio.run(enqueue(port, token, count))
-            print(f"enqueue   {count / (time.perf_counter() - began):.0f} jobs/s, without a worker")
-            with running(root, folder, "work"):
-                while count_done(folder) == before:
-                    time.sleep(0.01)
-                began, before_drain = time.perf_counter(), count_done(folder)
-                wait_for(folder, before + count)
-                elapsed = time.perf_counter() - began
-                print(f"backlog   {(before + count - before_drain) / elapsed:.0f} jobs/s")
+        if options.database is not None:
+            subprocess.run([root / ".venv/bin/signoff", "migrate"], env=os.environ | settings, check=True)
+        result = Result(f"{options.jobs:,} jobs on {place}", "measured", "bound", "holds")
+        measure(root, Path(name), settings, options, result)
+        result.save(options.out, root)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ class AdapterRegistry(Mapping[K, V]):
         self._adapters = dict[K, V]()
 
     def __getitem__(self, name: K) -> V:
-        if name not in self._names:
-            raise KeyError(name)
-        if name not in self._adapters:
-            self._adapters[name] = self._make(name)
-        return self._adapters[name]
+        try:
+            return self._adapters[name]
+        except KeyError:
+            if name not in self._names:
+                raise
+        adapter = self._adapters[name] = self._make(name)
+        return adapter
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
