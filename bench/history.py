@@ -29,7 +29,7 @@ from calls import Server, run_round, upstream
 from jobs import payload_of
 from result import Result
 
-REPEATS = 15
+REPEATS = 40
 ROUNDS = 5
 ROUND_SECONDS = 3.0
 CONNECTIONS = 64

@@ -126,18 +126,19 @@ def wait_for(count_done: Callable[[], int], count: int) -> None:
         time.sleep(0.05)
 
 
-async def latencies(port: int, token: str) -> list[float]:
-    """Return the seconds from the request of a job until its answer, of one job after another."""
-    connection, seconds = await connect(port, token), list[float]()
+async def latencies(port: int, token: str) -> tuple[list[float], list[float]]:
+    """Return the seconds until a job is accepted, and until its answer is there, of one job after another."""
+    connection, accepted, answered = await connect(port, token), list[float](), list[float]()
     for number in range(LATENCY_JOBS):
         began = time.perf_counter()
         job = await connection.ask("POST", "/api/jobs", payload_of(f"latency {number}"))
+        accepted.append(time.perf_counter() - began)
         answer = await connection.ask("GET", f"/api/jobs/{job['job_id']}?wait=30")
         if answer["status"] != "success":
             raise SystemExit(f"A job ended as {answer}.")
-        seconds.append(time.perf_counter() - began)
+        answered.append(time.perf_counter() - began)
         await asyncio.sleep(0.02)
-    return sorted(seconds)
+    return sorted(accepted), sorted(answered)
 
 
 def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argparse.Namespace, result: Result) -> None:
@@ -152,7 +153,7 @@ def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argp
             with running(root, folder, settings, "work"):
                 wait_for(count_done, count_done() + (number == 0))
                 if number == 0:
-                    add_latency(asyncio.run(latencies(port, token)), result)
+                    add_latency(*asyncio.run(latencies(port, token)), result)
                 before, began = count_done(), time.perf_counter()
                 asyncio.run(enqueue(port, token, count))
                 wait_for(count_done, before + count)
@@ -175,11 +176,12 @@ def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argp
     )
 
 
-def add_latency(seconds: list[float], result: Result) -> None:
+def add_latency(accepted: list[float], answered: list[float], result: Result) -> None:
     """Add the latency of single jobs to `result`."""
-    p50_ms, p99_ms = (seconds[int(len(seconds) * share)] * 1000 for share in (0.5, 0.99))
-    holds = "yes" if p50_ms <= MAX_LATENCY_MS else "NO"
-    result.add("enqueue → answer, p50", f"{p50_ms:.1f} ms (p99 {p99_ms:.1f})", f"≤ {MAX_LATENCY_MS} ms", holds)
+    p10_ms, p50_ms, p99_ms = (answered[int(len(answered) * share)] * 1000 for share in (0.1, 0.5, 0.99))
+    accepted_ms = statistics.median(accepted) * 1000
+    figure = f"{p50_ms:.1f} ms (p10 {p10_ms:.1f}, p99 {p99_ms:.1f}; accepted after {accepted_ms:.1f})"
+    result.add("enqueue → answer, p50", figure, f"≤ {MAX_LATENCY_MS} ms", "yes" if p50_ms <= MAX_LATENCY_MS else "NO")
 
 
 def main() -> None:
