@@ -254,7 +254,7 @@ def main() -> None:
             share = cpu / firsts.setdefault(kind, cpu)
             spread = f"{cpu:.0f} ({min(cpus):.0f}–{max(cpus):.0f})"
             result.add(kind, name, spread, f"{share:.2f}", f"{rate:.0f}", f"{latency:.1f}")
-        result.save(options.out, options.roots[-1])
+        result.save(options.out)
 
 
 if __name__ == "__main__":

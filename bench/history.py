@@ -229,7 +229,7 @@ def main() -> None:
         result = Result(f"{options.rows:,} rows in {database}", "measured", "bound", "holds")
         measure_lists(servers, user_tokens, result)
         measure_calls(servers, result)
-        result.save(options.out, root)
+        result.save(options.out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from result import Result
 
 CONNECTIONS = 32
 LATENCY_JOBS = 200
-MAX_LATENCY_MS = 15
+MAX_LATENCY_MS = 15  # on SQLite
 # The rate at which a backlog is performed, as a share of that of jobs that come one by one.
 LOWEST_SHARE = 0.8
 
@@ -153,7 +153,8 @@ def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argp
             with running(root, folder, settings, "work"):
                 wait_for(count_done, count_done() + (number == 0))
                 if number == 0:
-                    add_latency(*asyncio.run(latencies(port, token)), result)
+                    max_ms = None if settings else MAX_LATENCY_MS
+                    add_latency(*asyncio.run(latencies(port, token)), max_ms, result)
                 before, began = count_done(), time.perf_counter()
                 asyncio.run(enqueue(port, token, count))
                 wait_for(count_done, before + count)
@@ -176,12 +177,13 @@ def measure(root: Path, folder: Path, settings: Mapping[str, str], options: argp
     )
 
 
-def add_latency(accepted: list[float], answered: list[float], result: Result) -> None:
+def add_latency(accepted: list[float], answered: list[float], max_ms: float | None, result: Result) -> None:
     """Add the latency of single jobs to `result`."""
     p10_ms, p50_ms, p99_ms = (answered[int(len(answered) * share)] * 1000 for share in (0.1, 0.5, 0.99))
     accepted_ms = statistics.median(accepted) * 1000
     figure = f"{p50_ms:.1f} ms (p10 {p10_ms:.1f}, p99 {p99_ms:.1f}; accepted after {accepted_ms:.1f})"
-    result.add("enqueue → answer, p50", figure, f"≤ {MAX_LATENCY_MS} ms", "yes" if p50_ms <= MAX_LATENCY_MS else "NO")
+    bound = ("", "") if max_ms is None else (f"≤ {max_ms} ms", "yes" if p50_ms <= max_ms else "NO")
+    result.add("enqueue → answer, p50", figure, *bound)
 
 
 def main() -> None:
@@ -203,7 +205,7 @@ def main() -> None:
             subprocess.run([root / ".venv/bin/signoff", "migrate"], env=os.environ | settings, check=True)
         result = Result(f"{options.jobs:,} jobs on {place}", "measured", "bound", "holds")
         measure(root, Path(name), settings, options, result)
-        result.save(options.out, root)
+        result.save(options.out)
 
 
 if __name__ == "__main__":

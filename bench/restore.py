@@ -83,7 +83,7 @@ def main() -> None:
         holds = "yes" if used <= MOST_DRIVERS * driver[0] else "NO"
         bound = f"≤ {MOST_DRIVERS} × the CPU time of the driver alone"
         result.add("`signoff restore`", f"{used:.1f} s", f"{elapsed:.1f} s", bound, holds)
-        result.save(options.out, root)
+        result.save(options.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-import subprocess
+import time
 from pathlib import Path
 
 
@@ -21,15 +21,13 @@ class Result:
         self._rows.append(row)
         print("  ".join(cell.ljust(len(name)) for cell, name in zip(row, self._columns, strict=True)), flush=True)
 
-    def save(self, path: Path | None, root: Path) -> None:
-        """Write the table to a file, with the commit of the checkout that was measured; do nothing without a path."""
+    def save(self, path: Path | None) -> None:
+        """Write the table to a file, with the date and what it was measured on; do nothing without a path."""
         if path is None:
             return
-        commit = subprocess.run(
-            ["git", "-C", root, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=True
-        )
         result = {
-            "commit": commit.stdout.strip(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "load": round(os.getloadavg()[2], 1),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
             "columns": self._columns,

@@ -79,7 +79,7 @@ def main() -> None:
         result.add(f"`signoff {words}`", *cells, f"≤ {bound}", holds)
     times = [f"{statistics.median(elapsed[root]):.2f} s" for root in roots]
     result.add("`signoff serve`, elapsed", *times, "", "")
-    result.save(options.out, roots[-1])
+    result.save(options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -68,7 +70,17 @@ def codes() -> str:
     return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
 
 
+def measured(name: str) -> str:
+    """Return the table of a measurement: the file that a program in `bench/` wrote with `--out`."""
+    result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+    rows = [f"| {' | '.join(row)} |" for row in [result["columns"], ["---"] * len(result["columns"]), *result["rows"]]]
+    place = "Measured on {date} with Python {python} on {cores} cores, at a load of {load}.".format(**result)
+    return "\n".join([place, "", *rows])
+
+
+MEASUREMENTS = ("start", "calls", "history-sqlite", "history-postgresql", "jobs-sqlite", "jobs-postgresql", "restore")
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    **{("docs/performance.md", name): partial(measured, name) for name in MEASUREMENTS},
     ("ARCHITECTURE.md", "transitions"): transitions,
     ("docs/settings.md", "settings"): settings,
     ("docs/errors.md", "codes"): codes,
