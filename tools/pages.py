@@ -73,9 +73,10 @@ def codes() -> str:
 def measured(name: str) -> str:
     """Return the table of a measurement: the file that a program in `bench/` wrote with `--out`."""
     result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-    rows = [f"| {' | '.join(row)} |" for row in [result["columns"], ["---"] * len(result["columns"]), *result["rows"]]]
+    head, *rows = [f"| {' | '.join(row)} |" for row in [result["columns"], *result["rows"]]]
+    rule = f"|{'---|' * len(result['columns'])}"
     place = "Measured on {date} with Python {python} on {cores} cores, at a load of {load}.".format(**result)
-    return "\n".join([place, "", *rows])
+    return "\n".join([place, "", head, rule, *rows])
 
 
 MEASUREMENTS = ("start", "calls", "history-sqlite", "history-postgresql", "jobs-sqlite", "jobs-postgresql", "restore")

@@ -8,19 +8,19 @@ from signoff.infra.adapter_registry import AdapterRegistry
 
 
 def test_an_adapter_is_made_once_at_its_first_use() -> None:
-    made = list[str]()
+    created = list[str]()
 
     def make(name: str) -> object:
-        made.append(name)
+        created.append(name)
         return object()
 
     registry = AdapterRegistry(("http", "echo"), make)
     assert [*registry] == ["http", "echo"]
     assert len(registry) == 2
     assert "http" in registry
-    assert made == []
+    assert created == []
     assert registry["http"] is registry.get("http")
-    assert made == ["http"]
+    assert created == ["http"]
 
 
 def test_a_registry_makes_no_adapter_of_another_name() -> None:
