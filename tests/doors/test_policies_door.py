@@ -179,6 +179,7 @@ async def test_a_dry_run_counts_what_a_draft_would_have_said(tmp_path: Path) -> 
                 "policy": "one",
                 "answers": 5,
                 "examined": 5,
+                "skipped": 0,
                 "passed": 2,
                 "audited": 2,
                 "consulted": 0,
@@ -194,9 +195,12 @@ async def test_a_dry_run_counts_what_a_draft_would_have_said(tmp_path: Path) -> 
         )
         _, last = await server.ask("POST", "/api/policies/one/dry-run", admin, json={"last": 2, "policy": draft})
         assert (last["answers"], last["rejected"], last["held"]) == (2, 1, 1)
+        for each in (result, last):
+            outcomes = ("passed", "consulted", "held", "rejected", "skipped")
+            assert each["examined"] == sum(each[name] for name in outcomes)
         _, other = await server.ask(
             "POST", "/api/policies/one/dry-run", admin, json={"policy": draft | {"target": "other"}}
         )
-        assert (other["answers"], other["examined"]) == (0, 5)
+        assert (other["answers"], other["examined"], other["skipped"]) == (0, 5, 5)
         for order, code in (({"last": 0, "policy": draft}, 400), ({"policy": {"target": "a*b"}}, 400), ({}, 404)):
             assert (await server.ask("POST", "/api/policies/one/dry-run", admin, json=order))[0] == code

@@ -1,15 +1,13 @@
 """Texts of requests and answers, as the pages show them."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
-from signoff.core.ask import as_chat
-from signoff.core.binary import describe_binary
-from signoff.core.dialects.answer import answer_text
 from signoff.core.dialects.tool_call_edits import tool_names
 from signoff.core.dialects.transcript import TranscriptEntry
 from signoff.core.job import Job
+from signoff.core.reviews.item import text_of
 
 # Characters of the input of one job, beyond which a page links to the job.
 MAX_SHOWN = 100_000
@@ -18,25 +16,6 @@ MAX_SHOWN = 100_000
 MAX_SETTING = 40
 # Members that the conversation shows.
 SAID = frozenset({"model", "messages", "input", "instructions", "system", "prompt", "instruction"})
-
-
-class _Message(msgspec.Struct):
-    content: Any = None
-
-
-class _Chat(msgspec.Struct):
-    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
-
-
-def question_of(job: Job) -> str:
-    """Return the text of the last message of the request, else the request itself."""
-    if (binary := describe_binary(job.body)) is not None:
-        return binary
-    try:
-        content = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
-    except (ValueError, RecursionError):
-        return job.body.decode(errors="replace")
-    return content if isinstance(content, str) else msgspec.json.encode(content).decode()
 
 
 def settings_text(body: bytes) -> str:
@@ -60,15 +39,7 @@ def answer_of_job(job: Job) -> str:
     try:
         return msgspec.json.decode(job.response or b"null", type=str)
     except (ValueError, RecursionError):
-        return shown_text(job.response)
-
-
-def shown_text(answer: bytes | None) -> str:
-    """Return the text of an answer, with the line ends that a form sends back; an answer without text is JSON."""
-    if answer is None:
-        return ""
-    text = describe_binary(answer) or answer_text(answer)
-    return (answer.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
+        return text_of(job.response)
 
 
 def cut(entries: list[TranscriptEntry]) -> list[TranscriptEntry]:

@@ -15,9 +15,9 @@ from signoff.core.dialects.tool_call_edits import (
     tool_calls_of,
 )
 from signoff.core.job import Edit, Job
+from signoff.core.reviews.item import text_of
 from signoff.dashboard.call_fields import UNREADABLE
 from signoff.dashboard.call_form import is_shown, read_calls
-from signoff.dashboard.content import shown_text
 from signoff.errors import BadRequest
 
 # Name of the faults that belong to no field of a call, but to the text of the answer.
@@ -59,13 +59,13 @@ def draft_of_calls(job: Job) -> CallsEdit | None:
 
 def original_text(job: Job) -> str:
     """Return the text of the model's answer as the field shows it: JSON if there is none, unless there are calls."""
-    return (answer_text(job.response) or "") if form_calls(job) else shown_text(job.response)
+    return (answer_text(job.response) or "") if form_calls(job) else text_of(job.response)
 
 
 def editable_text(job: Job) -> str:
     """Return the text of the field: that of the draft, else that of the model's answer."""
     if not form_calls(job):
-        return shown_text(shown_answer(job))
+        return text_of(shown_answer(job))
     draft = draft_of_calls(job)
     return draft.text if draft is not None and isinstance(draft.text, str) else original_text(job)
 
@@ -106,7 +106,7 @@ def _edit_of_text(job: Job, text: str) -> Edit:
     An answer that has no text is shown as JSON, and so is its edit.
     """
     shown = shown_answer(job)
-    if text == shown_text(shown):
+    if text == text_of(shown):
         return Edit() if job.draft is None or job.draft.response is None else Edit(response=job.draft.response)
     is_json = shown is not None and describe_binary(shown) is None and answer_text(shown) is None and _is_json(text)
     return Edit(response=text if is_json else msgspec.json.encode(text).decode())

@@ -9,7 +9,8 @@ from litestar.response import Template
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status
-from signoff.dashboard.content import answer_of_job, question_of
+from signoff.core.reviews.item import question_of
+from signoff.dashboard.content import answer_of_job
 from signoff.dashboard.shell import JOBS, address_of, page
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.work.jobs.query import list_jobs

@@ -11,9 +11,9 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.job import Edit, Job, Verdict
+from signoff.core.reviews.item import question_of
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.reviews.votes import as_seen_by
-from signoff.dashboard.content import question_of
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
 from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
 from signoff.dashboard.difference import count_words

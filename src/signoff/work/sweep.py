@@ -12,6 +12,7 @@ from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.core.reviews.marks import needs_single_decision
 from signoff.core.reviews.policy import Escalation
 from signoff.errors import JobNotFound, Stale
+from signoff.infra.tasks import repeat
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
 from signoff.work.inference.caching import store_answer
@@ -27,12 +28,7 @@ log = structlog.get_logger()
 
 async def run_sweeper(services: Services) -> None:
     """Sweep every `sweep_seconds`, until cancelled."""
-    while True:
-        try:
-            await sweep(services)
-        except Exception as error:  # noqa: BLE001 -- the store may be back at the next sweep
-            log.warning("sweep_failed", error=repr(error))
-        await asyncio.sleep(services.rules.sweep_seconds)
+    await repeat(lambda: sweep(services), seconds=services.rules.sweep_seconds, failure="sweep_failed")
 
 
 async def sweep(services: Services) -> None:

@@ -14,9 +14,11 @@ from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.tool_call_edits import tool_calls_of
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job, Vote
+from signoff.core.pipelines.render import request_text
 from signoff.core.price import NANO, dollars
 from signoff.core.reviews.votes import as_seen_by, votes_needed
 from signoff.core.wire import format_time, usage_as_json
+from signoff.errors import BadRequest
 
 
 def summary_as_json(job: Job, now: int) -> dict[str, Any]:
@@ -88,10 +90,28 @@ def vote_as_json(vote: Vote) -> dict[str, Any]:
 
 
 def text_of(answer: bytes | None) -> str:
-    """Return the text of an answer; the JSON of one that has none."""
+    """Return the text of an answer, with the line ends that a form sends back; the JSON of one that has none."""
     if answer is None:
         return ""
-    return describe_binary(answer) or answer_text(answer) or answer.decode(errors="replace")
+    text = describe_binary(answer) or answer_text(answer)
+    return (answer.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
+
+
+def question_of(job: Job) -> str:
+    """Return the text of the last message of a user in the request, else the request itself."""
+    if (binary := describe_binary(job.body)) is not None:
+        return binary
+    try:
+        body = msgspec.json.decode(job.body, type=_Texts)
+        return request_text(next(value for value in (body.messages, body.input, body.prompt) if value is not None))
+    except (ValueError, RecursionError, StopIteration, BadRequest):
+        return job.body.decode(errors="replace")
+
+
+class _Texts(msgspec.Struct):
+    messages: Any = None
+    input: Any = None
+    prompt: Any = None
 
 
 def _entries(body: bytes) -> list[dict[str, Any]]:

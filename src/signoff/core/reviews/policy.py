@@ -37,7 +37,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome at the deadline: the job stays in review, is approved, or is rejected."""
     undo_seconds: float = 0
     """Time for which a verdict can be undone before it takes effect."""
-    named: list[PolicyVersion] = []
+    named: tuple[PolicyVersion, ...] = ()
     """Versions of named policies that apply, the strictest outcome of which counts. A job that was submitted under one
     version and is done again under another has both."""
     is_judged: bool = False
@@ -72,7 +72,7 @@ def policy_for(target_review: Review | None, door_review: Review, base: Policy) 
 
 def stricter(policy: Policy, other: Policy) -> Policy:
     """Return `policy` with all that `other` demands besides: its review mode, and its named policies."""
-    named = [*policy.named, *(each for each in other.named if each not in policy.named)]
+    named = (*policy.named, *(each for each in other.named if each not in policy.named))
     if (other.may_hold and not policy.may_hold) or len(named) > MAX_VERSIONS:
         policy = msgspec.structs.replace(policy, deadline_seconds=other.deadline_seconds, on_deadline=other.on_deadline)
         policy = msgspec.structs.replace(policy, undo_seconds=other.undo_seconds)

@@ -18,7 +18,7 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.dialects.answer import answer_text
 from signoff.core.endpoints import CHAT, MODERATIONS
 from signoff.core.job import INTERRUPTED, Job
-from signoff.core.pipelines.render import request_text
+from signoff.core.reviews.item import question_of
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.rules import ReviewPolicy, Webhook
 from signoff.core.webhook import webhook_headers
@@ -41,7 +41,7 @@ async def judge_score(services: Services, policy: ReviewPolicy, job: Job, text: 
     The judge is a prompt with the placeholders `question` and `answer`, or a model, which gets both as JSON. Its score
     is the first number in its answer, or the member `score` of a JSON object.
     """
-    content = msgspec.json.encode({"question": _question(job), "answer": text}).decode()
+    content = msgspec.json.encode({"question": question_of(job), "answer": text}).decode()
     body = msgspec.json.encode({"model": policy.judge, "messages": [{"role": "user", "content": content}]})
     answer = await _ask(services, policy, policy.judge, CHAT, body, perform)
     return None if answer is None else score_in(answer_text(answer) or "")
@@ -153,21 +153,6 @@ async def _cancel(services: Services, job: Job) -> None:
         await services.store.jobs.transition(job.id, request)
     except (Stale, JobNotFound):
         return
-
-
-class _Texts(msgspec.Struct):
-    messages: Any = None
-    input: Any = None
-    prompt: Any = None
-
-
-def _question(job: Job) -> str:
-    """Return the text of the request: its last user message, else the request itself."""
-    try:
-        body = msgspec.json.decode(job.body, type=_Texts)
-        return request_text(next(value for value in (body.messages, body.input, body.prompt) if value is not None))
-    except (ValueError, RecursionError, StopIteration, BadRequest):
-        return job.body.decode(errors="replace")
 
 
 def _json_of(body: bytes) -> msgspec.Raw:

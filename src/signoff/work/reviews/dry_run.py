@@ -1,7 +1,7 @@
 """Dry run: what a policy would have said about past answers, from what is stored. It asks no model and no webhook."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,7 +33,9 @@ class DryRun(msgspec.Struct, kw_only=True):
     answers: int = 0
     """Number of past answers that were judged."""
     examined: int = 0
-    """Number of past jobs that were looked at, those of other targets included."""
+    """Sum of `passed`, `consulted`, `held`, `rejected` and `skipped`."""
+    skipped: int = 0
+    """Number of past jobs of other targets, or without an answer of a model."""
     passed: int = 0
     """Answers that would have left at once, those of `audited` included."""
     audited: int = 0
@@ -87,18 +89,22 @@ async def dry_run(
     while result.answers < last and result.examined < MAX_EXAMINED:
         page = await services.store.jobs.list(JobFilter(after_id=after_id, limit=PAGE, newest_first=True))
         for job in page:
-            result.examined += 1
-            if index.find_all(context_of(job).names, job.prompt) and result.answers < last:
-                await _judge_job(services, compiled, job, result)
+            if result.answers >= last:
+                break
+            is_of_target = bool(index.find_all(context_of(job).names, job.prompt))
+            answers = await _answers_of(services, job) if is_of_target else []
+            result.skipped += not answers
+            result.examined += max(1, len(answers))
+            await _judge(services, compiled, answers, result)
         if not page or not page.may_continue:
             break
         after_id = page[-1].id
     return result
 
 
-async def _judge_job(services: Services, compiled: CompiledPolicy, job: Job, result: DryRun) -> None:
-    """Count what the policy says about the answers of one job: of each review round, or else the only one."""
-    for answer in await _answers_of(services, job):
+async def _judge(services: Services, compiled: CompiledPolicy, answers: Sequence[PastAnswer], result: DryRun) -> None:
+    """Count what the policy says about the answers of one job."""
+    for answer in answers:
         signals = _StoredSignals(services, answer)
         match = await match_answer(compiled, signals)
         _count(result, answer, match)
@@ -107,6 +113,7 @@ async def _judge_job(services: Services, compiled: CompiledPolicy, job: Job, res
 
 
 async def _answers_of(services: Services, job: Job) -> list[PastAnswer]:
+    """Return the answers of a job: of each review round, or else the only one."""
     if job.round == 0:
         signals = {} if job.ruling is None else job.ruling.signals
         is_answer = job.response is not None and job.cache != "hit"

@@ -128,5 +128,5 @@ async def _under_policies_of(services: Services, job: Job) -> Job:
         model = None
     review = "never" if model is None else model.review or "never"
     index = await services.caches.policies.index()
-    named = [each.version for each in index.find_all((job.model,))]
+    named = tuple(each.version for each in index.find_all((job.model,)))
     return msgspec.structs.replace(job, policy=stricter(job.policy, Policy(review=review, named=named, is_judged=True)))

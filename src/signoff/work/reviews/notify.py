@@ -17,6 +17,7 @@ from signoff.core.reviews.queues import ReviewQueue
 from signoff.core.signing import Secret
 from signoff.core.webhook import webhook_headers
 from signoff.errors import SignoffError, Undelivered
+from signoff.infra.tasks import repeat
 from signoff.work.reviews.queues import QueueWebhook
 from signoff.work.services import Services
 
@@ -29,13 +30,12 @@ log = structlog.get_logger()
 
 async def run_notifier(services: Services) -> None:
     """Write and send digests every `sweep_seconds`, until cancelled."""
-    while True:
-        try:
-            await write_digests(services)
-            await send_digests(services)
-        except Exception as error:  # noqa: BLE001 -- the store may be back at the next time
-            log.warning("notifier_failed", error=repr(error))
-        await asyncio.sleep(services.rules.sweep_seconds)
+
+    async def notify() -> None:
+        await write_digests(services)
+        await send_digests(services)
+
+    await repeat(notify, seconds=services.rules.sweep_seconds, failure="notifier_failed")
 
 
 async def write_digests(services: Services) -> None:

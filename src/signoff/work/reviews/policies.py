@@ -36,7 +36,7 @@ async def govern(services: Services, context: RequestContext, policy: Policy) ->
         return PolicyAdmission(policy)
     index = await services.caches.policies.index()
     applying = [each.version for each in index.find_all(context.names, context.prompt)]
-    policy = stricter(policy, Policy(named=applying)) if set(applying) - set(policy.named) else policy
+    policy = stricter(policy, Policy(named=tuple(applying))) if set(applying) - set(policy.named) else policy
     if not policy.named:
         return PolicyAdmission(policy)
     compiled = [await services.caches.policies.version(each) for each in policy.named]
