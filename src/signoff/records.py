@@ -119,6 +119,14 @@ class Erasures(Protocol):
         """Return up to `limit` erasures that are not finished."""
         ...
 
+    async def close_audits(self, job_ids: Sequence[str]) -> None:
+        """Close the audits and planted items that these jobs are, so that cancelling them leaves no copy for reviewers.
+
+        An audit without a verdict stays wrong in its error budget, as nobody can judge it any more. The digests of the
+        answers are deleted.
+        """
+        ...
+
     async def delete_jobs(self, user_id: int, job_ids: Sequence[str]) -> int:
         """Delete those of the jobs that belong to the user and have ended, with all records of them.
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from signoff.core.job import Decision, Edit, Job, Verdict
+from signoff.core.job import Decision, Draft, Edit, Job, Verdict
 from signoff.core.reviews.figures import FigureQuery, FigureTotals
 from signoff.core.reviews.receipt import (
     KeyReceipt,
@@ -129,7 +129,7 @@ async def test_each_round_of_a_job_has_its_receipt(store: AStore) -> None:
 @pytest.mark.parametrize("verdict", ["approve", "redo", "reject"])
 async def test_a_decision_that_another_transition_precedes_is_signed(store: AStore, verdict: Verdict) -> None:
     job = await held(store)
-    draft = a_step("draft", changes={"draft": Edit(response="1")})
+    draft = a_step("draft", changes={"draft": Draft(response="1")})
     await store.jobs.transition(job.id, draft, *steps(job, Decision(verdict=verdict, reviewer="ann")))
     assert [receipt.verdict for receipt, _ in await verdicts(store)] == [verdict]
 

@@ -16,7 +16,7 @@ from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.dialects.answer import Usage
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES, TERMINAL, Decision, Edit, Job, JobError, Verdict
+from signoff.core.job import STATUSES, TERMINAL, Decision, Draft, Edit, Job, JobError, Verdict
 from signoff.core.model import Model
 from signoff.core.price import Price
 from signoff.core.reviews.policy import Policy
@@ -64,7 +64,7 @@ RICH: dict[str, Any] = {
     "metadata": b'{"a":[1]}',
     "policy": Policy(review="always"),
     "deliver": (DeliveryTarget(address="http://a.test/", host="a.test", sealed=b"\0\xff"),),
-    "draft": Edit(response='"d"'),
+    "draft": Draft(response='"d"'),
     "decision": Decision(verdict="reject", reviewer="ann", reason="No."),
     "cache": "miss",
 }
@@ -524,7 +524,7 @@ async def test_a_transition_is_made_if_its_guards_hold(store: AStore, verb: str)
     transition = TRANSITIONS[verb]
 
     async def check(source: str, target: str, columns: dict[str, Any]) -> None:
-        before = await inserted(store, status=source, attempt=3, draft=Edit(response='"d"'), **columns)
+        before = await inserted(store, status=source, attempt=3, draft=Draft(response='"d"'), **columns)
         job = await store.jobs.transition(
             before.id, a_step(verb, to=target, changes={"priority": 9}, note={"why": "so"})
         )
@@ -919,7 +919,7 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"changes": {"review_queue": "chief", "assignee": None}, "after_seconds": {"escalated_at": 0}},
     ],
     "vote": [{"note": {"votes": 1}}],
-    "draft": [{"changes": {"draft": Edit(payload='{"a":1}')}}, {"changes": {"draft": Edit(response='"b"')}}],
+    "draft": [{"changes": {"draft": Draft(payload='{"a":1}')}}, {"changes": {"draft": Draft(response='"b"')}}],
     "decide": [
         {"changes": {"decision": decision}, "after_seconds": {"release_at": when}, "decision": decision}
         for decision in (

@@ -18,7 +18,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.audits import VERDICTS, audit_row, coin_in
 from signoff.stores.budgets import planted_change, restart_change
 from signoff.stores.schema import events, jobs
-from signoff.stores.transitions import SECOND, changes_of, event_of, initial_data
+from signoff.stores.transitions import SECOND, changes_of, copied_data, event_of
 from simulation.tables import BudgetLease, Connection, Tables, Tx, record
 
 
@@ -161,7 +161,7 @@ def change_period(tables: Tables, policy: str, number: int, **values: object) ->
 def add_copy(tx: Tx, copy: Job, actor: str) -> None:
     """Add a copy of a job for reviewers, with its first event."""
     tx.inserted.append((copy, "present"))
-    tx.add(events, event_of(copy, "present", actor, initial_data(copy)))
+    tx.add(events, event_of(copy, "present", actor, copied_data(copy)))
     tx.add(jobs, msgspec.structs.asdict(copy))
     tx.changes.extend(changes_of(copy))
 
@@ -200,7 +200,7 @@ def record_verdict(tables: Tables, tx: Tx, job: Job, verb: str) -> Job | None:
         for row in audits:
             period = tables.budget_periods[row["policy"]][row["period"] - 1]
             is_wrong = verb != "approve" or digest_answer(job.response, period.terms.harmless) != row["digest"]
-            row |= {"is_wrong": is_wrong, "closed_at": tx.now}
+            row |= {"is_wrong": is_wrong, "closed_at": tx.now, "digest": ""}
             counts = {"audits_open": period.audits_open - 1, "wrong": period.wrong + is_wrong}
             change_period(tables, row["policy"], row["period"], **counts)
         _count_planted(tables, tx, job, verb)
@@ -213,6 +213,21 @@ def record_verdict(tables: Tables, tx: Tx, job: Job, verb: str) -> Job | None:
     for row in audits:
         row["job_id"] = copy.id
     return copy
+
+
+def close_unjudged(tables: Tables, tx: Tx, job_ids: Sequence[str]) -> None:
+    """Close the audits of jobs that are erased, as wrong; forget their digests, and which of them were planted."""
+    for row in tables.budget_audits:
+        if row["job_id"] not in job_ids:
+            continue
+        if row["is_wrong"] is None:
+            period = tables.budget_periods[row["policy"]][row["period"] - 1]
+            counts = {"audits_open": period.audits_open - 1, "wrong": period.wrong + 1}
+            change_period(tables, row["policy"], row["period"], **counts)
+            row |= {"is_wrong": True, "closed_at": tx.now}
+        row["digest"] = ""
+    for job_id in job_ids:
+        tables.planted_jobs.pop(job_id, None)
 
 
 def _count_planted(tables: Tables, tx: Tx, job: Job, verb: str) -> None:

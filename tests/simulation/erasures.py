@@ -11,6 +11,7 @@ from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure
 from signoff.stores.transitions import SECOND
+from simulation.budgets import close_unjudged
 from simulation.tables import Connection, Tables, Tx, bump, record
 
 
@@ -48,6 +49,9 @@ class MemoryErasures:
             return [PendingErasure(user_id=name, age_seconds=(tx.now - at) / SECOND) for name, at in times[:limit]]
 
         return await self._connection.send(read, writes=False)
+
+    async def close_audits(self, job_ids: Sequence[str]) -> None:
+        await self._connection.send(lambda tx: close_unjudged(self._tables, tx, job_ids), writes=True)
 
     async def delete_jobs(self, user_id: int, job_ids: Sequence[str]) -> int:
         def delete(tx: Tx) -> int:

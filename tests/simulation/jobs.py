@@ -291,7 +291,7 @@ class MemoryJobs:
         matching = [job for job in matching if filters.with_steps or job.parent_id is None]
         matching = [job for job in matching if filters.fingerprint in {None, job.fingerprint}]
         matching = [job for job in matching if filters.upstream_object_id in {None, job.upstream_object_id}]
-        matching = [job for job in matching if filters.user_id is None or job.copy_of is None]
+        matching = [job for job in matching if filters.user_id is None or filters.with_copies or job.copy_of is None]
         return [job for job in matching if filters.user_id in {None, job.user_id}]
 
 

@@ -41,6 +41,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
@@ -241,6 +242,7 @@ class Process:
                 functions=FunctionRegistry(store.library, [], seconds=10, clock=lambda: clock.wall(world.now)),
                 keys=UpstreamKeyCache(store.catalog, VAULT),  # type: ignore[arg-type]
                 callers=CallerCache(store.people),
+                reviewers=ReviewQueueCache(store.people, store.review_queues),
                 streams=StreamCache(store.streams, []),  # type: ignore[arg-type]
                 limits=LimitCache(store.quotas),
                 policies=PolicyCache(store.policies),

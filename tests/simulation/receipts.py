@@ -10,7 +10,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signoff.core.audit import receipts_archived, signing_key_changed
-from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, figures_of
+from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, Outcome, figures_of, outcome_of
 from signoff.core.reviews.receipt import (
     EVENTS_OF_OPENING,
     FIRST_HASH,
@@ -46,6 +46,7 @@ class Chain:
         self.stored: dict[int, tuple[Receipt, bytes]] = {}
         self.salts: dict[tuple[str, int], bytes] = {}
         self.decided: list[VerdictReceipt] = []
+        self.outcomes: dict[int, Outcome] = {}
         self.last: Receipt | None = None
         self.archived_until = 0
         self.key_count = 0
@@ -98,6 +99,7 @@ class Chain:
         receipt = verdict_receipt(draft, self.place(now), salt=salt, times=times, votes=votes)
         self.append(receipt)
         self.decided.append(receipt)
+        self.outcomes[receipt.seq] = outcome_of(draft.before, draft.after)
         self.salts[receipt.job_id, receipt.round] = salt
 
 
@@ -194,17 +196,19 @@ class MemoryReceipts:
 
     async def figures(self, query: FigureQuery) -> tuple[list[FigureRow], FigureTotals]:
         def read(_: Tx) -> tuple[list[FigureRow], FigureTotals]:
-            return computed_figures(self._tables.receipts.decided, query)
+            return computed_figures(self._tables.receipts.decided, query, self._tables.receipts.outcomes)
 
         return await self._connection.send(read, writes=False)
 
 
-def computed_figures(receipts: list[VerdictReceipt], query: FigureQuery) -> tuple[list[FigureRow], FigureTotals]:
+def computed_figures(
+    receipts: list[VerdictReceipt], query: FigureQuery, outcomes: dict[int, Outcome] | None = None
+) -> tuple[list[FigureRow], FigureTotals]:
     """Return the figures that follow from the receipts themselves."""
     groups, total = defaultdict[tuple[Any, ...], dict[str, int]](lambda: defaultdict(int)), defaultdict[str, int](int)
     for receipt in receipts:
         hour = receipt.at // HOUR_US * HOUR_US
-        for reviewer, totals in figures_of(receipt).items():
+        for reviewer, totals in figures_of(receipt, (outcomes or {}).get(receipt.seq, Outcome())).items():
             fields = {"policy": receipt.policy, "target": receipt.target, "reviewer": reviewer}
             wanted = all(getattr(query, name) in {None, value} for name, value in fields.items())
             if not wanted or hour < query.since // HOUR_US * HOUR_US:

@@ -27,7 +27,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.reviews import BULK_LIFETIME_US
 from signoff.stores.transitions import SECOND
 from simulation.jobs import MemoryJobs
-from simulation.tables import Connection, Tables, Tx, record
+from simulation.tables import Connection, Tables, Tx, bump, record
 
 
 class MemoryReviews:
@@ -178,6 +178,7 @@ class MemoryReviewQueues:
             self._tables.reported_until.setdefault(queue.name, tx.now)
             self._tables.review_queues[queue.name] = queue
             record(self._tables, tx, actor, change_of("review_queue", queue.name, old, queue))
+            bump(self._tables, tx, "people")
 
         await self._connection.send(put, writes=True)
 
@@ -189,6 +190,7 @@ class MemoryReviewQueues:
             self._tables.reported_until.pop(name, None)
             if old is not None:
                 record(self._tables, tx, actor, change_of("review_queue", name, old, None))
+                bump(self._tables, tx, "people")
             return old is not None
 
         return await self._connection.send(drop, writes=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from signoff.core.filters import JobFilter
-from signoff.core.job import Edit
+from signoff.core.job import Draft
 from signoff.core.reviews.receipt import parse_line
 from signoff.core.usage import UsageQuery
 from signoff.records import ReceiptFilter
@@ -96,7 +96,7 @@ async def test_an_erasure_goes_on_after_a_crash_and_ends(tmp_path: Path, monkeyp
         assert user is not None
         for _ in range(3):
             await server.ask("POST", "/v1/chat/completions", ann, json=chat(SECRET))
-        running = a_job(user_id=user.id, lease="worker", body=SECRET.encode(), draft=Edit(response=SECRET))
+        running = a_job(user_id=user.id, lease="worker", body=SECRET.encode(), draft=Draft(response=SECRET))
         await services.store.jobs.insert(running, actor="test", lease_seconds=600)
         from signoff.commands.terminal import OPERATOR
 

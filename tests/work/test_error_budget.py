@@ -17,15 +17,20 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.core.reviews.budget_period import BudgetPeriod
 from signoff.core.reviews.coin import PURPOSE, toss
+from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.feedback import FeedbackQuery
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.policy import Policy, PolicyVersion
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
 from signoff.stores.budgets_schema import budget_audits, budget_leases
+from signoff.work.admin.erasure import erase_user
+from signoff.work.admin.people import UserChange, change_user
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import get_job, list_events, list_jobs
 from signoff.work.jobs.retry import retry_job
 from signoff.work.reviews.desk import VerdictRequest, decide
+from signoff.work.reviews.feedback import export_end, export_feedback
 from support.live_server import Live, live, until
 from support.stores import ANSWER, a_job, rows
 
@@ -309,7 +314,7 @@ async def test_no_route_tells_a_reviewer_which_items_are_audited_or_planted(tmp_
             _, events = await here.server.ask("GET", f"/api/jobs/{job.id}/events", token)
             shapes.add(tuple((each["seq"], each["verb"], *sorted(each["data"])) for each in events["data"]))
         # the events of all items have the same verbs, numbers and members
-        assert len({tuple(each[:2] for each in shape) for shape in shapes}) == 1
+        assert len(shapes) == 1
         for path in paths:
             status, answer = await here.server.ask("GET", path, token)
             assert status == 200, path
@@ -340,3 +345,57 @@ async def test_the_marks_are_in_no_member_of_a_job_that_a_reviewer_gets(tmp_path
         await here.decide(audit, "approve")
         assert (await get_job(here.services, REVIEWER, audit.id)).ruling.coin is None  # type: ignore[union-attr]
         assert (await get_job(here.services, ADMIN, audit.id)).ruling.coin is not None  # type: ignore[union-attr]
+
+
+async def test_an_erasure_leaves_no_copy_of_an_audited_answer_and_no_planted_item_beside_it(tmp_path: Path) -> None:
+    budget = msgspec.structs.replace(BUDGET, planted_rate=1)
+    async with desk(tmp_path, budget) as here:
+        services = here.services
+        user = await services.store.people.put_user("ann@example.com", "user")
+        await services.store.people.put_user("ada@example.com", "admin")
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=b'{"messages":[]}', response=ANSWER)
+        await services.store.budgets.plant(item)
+        jobs = await here.ask(12, user_id=user.id)
+        cancelled, judged, waiting, *_ = [job for job in jobs if is_audit(job)]
+        owner = msgspec.structs.replace(OWNER, user_id=user.id)
+        await cancel(services, owner, cancelled.id)
+        await here.decide(judged, "reject", reason="no")
+        retried = await retry_job(services, owner, judged.id)
+        await here.settled(retried.id)
+        before = await here.period()
+        assert before.audits_open >= 2
+
+        await change_user(services, ADMIN, user.id, UserChange(active=False))
+        await erase_user(services, ADMIN, user.id)
+
+        assert [job for job in await services.store.jobs.list(JobFilter(limit=1000)) if job.user_id == user.id] == []
+        audits = await here.audits()
+        assert waiting.id in {row["job_id"] for row in audits}
+        assert {(row["is_wrong"] is None, row["digest"]) for row in audits} == {(False, "")}
+        after = await here.period()
+        assert (after.audits_open, after.detected) == (0, before.detected)  # what nobody can judge stays wrong
+
+
+async def test_an_export_has_the_verdicts_on_audits_also_on_cancelled_ones_and_no_planted_item(tmp_path: Path) -> None:
+    budget = msgspec.structs.replace(BUDGET, planted_rate=1)
+    async with desk(tmp_path, budget) as here:
+        services, wrong = here.services, b'{"choices":[{"message":{"role":"assistant","content":"planted"}}]}'
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=b'{"messages":[]}', response=wrong)
+        await services.store.budgets.plant(item)
+        cancelled, judged, *_ = [job for job in await here.ask(12) if is_audit(job)]
+        await cancel(services, OWNER, cancelled.id)
+        [copy] = [job for job in await here.on_desk() if job.copy_of == cancelled.id and not is_planted(job)]
+        planted = next(job for job in await here.on_desk() if job.response == wrong)
+        for job in (judged, copy):
+            await here.decide(job, "approve", edit=Edit(response='"better"'))
+        await here.decide(planted, "reject", reason="no")
+        end = await export_end(services, ADMIN)
+        lines = [line async for line in export_feedback(services, ADMIN, FeedbackQuery(), until_seq=end)]
+        exported = {row["job_id"]: row for row in map(msgspec.json.decode, lines)}
+        assert exported.keys() == {judged.id, copy.id}
+        for job in (judged, copy):
+            row = exported[job.id]
+            assert msgspec.json.encode(row["answer"]) == msgspec.json.format(job.response, indent=-1)
+            assert "better" in str(row["final"])
+            assert row["edited"]
+        assert not [mark for mark in MARKS if mark in b"".join(lines).decode()]

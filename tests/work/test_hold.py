@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,15 +23,26 @@ from signoff.core.access import Caller
 from signoff.core.dialects.tool_call_edits import tool_calls_of
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job, Verdict
+from signoff.core.reviews.bulk import stays_out_of_bulk
+from signoff.core.reviews.item import item_as_json
+from signoff.core.reviews.queues import ReviewFilter
+from signoff.core.reviews.votes import votes_needed
+from signoff.core.wire import job_as_json
 from signoff.errors import Stale
 from signoff.stores.schema import jobs
-from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
+from signoff.work.jobs.query import get_job, list_events
+from signoff.work.reviews.bulk import apply_bulk, select_bulk, undo_bulk
+from signoff.work.reviews.desk import VerdictRequest, decide, release_verdict, save_draft, undo_verdict
+from signoff.work.reviews.held import load_held
+from signoff.work.reviews.history import with_queues
 from support.live_server import Live, live
 from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+OTHERS = [Caller(user_id=number, token_id=number, role="admin", email=f"a{number}@example.com") for number in (97, 98)]
 TOOLS = [{"type": "function", "name": "tell", "parameters": {"type": "object"}}]
+STREAM = {"accept": "text/event-stream"}
 STEPS = 60
 STEPS_TO_A_LOOK = 10
 
@@ -107,6 +119,10 @@ async def make_due(server: Live, job_id: str) -> None:
     server.services.adapters.broker.notify(job_id, 5)
 
 
+async def make_released(server: Live, job_id: str) -> None:
+    await execute(server.services.store, sa.update(jobs).where(jobs.c.id == job_id).values(release_at=1))
+
+
 FRESH = {"model": "judged", "input": "tell me"}
 
 
@@ -133,12 +149,15 @@ class Story:
         self.written = 0
         self.verdicts = list[str]()
         self.checked = 0
+        self.operations = Counter[str]()
+        self.more_steps = list[Callable[[], Awaitable[None]]]()
 
     async def run(self) -> None:
         for number in range(STEPS):
             steps = [self.converse, self.converse, self.ask, self.ask, self.ask, self.enqueue, self.read, self.read]
             policies = [] if self.admin is None else [self.change_policy]
-            step = self.random.choice([*steps, self.retry, self.decide, self.decide, self.decide, *policies])
+            verdicts = [self.decide, self.decide, self.decide]
+            step = self.random.choice([*steps, self.retry, *verdicts, *policies, *self.more_steps])
             also = self.random.choice([None, None, self.ask, self.read])
             await asyncio.gather(step(), *([also()] if also else []))
             if number % STEPS_TO_A_LOOK == STEPS_TO_A_LOOK - 1:
@@ -213,10 +232,9 @@ class Story:
             await self.take(answer)
 
     async def decide(self) -> None:
-        held = [job for job in await self.stored() if job.status == "human"]
-        if not held:
+        job = await self.random_held(lambda job: votes_needed(job) == 1)
+        if job is None:
             return
-        job = self.random.choice(held)
         verdict = self.random.choice(["approve", "edit", "edit", "draft", "reject"])
         edit, calls = Edit(), tool_calls_of(job.response, job.body)
         if verdict == "draft" or (job.response is None and verdict != "reject"):
@@ -238,7 +256,89 @@ class Story:
                 return
             chosen: Verdict = "reject" if verdict == "reject" else "approve"
             request = VerdictRequest(verdict=chosen, reason="r", edit=edit)
-            await decide(self.server.services, REVIEWER, job.id, request)
+            await decide(self.server.services, OTHERS[0] if self.more_steps else REVIEWER, job.id, request)
+
+    async def vote(self) -> None:
+        """Save a draft on an answer that needs several votes, look at it as another voter does, and vote."""
+        job = await self.random_held(lambda job: votes_needed(job) > 1)
+        if job is None:
+            return
+        services, voter = self.server.services, self.random.choice([REVIEWER, *OTHERS])
+        with contextlib.suppress(Stale):
+            if self.random.random() < 0.5:
+                self.written += 1
+                draft = f"secret-8{self.written:06}"
+                await save_draft(services, voter, job.id, Edit(response=json.dumps(draft)))
+                for other in {REVIEWER, *OTHERS} - {voter}:
+                    assert draft not in await self.seen_by(other, job.id)
+                assert draft in await self.seen_by(voter, job.id)
+                self.operations["draft of a voter"] += 1
+                await save_draft(services, voter, job.id, Edit(response=job.response.decode()))  # type: ignore[union-attr]
+            if len(await services.store.reviews.votes(job.id, job.round)) + 1 >= votes_needed(job):
+                self.signed |= {*secrets_in((job.response or b"").decode())}
+            await decide(services, voter, job.id, VerdictRequest(verdict="approve", round=job.round))
+            self.operations["vote"] += 1
+
+    async def seen_by(self, reviewer: Caller, job_id: str) -> str:
+        """Return all that a reviewer can read of a job."""
+        services = self.server.services
+        job = await load_held(services, reviewer, job_id)
+        events = [event.data for event in await list_events(services, reviewer, job_id)]
+        item = item_as_json(job, 0, reviewer=reviewer.email, asker=None, votes_cast=0, votes=[])
+        shown = await get_job(services, reviewer, job_id)
+        return str([job, item, events, job_as_json(shown)])
+
+    async def undo(self) -> None:
+        """Decide on an answer, and withdraw the verdict before it takes effect: nothing is signed."""
+        job = await self.random_held(lambda job: votes_needed(job) == 1 and job.response is not None)
+        if job is None:
+            return
+        services = self.server.services
+        with contextlib.suppress(Stale):
+            request = VerdictRequest(verdict="approve", round=job.round, release_seconds=600)
+            await decide(services, OTHERS[0], job.id, request)
+            await self.look_at_all_jobs()
+            await self.read()
+            await undo_verdict(services, OTHERS[0], job.id)
+            self.operations["undo"] += 1
+
+    async def decide_in_bulk(self) -> None:
+        """Select answers, apply the verdict or undo it; audits and votes stay out."""
+        services = self.server.services
+        filters = await with_queues(services, OTHERS[1], None, ReviewFilter(queues=(), limit=3))
+        verdict: Verdict = self.random.choice(["approve", "reject"])
+        bulk = await select_bulk(services, OTHERS[1], filters, verdict, "r")
+        jobs = {job.id: job for job in await self.stored()}
+        assert not [item for item in bulk.items if stays_out_of_bulk(jobs[item.job_id])]
+        is_undone = self.random.random() < 0.3
+        if verdict == "approve" and not is_undone:
+            for item in bulk.items:
+                self.signed |= {*secrets_in((jobs[item.job_id].response or b"").decode())}
+        await apply_bulk(services, OTHERS[1], bulk.id)
+        if is_undone:
+            await undo_bulk(services, OTHERS[1], bulk.id)
+        else:
+            await self.release()
+        self.operations["bulk"] += len(bulk.items)
+
+    async def release(self) -> None:
+        """Let the verdicts of bulk decisions take effect, which they do after the time of the desk."""
+        for job in await self.stored():
+            if job.status == "human" and job.decision is not None and job.release_at is not None:
+                await make_released(self.server, job.id)
+                with contextlib.suppress(Stale):
+                    await release_verdict(self.server.services, job)
+
+    async def cancel(self) -> None:
+        """Cancel a held job; if it is under audit, reviewers go on with a copy."""
+        job = await self.random_held(lambda job: job.copy_of is None)
+        if job is not None:
+            await send(self.server, self.token, "DELETE", f"/api/jobs/{job.id}")
+            self.operations["cancel"] += 1
+
+    async def random_held(self, matches: Callable[[Job], bool]) -> Job | None:
+        held = [job for job in await self.stored() if job.status == "human" and job.release_at is None and matches(job)]
+        return self.random.choice(held) if held else None
 
     async def take(self, answer: Any) -> None:
         """Remember the ids of an answer, and check that none of its texts is unsigned."""
@@ -256,15 +356,25 @@ class Story:
         for job in page["data"]:
             path = f"/api/jobs/{job['job_id']}"
             texts += [await send(self.server, self.token, "GET", path + more) for more in ("", "/events")]
+            if job["status"] in {"success", "fail"}:  # a stream of events, which ends with the job
+                texts.append(await self.server.ask("GET", f"{path}/events", self.token, headers=STREAM))
         await self.check(json.dumps(texts))
 
     async def check(self, text: str) -> None:
         secrets = secrets_in(text)
         self.checked += len(secrets)
-        waiting = [job for job in await self.stored() if job.policy.may_hold and not is_passed(job)]
+        stored = await self.stored()
+        waiting = [job for job in stored if job.policy.may_hold and not is_passed(job)]
+        # One who may read a text may read it again, although a rule or a coin holds the copy that a later request got.
+        passed = {secret for job in stored if is_passed(job) for secret in secrets_in((job.response or b"").decode())}
         held = {secret for job in waiting for secret in secrets_in((job.response or b"").decode())[-1:]}
         drafts = {secret for job in waiting for secret in secrets_in(str(job.draft))}
-        assert not {*secrets} & ((held | drafts | self.withdrawn) - self.signed)
+        assert not {*secrets} & ((held | drafts | self.withdrawn) - self.signed - passed)
+
+    async def audits(self) -> set[bool]:
+        """Return True if the error budget has chosen an answer for an audit, and False if it has let one pass."""
+        rulings = [job.ruling for job in await self.stored() if job.ruling is not None]
+        return {ruling.coin.is_audit for ruling in rulings if ruling.coin is not None}
 
     async def stored(self) -> list[Job]:
         return await self.server.services.store.jobs.list(JobFilter(limit=1000))
@@ -303,3 +413,42 @@ async def test_no_text_that_policies_hold_or_reject_is_readable_by_its_caller(se
         await story.go_on(lambda: story.checked > STEPS)
         rulings = {job.ruling.outcome for job in await story.stored() if job.ruling is not None}
         assert rulings >= {"pass", "hold"}
+
+
+AUDITED = {"answers": 400, "share": 0.5, "audit_rate": 0.4}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_text_is_readable_before_its_verdict_whatever_the_desk_does(seed: int, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path, release_after_seconds=600) as server:
+        await add_models(server, fake)
+        admin = await server.token("admin")
+        policies = {"voted": {"default": {"then": "hold", "votes": 2}}, "audited": {"budget": AUDITED}}
+        for name, policy in policies.items():
+            await server.model(name, kind="openai", url=fake.at("remember"), cache="never")
+            status, answer = await server.ask("PUT", f"/api/policies/{name}", admin, json={"target": name} | policy)
+            assert status == 200, answer
+        story = Story(server, await server.token(), seed)
+        story.models = ["free", "held", "held", "voted", "voted", "audited", "audited"]
+        story.more_steps = [story.vote, story.vote, story.undo, story.decide_in_bulk, story.cancel]
+        await story.run()
+        for operation, step in {
+            "vote": story.vote,
+            "draft of a voter": story.vote,
+            "undo": story.undo,
+            "bulk": story.decide_in_bulk,
+            "cancel": story.cancel,
+        }.items():
+            for _ in range(STEPS):
+                if story.operations[operation]:
+                    break
+                await story.ask()
+                await step()
+            assert story.operations[operation], operation
+        await story.look_at_all_jobs()
+        assert story.checked
+        story.models = ["audited"]
+        while await story.audits() != {True, False}:
+            assert story.operations["further request"] < STEPS
+            story.operations["further request"] += 1
+            await story.ask()

@@ -22,6 +22,7 @@ from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job
 from signoff.core.reviews.item import text_of
+from signoff.core.reviews.votes import as_seen_by
 from signoff.errors import SignoffError
 from signoff.settings import load
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, release_verdict, save_draft, undo_verdict
@@ -71,7 +72,8 @@ async def _review_all(session: Session) -> None:
 
 
 async def _next(session: Session) -> Job | None:
-    return await take_next(session.services, OPERATOR, session.queue, session.skipped[-MAX_SKIPPED:])
+    job = await take_next(session.services, OPERATOR, session.queue, session.skipped[-MAX_SKIPPED:])
+    return None if job is None else as_seen_by(job, OPERATOR.email)
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +96,7 @@ async def _kept_open(session: Session, job: Job) -> AsyncGenerator[None]:
 
 
 async def _reloaded(session: Session, job: Job) -> Job:
-    return await session.services.store.jobs.get(job.id) or job
+    return as_seen_by(await session.services.store.jobs.get(job.id) or job, OPERATOR.email)
 
 
 async def _act(session: Session, job: Job, key: str) -> Result:

@@ -61,6 +61,8 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """True to order the list from the newest job to the oldest."""
     with_steps: bool = True
     """False to leave out jobs that are steps of another job's run."""
+    with_copies: bool = False
+    """True to include the copies for reviewers of the owner's jobs, which are none of the owner's jobs."""
 
 
 class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):

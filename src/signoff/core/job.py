@@ -53,6 +53,13 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """JSON text that replaces the answer; None for no change."""
 
 
+class Draft(Edit, frozen=True, kw_only=True):
+    """Edit of a held job that a reviewer has saved without a verdict."""
+
+    author: str | None = None
+    """Email of the reviewer; None for a draft that was saved before drafts had authors."""
+
+
 class NewTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of a job that an edited request changes besides `body`; see `Job`."""
 
@@ -173,7 +180,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Time of the last escalation or other move to another review queue; None if there was none."""
     copy_of: str | None = None
     """Id of the job that this one is a copy of for reviewers alone: it has no caller; None for a job of a caller."""
-    draft: Edit | None = None
+    draft: Draft | None = None
     """Saved edits of a reviewer that have no effect yet; the end of the review clears them."""
     review_lease: str | None = None
     """Email of the reviewer who has the job open; None if no one has."""

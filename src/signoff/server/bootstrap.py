@@ -48,6 +48,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
@@ -254,6 +255,7 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
         ),
         keys=UpstreamKeyCache(store.catalog, vault),
         callers=CallerCache(store.people),
+        reviewers=ReviewQueueCache(store.people, store.review_queues),
         streams=StreamCache(store.streams, settings.declared_streams(vault.seal)),
         limits=LimitCache(store.quotas),
         policies=PolicyCache(store.policies),

@@ -80,6 +80,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
 def _invalidate_people(services: Services) -> None:
     """Invalidate callers, and check those whose calls are open."""
     services.caches.callers.invalidate()
+    services.caches.reviewers.invalidate()
     services.runtime.open_calls.on_change()
 
 

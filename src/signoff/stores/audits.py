@@ -3,7 +3,7 @@
 `succeed` uses a pass, `hold` opens an audit, a verdict closes it, and `cancel` gives reviewers a copy of the job.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -108,6 +108,16 @@ def _close_audit(tx: Tx, job: Job, verb: str) -> None:
         tx.conn.execute(_COUNT_CLOSED, values)
 
 
+def close_unjudged(tx: Tx, job_ids: Sequence[str]) -> None:
+    """Close the audits of jobs that are erased, as wrong; forget their digests, and which of them were planted."""
+    for job_id in job_ids:
+        for audit in tx.conn.execute(_OPEN_AUDIT, {"audited": job_id}).all():
+            tx.conn.execute(_CLOSE_AUDIT, {"audited": job_id, "verdict": True, "at": tx.now})
+            tx.conn.execute(_COUNT_CLOSED, {"of_policy": audit.policy, "of_period": audit.period, "more": 1})
+    tx.conn.execute(sa.update(budget_audits).where(budget_audits.c.job_id.in_(job_ids)).values(digest=""))
+    tx.conn.execute(sa.delete(planted_jobs).where(planted_jobs.c.job_id.in_(job_ids)))
+
+
 def _count_planted(tx: Tx, job: Job, verb: str) -> None:
     query = sa.delete(planted_jobs).where(planted_jobs.c.job_id == job.id).returning(*planted_jobs.c)
     planted = tx.conn.execute(query).one_or_none()
@@ -157,5 +167,9 @@ _MOVE_AUDIT = sa.update(budget_audits).where(_IS_OPEN).values(job_id=sa.bindpara
 _CLOSE_AUDIT = (
     sa.update(budget_audits)
     .where(_IS_OPEN)
-    .values(is_wrong=sa.bindparam("verdict", type_=sa.Boolean), closed_at=sa.bindparam("at", type_=sa.BigInteger))
+    .values(
+        is_wrong=sa.bindparam("verdict", type_=sa.Boolean),
+        closed_at=sa.bindparam("at", type_=sa.BigInteger),
+        digest="",  # of no use any more, and one of contents without a salt
+    )
 )

@@ -13,6 +13,7 @@ from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure
 from signoff.store import Topic
 from signoff.stores.audit import record
+from signoff.stores.audits import close_unjudged
 from signoff.stores.database import Database
 from signoff.stores.deletion import delete_calls, delete_jobs
 from signoff.stores.people_schema import tokens, users
@@ -75,6 +76,10 @@ class SqlErasures:
             ]
 
         return await self._database.read(read)
+
+    async def close_audits(self, job_ids: Sequence[str]) -> None:
+        """See `records.Erasures`."""
+        await self._database.write(lambda tx: close_unjudged(tx, job_ids))
 
     async def delete_jobs(self, user_id: int, job_ids: Sequence[str]) -> int:
         """See `records.Erasures`."""

@@ -124,7 +124,7 @@ def _order(column: ColumnElement[str], filters: JobFilter) -> ColumnElement[str]
 
 def _job_conditions(filters: JobFilter) -> list[ColumnElement[bool]]:
     conditions = _shared_conditions(jobs, filters)
-    if filters.user_id is not None:  # a copy is none of its owner's jobs
+    if filters.user_id is not None and not filters.with_copies:  # a copy is none of its owner's jobs
         conditions.append(jobs.c.copy_of.is_(None))
     if filters.status is not None:
         conditions.append(jobs.c.status == filters.status)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.audit import receipts_archived, signing_key_changed
-from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals
+from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, outcome_of
 from signoff.core.reviews.receipt import (
     EVENTS_OF_OPENING,
     OPENING,
@@ -128,7 +128,7 @@ def append_receipts(tx: Tx, drafts: list[ReceiptDraft]) -> None:
         )
         chain.append(receipt, job_id=before.id, round=before.round)
         tx.add(receipt_salts, {"job_id": before.id, "round": before.round, "salt": salt})
-        add_figures(tx, receipt)
+        add_figures(tx, receipt, outcome_of(before, draft.after))
 
 
 def _public_key(tx: Tx) -> bytes:

@@ -45,7 +45,10 @@ review_hours = sa.Table(
     sa.Column("policy", sa.Text),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("reviewer", sa.Text, nullable=False),
-    *(sa.Column(name, sa.BigInteger, nullable=False, info={"sum": True}) for name in FigureTotals.__struct_fields__),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0", info={"sum": True})
+        for name in FigureTotals.__struct_fields__
+    ),
 )
 
 erasures = sa.Table(

@@ -17,7 +17,7 @@ from signoff.stores.database import Database
 from signoff.stores.reviews_schema import review_notices, review_queue_members, review_queues, review_reasons
 from signoff.stores.schema import WAITS_FOR_REVIEW, jobs, review_queue_name
 from signoff.stores.transitions import SECOND
-from signoff.stores.versions import lock
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 
@@ -61,6 +61,7 @@ class SqlReviewQueues:
             if members:
                 tx.conn.execute(sa.insert(review_queue_members), members)
             record(tx, actor, change_of("review_queue", queue.name, old, queue))
+            bump(tx, "people")
 
         await self._database.write(put)
 
@@ -76,6 +77,7 @@ class SqlReviewQueues:
                 return False
             tx.conn.execute(sa.delete(review_queue_members).where(review_queue_members.c.queue == name))
             record(tx, actor, change_of("review_queue", name, old, None))
+            bump(tx, "people")
             return True
 
         return await self._database.write(drop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,17 +13,14 @@ from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
-from signoff.store import TransitionRequest
 from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, jobs_by_id, sizes_of
+from signoff.stores.next_review import open_next
 from signoff.stores.reviews_schema import review_bulks
 from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queue_name, review_rank, votes
-from signoff.stores.transitions import NOW, SECOND, apply_transition
+from signoff.stores.transitions import SECOND
 from signoff.stores.writer import Tx
 
-# Numbers of candidates: of answers that processes look at together, each locks another one. If others have locked all,
-# there are more of them in the next look. SQLite has one writer.
-CANDIDATES = {"sqlite": (1,), "postgresql": (8, 64, 512)}
 BULK_LIFETIME_US = 24 * 3600 * SECOND
 
 
@@ -36,19 +32,7 @@ class SqlReviews:
 
     async def open_next(self, query: NextReview, *, actor: str, lease_seconds: float) -> Job | None:
         """See `reviews.Reviews`."""
-
-        def open_first(tx: Tx) -> Job | None:
-            tx.flush()
-            for limit in CANDIDATES[tx.conn.dialect.name]:
-                candidates = _candidates(tx, query, limit)
-                chosen = _lock_first(tx, candidates) if candidates else None
-                if chosen is not None:
-                    return _open(tx, *chosen, query.reviewer, actor, lease_seconds)
-                if not candidates:
-                    break
-            return None
-
-        return await self._database.write(open_first)
+        return await self._database.write(lambda tx: open_next(tx, query, actor, lease_seconds))
 
     async def list(self, filters: ReviewFilter) -> Page[Job]:
         """See `reviews.Reviews`."""
@@ -124,87 +108,8 @@ class SqlReviews:
         await self._database.write(lambda tx: tx.conn.execute(update).rowcount)
 
 
-def _candidates(tx: Tx, query: NextReview, limit: int) -> list[str]:
-    """Return the ids of up to `limit` answers, the first that the reviewer may open, in order."""
-    names = {f"queue_{number}": name for number, name in enumerate(query.queues)}
-    parameters = {
-        "now": tx.now,
-        "me": query.reviewer,
-        "not_user": -1 if query.not_user_id is None else query.not_user_id,
-        "skip": query.skip,
-        "limit": limit,
-    }
-    return list(tx.conn.execute(_candidates_statement(len(query.queues)), parameters | names).scalars())
-
-
-@cache
-def _candidates_statement(queues: int) -> sa.Select[Any]:
-    """Return the query for ids in order: each queue, and the answers that are assigned, is a range of an index."""
-    assigned = (_WAITS, _ASSIGNED, jobs.c.assignee == sa.bindparam("me", type_=sa.Text))
-    of_queues = [(1, (_WAITS, _UNASSIGNED, _queue_is(f"queue_{number}"))) for number in range(queues)]
-    first = [
-        sa.select(sa.literal_column(str(tier), sa.Integer).label("tier"), review_rank.label("rank"), jobs.c.id)
-        .where(*conditions, *_MAY_OPEN)
-        .order_by(review_rank, jobs.c.id)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-        .subquery()
-        for tier, conditions in [(0, assigned), *of_queues]
-    ]
-    every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery() if len(first) > 1 else first[0]
-    ordered = sa.select(every.c.id).order_by(every.c.tier, every.c.rank, every.c.id)
-    return ordered.limit(sa.bindparam("limit", type_=sa.Integer))
-
-
 def _queue_is(name: str) -> ColumnElement[bool]:
     return review_queue_name == sa.bindparam(name, type_=sa.Text)
-
-
-# The conditions of partial indexes, as literals.
-_WAITS, _ASSIGNED, _UNASSIGNED = WAITS_FOR_REVIEW, jobs.c.assignee.is_not(None), jobs.c.assignee.is_(None)
-_IS_FREE = jobs.c.review_lease.is_(None) | (jobs.c.review_lease_until < NOW)
-_HAS_VOTED = sa.exists().where(
-    votes.c.job_id == jobs.c.id,
-    votes.c.round == jobs.c.round,
-    votes.c.reviewer == sa.bindparam("me", type_=sa.Text),
-)
-_MAY_OPEN = (
-    _IS_FREE,
-    jobs.c.user_id != sa.bindparam("not_user", type_=sa.Integer),
-    jobs.c.id.not_in(sa.bindparam("skip", expanding=True)),
-    ~_HAS_VOTED,
-)
-
-
-def _lock_first(tx: Tx, candidates: Sequence[str]) -> tuple[str, int] | None:
-    """Lock the first candidate that is still free and that no other process has locked; return its id and round."""
-    rows = tx.conn.execute(_LOCK_FIRST[tx.conn.dialect.name], {"ids": candidates, "now": tx.now}).all()
-    if not rows:
-        return None
-    row = min(rows, key=lambda row: candidates.index(row.id))
-    return row.id, row.round
-
-
-_STILL_FREE = sa.select(jobs.c.id, jobs.c.round).where(
-    jobs.c.id.in_(sa.bindparam("ids", expanding=True)), _WAITS, _IS_FREE
-)
-_LOCK_FIRST = {
-    "sqlite": _STILL_FREE,  # there is one writer
-    "postgresql": _STILL_FREE.order_by((jobs.c.assignee.is_(None)), review_rank, jobs.c.id)
-    .limit(1)
-    .with_for_update(skip_locked=True),
-}
-
-
-def _open(tx: Tx, job_id: str, review_round: int, reviewer: str, actor: str, lease_seconds: float) -> Job:
-    request = TransitionRequest(
-        verb="open",
-        actor=actor,
-        round=review_round,
-        reviewer=reviewer,
-        changes={"review_lease": reviewer},
-        after_seconds={"review_lease_until": lease_seconds},
-    )
-    return apply_transition(tx, job_id, request)
 
 
 def _read_page(conn: Connection, filters: ReviewFilter, now: int) -> Page[Job]:
@@ -233,7 +138,7 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
         after = [(review_rank == rank, jobs.c.id > job_id), (review_rank > rank,)]
     first = [
         sa.select(review_rank.label("rank"), jobs.c.id)
-        .where(_WAITS, review_queue_name == queue, *part, *conditions)
+        .where(WAITS_FOR_REVIEW, review_queue_name == queue, *part, *conditions)
         .order_by(review_rank, jobs.c.id)
         .limit(filters.limit)
         .subquery()
@@ -246,7 +151,7 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
 
 def _queues_statement() -> sa.Select[Any]:
     """Return the query for names of queues: it reads one entry of the index for each, and not each job."""
-    least = sa.select(sa.func.min(review_queue_name)).where(_WAITS)
+    least = sa.select(sa.func.min(review_queue_name)).where(WAITS_FOR_REVIEW)
     seen = sa.select(least.scalar_subquery().label("name")).cte("seen", recursive=True)
     following = least.where(seen.c.name < review_queue_name).scalar_subquery()
     seen = seen.union_all(sa.select(following).where(seen.c.name.is_not(None)))
@@ -255,6 +160,11 @@ def _queues_statement() -> sa.Select[Any]:
 
 _VERDICT = tuple(votes.c[name] for name in VoteRecord.__struct_fields__)
 _HELD_QUEUES = _queues_statement()
-_SOME = sa.select(jobs.c.id).where(_WAITS, _queue_is("queue")).limit(sa.bindparam("limit", type_=sa.Integer)).subquery()
+_SOME = (
+    sa.select(jobs.c.id)
+    .where(WAITS_FOR_REVIEW, _queue_is("queue"))
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+    .subquery()
+)
 _DEPTH = sa.select(sa.func.count()).select_from(_SOME)
-_OLDEST = sa.select(sa.func.min(jobs.c.held_at)).where(_WAITS, _queue_is("queue"))
+_OLDEST = sa.select(sa.func.min(jobs.c.held_at)).where(WAITS_FOR_REVIEW, _queue_is("queue"))

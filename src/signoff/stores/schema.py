@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.dialects.answer import Usage
-from signoff.core.job import Decision, Edit, JobError
+from signoff.core.job import Decision, Draft, JobError
 from signoff.core.limits import Counter, Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
@@ -51,7 +51,7 @@ jobs = sa.Table(
     sa.Column("due_at", sa.BigInteger, nullable=False),
     sa.Column("lease", sa.Text),
     sa.Column("lease_until", sa.BigInteger),
-    sa.Column("draft", JsonColumn(Edit)),
+    sa.Column("draft", JsonColumn(Draft)),
     sa.Column("review_lease", sa.Text),
     sa.Column("review_lease_until", sa.BigInteger),
     sa.Column("review_deadline", sa.BigInteger),
@@ -94,7 +94,6 @@ IS_WAITING = _QUEUED & jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None)
 _LEASED, _PARKED, _STEP = (column.is_not(None) for column in (jobs.c.lease, jobs.c.parked_at, jobs.c.parent_id))
 _DECIDED, _LIMITED = jobs.c.release_at.is_not(None), jobs.c.review_deadline.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
-
 _TURN = (jobs.c.lane, jobs.c.priority, jobs.c.user_id, jobs.c.due_at, jobs.c.id, jobs.c.model)
 partial_index("jobs_to_claim", *_TURN, where=IS_WAITING)
 partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
@@ -107,7 +106,6 @@ sa.Index("jobs_by_status", jobs.c.status, jobs.c.id, jobs.c.parent_id)
 sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id, jobs.c.copy_of)
 partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
 partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, jobs.c.door, unique=True, where=_HAS_CLIENT_ID)
-
 partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
 partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
 
@@ -118,11 +116,15 @@ _URGENCY = sa.literal_column("9", sa.Integer) - sa.func.coalesce(jobs.c.review_p
 _DEADLINE = sa.func.coalesce(jobs.c.review_deadline, sa.literal_column(str(NO_DEADLINE), sa.BigInteger))
 review_rank = _URGENCY * sa.literal_column(str(RANK_OF_PRIORITY), sa.BigInteger) + _DEADLINE
 _UNASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_(None)
-_ASSIGNED = WAITS_FOR_REVIEW & jobs.c.assignee.is_not(None)
+FREE_TO_REVIEW = _UNASSIGNED & jobs.c.review_lease.is_(None)
+OPENED_TO_REVIEW = _UNASSIGNED & jobs.c.review_lease.is_not(None)
+ASSIGNED_TO_REVIEW = WAITS_FOR_REVIEW & jobs.c.assignee.is_not(None)
 _ESCALATED = WAITS_FOR_REVIEW & jobs.c.escalated_at.is_not(None)
-partial_index("jobs_by_review_queue", review_queue_name, review_rank, jobs.c.id, where=WAITS_FOR_REVIEW)
-partial_index("jobs_to_review", review_queue_name, review_rank, jobs.c.id, where=_UNASSIGNED)
-partial_index("jobs_by_assignee", jobs.c.assignee, review_rank, jobs.c.id, where=_ASSIGNED)
+_REVIEW_ORDER = (review_queue_name, review_rank, jobs.c.id)
+partial_index("jobs_by_review_queue", *_REVIEW_ORDER, where=WAITS_FOR_REVIEW)
+partial_index("jobs_free_to_review", *_REVIEW_ORDER, jobs.c.user_id, jobs.c.round, where=FREE_TO_REVIEW)
+partial_index("jobs_opened_to_review", *_REVIEW_ORDER, jobs.c.review_lease_until, where=OPENED_TO_REVIEW)
+partial_index("jobs_by_assignee", jobs.c.assignee, review_rank, jobs.c.id, where=ASSIGNED_TO_REVIEW)
 partial_index("jobs_by_hold", review_queue_name, jobs.c.held_at, where=WAITS_FOR_REVIEW)
 partial_index("jobs_escalated", review_queue_name, jobs.c.escalated_at, where=_ESCALATED)
 

@@ -94,7 +94,7 @@ def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
 
 def add_copy(tx: Tx, copy: Job, actor: str) -> None:
     """Add a copy of a job for reviewers, with its first event."""
-    tx.add(events, event_of(copy, "present", actor, initial_data(copy)))
+    tx.add(events, event_of(copy, "present", actor, copied_data(copy)))
     tx.add(jobs, msgspec.structs.asdict(copy))
     tx.changes.extend(changes_of(copy))
 
@@ -337,6 +337,12 @@ def initial_data(job: Job) -> dict[str, Any]:
     row = msgspec.structs.asdict(job)
     data = {name: value for name, value in row.items() if value is not None and name not in _NOT_IN_FIRST_EVENT}
     return data | {"metadata": msgspec.Raw(job.metadata)}
+
+
+def copied_data(copy: Job) -> dict[str, Any]:
+    """Return the data of the first event of a copy for reviewers: with its answer, as that of a job that is held."""
+    answer = {} if copy.response is None else {"response": msgspec.Raw(copy.response)}
+    return initial_data(copy) | answer
 
 
 def changes_of(job: Job) -> list[tuple[Topic, str]]:

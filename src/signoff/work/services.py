@@ -37,6 +37,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
@@ -138,6 +139,8 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
     """Upstream keys, decrypted."""
     callers: CallerCache
     """Callers by token."""
+    reviewers: ReviewQueueCache
+    """Queues of reviewers."""
     streams: StreamCache
     """Streams by name, those of the settings included."""
     limits: LimitCache

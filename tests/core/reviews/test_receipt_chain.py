@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from signoff.core.job import Decision, Job
-from signoff.core.reviews.figures import FigureTotals, figures_of
+from signoff.core.reviews.copies import copy_for_reviewers
+from signoff.core.reviews.figures import FigureTotals, figures_of, kappa_of, outcome_of
 from signoff.core.reviews.receipt import (
     Head,
     OpenTime,
@@ -193,13 +194,56 @@ def test_figures_count_edits_times_and_agreement() -> None:
         Vote(reviewer=name, verdict=verdict) for name, verdict in (("a", "approve"), ("b", "reject"), ("c", "approve"))
     )
     decision = Decision(verdict="approve", reviewer="c")
+    voted = {"vote_pairs": 2, "own_approvals": 2}
     times = ReviewTimes(held_at=10, decided_at=25, open=(OpenTime(reviewer="a", us=3), OpenTime(reviewer="c", us=4)))
     after = replace(JOB, status="success", response=b"new")
     draft = ReceiptDraft(before=replace(JOB, response=b"old"), after=after, decision=decision)
     place = {"seq": 1, "at": 30, "before": "", "key": ""}
-    figures = figures_of(verdict_receipt(draft, place, salt=b"s", times=times, votes=votes))
+    figures = figures_of(
+        verdict_receipt(draft, place, salt=b"s", times=times, votes=votes), outcome_of(draft.before, after)
+    )
     assert figures == {
-        "a": FigureTotals(open_us=3, vote_pairs=2, agreed_pairs=1),
-        "b": FigureTotals(vote_pairs=2),
-        "c": FigureTotals(decisions=1, approved=1, edited=1, verdict_us=15, open_us=4, vote_pairs=2, agreed_pairs=1),
+        "a": FigureTotals(open_us=3, agreed_pairs=1, **voted, other_rejections=1, other_approvals=1),
+        "b": FigureTotals(vote_pairs=2, own_rejections=2, other_approvals=2),
+        "c": FigureTotals(
+            decisions=1,
+            approved=1,
+            delivered=1,
+            edited=1,
+            verdict_us=15,
+            open_us=4,
+            agreed_pairs=1,
+            other_rejections=1,
+            other_approvals=1,
+            **voted,
+        ),
     }
+
+
+def test_kappa_is_that_of_the_pairs_of_votes_and_unknown_where_earlier_votes_have_no_verdict() -> None:
+    # each of 50 pairs counts for both: 20 approvals of both, 15 rejections of both, 15 times one of each
+    counts = {"own_approvals": 55, "own_rejections": 45, "other_approvals": 55, "other_rejections": 45}
+    totals = FigureTotals(vote_pairs=100, agreed_pairs=70, **counts)
+    assert kappa_of(totals) == pytest.approx((0.7 - 0.505) / (1 - 0.505))
+    assert kappa_of(FigureTotals(vote_pairs=2, agreed_pairs=1)) is None
+    assert kappa_of(FigureTotals(vote_pairs=2, agreed_pairs=2, own_approvals=2, other_approvals=2)) is None
+
+
+def test_a_planted_item_counts_as_planted_alone_and_a_copy_is_not_delivered() -> None:
+    audited = copy_for_reviewers(JOB, 5)
+    planted = replace(audited, id="another")
+    place = {"seq": 1, "at": 30, "before": "", "key": ""}
+    times = ReviewTimes(held_at=10, decided_at=25, open=(OpenTime(reviewer="c", us=4),))
+    figures = list[FigureTotals]()
+    for copy in (audited, planted):
+        after = replace(copy, status="success")
+        draft = ReceiptDraft(before=copy, after=after, decision=Decision(verdict="approve", reviewer="c"))
+        receipt = verdict_receipt(draft, place, salt=b"s", times=times, votes=())
+        figures += figures_of(receipt, outcome_of(copy, after)).values()
+    assert figures == [
+        FigureTotals(decisions=1, approved=1, verdict_us=15, open_us=4),
+        FigureTotals(planted=1, open_us=4),
+    ]
+    edited = replace(planted, status="success", response=b'"x"')
+    rejected = replace(planted, status="fail")
+    assert [outcome_of(planted, after).is_caught for after in (edited, rejected)] == [True, True]

@@ -8,6 +8,8 @@ import math
 from functools import lru_cache
 
 _STEPS = 60
+# Each side of an interval of 95 %.
+INTERVAL_ERROR = 0.025
 
 
 @lru_cache(maxsize=4096)

@@ -48,7 +48,7 @@ def copy_for_reviewers(job: Job, now: int) -> Job:
 
     Its round is the first one, and its id is made from that of the job.
     """
-    changes = {"id": _id_after(job, now), "copy_of": job.id, "round": 1, "seq": first_seq(job)}
+    changes = {"id": _id_after(job.id, now), "copy_of": job.id, "round": 1, "seq": first_seq(job)}
     return msgspec.structs.replace(job, **(_RESET | changes | _times(now)))
 
 
@@ -77,13 +77,18 @@ def planted_copy(item: PlantedItem, like: Job, job_id: str, now: int) -> Job:
     return msgspec.structs.replace(like, **(_RESET | changes | _times(now)))
 
 
+def is_planted(job: Job) -> bool:
+    """Return True if `job` presents a planted item: it is a copy, and not that of a job that was cancelled."""
+    return job.copy_of is not None and job.id != _id_after(job.copy_of, job.created_at)
+
+
 def _times(now: int) -> dict[str, int]:
     return {"created_at": now, "updated_at": now, "due_at": now, "held_at": now}
 
 
-def _id_after(job: Job, now: int) -> str:
-    """Return a UUIDv7 of the time `now`, in microseconds, whose random bits are a hash of the id of `job`."""
-    digest = int(fingerprint(b"signoff copy", job.id.encode()), 16)
+def _id_after(job_id: str, now: int) -> str:
+    """Return a UUIDv7 of the time `now`, in microseconds, whose random bits are a hash of another id."""
+    digest = int(fingerprint(b"signoff copy", job_id.encode()), 16)
     random_bits = digest & ((1 << 74) - 1)
     value = (now // 1000 & ((1 << 48) - 1)) << 80 | 7 << 76 | (random_bits >> 62) << 64 | 2 << 62
     return str(uuid.UUID(int=value | random_bits & ((1 << 62) - 1)))

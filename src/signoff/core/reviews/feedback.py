@@ -13,6 +13,7 @@ from signoff.core.dialects import messages_to_chat, responses_to_chat
 from signoff.core.dialects.edited_answer import in_form
 from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from signoff.core.job import Decision, Event, Job
+from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import SIGNED, VerdictReceipt
 from signoff.core.wire import format_time
 from signoff.errors import BadRequest
@@ -64,11 +65,16 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def feedback_of(receipt: VerdictReceipt, job: Job, events: Sequence[Event]) -> Feedback | None:
-    """Return a decision with its contents, from the events of its job; None if they do not have it."""
+    """Return a decision with its contents, from the events of its job.
+
+    None if they do not have it, and for a planted item.
+    """
+    if is_planted(job):  # nobody has asked for it, and its answer is none of a model
+        return None
     number, answer, effect, reason = 0, None, None, None
     for index, event in enumerate(events):
         number = event.data.get("round", number)
-        if event.verb == "hold":
+        if event.verb in {"hold", "present"}:
             answer = event.data.get("response")
         if number == receipt.round and event.verb == "decide":
             reason = msgspec.convert(event.data["decision"], Decision).reason

@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from signoff.core.job import Job
+from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, lowest_catch_rate
+from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import VerdictReceipt
 
 FigureDimension = Literal["policy", "target", "reviewer", "hour", "day"]
@@ -52,6 +56,24 @@ class FigureTotals(msgspec.Struct, frozen=True, kw_only=True):
     """Number of pairs of votes in one round, counted for both reviewers."""
     agreed_pairs: int = 0
     """Number of those with the same verdict."""
+    delivered: int = 0
+    """Number of `approved` that were delivered; the copy of a cancelled job is not."""
+    planted: int = 0
+    """Number of planted items that were judged; they count in no other sum but `open_us`."""
+    caught: int = 0
+    """Number of those that were rejected, sent back or corrected."""
+    own_approvals: int = 0
+    """Number of the pairs of votes in which the reviewer approved."""
+    own_redos: int = 0
+    """Number of those in which the reviewer sent the answer back."""
+    own_rejections: int = 0
+    """Number of those in which the reviewer rejected."""
+    other_approvals: int = 0
+    """Number of the pairs of votes in which the other one approved."""
+    other_redos: int = 0
+    """Number of those in which the other one sent the answer back."""
+    other_rejections: int = 0
+    """Number of those in which the other one rejected."""
 
 
 class FigureRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,31 +84,79 @@ class FigureRow(msgspec.Struct, frozen=True, kw_only=True):
     totals: FigureTotals
 
 
-def figures_of(receipt: VerdictReceipt) -> dict[str, FigureTotals]:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a decision that its receipt does not tell, as nobody must see which items are planted."""
+
+    is_caught: bool | None = None
+    """True if a planted item was rejected, sent back or corrected; None for the answer of a model."""
+    is_copy: bool = False
+    """True if nobody gets the answer, because its job was cancelled."""
+
+
+def outcome_of(before: Job, after: Job) -> Outcome:
+    """Return the outcome of a decision, from the job before and after it took effect."""
+    if not is_planted(before):
+        return Outcome(is_copy=before.copy_of is not None)
+    is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)
+    return Outcome(is_caught=is_caught, is_copy=True)
+
+
+def kappa_of(totals: FigureTotals) -> float | None:
+    """Return Cohen's kappa of the pairs of votes; None if it is not defined, or not known of earlier votes.
+
+    Each pair counts for both reviewers. See `core.reviews.votes.agreement` for the formula.
+    """
+    own = (totals.own_approvals, totals.own_redos, totals.own_rejections)
+    others = (totals.other_approvals, totals.other_redos, totals.other_rejections)
+    pairs, by_chance = totals.vote_pairs, sum(one * other for one, other in zip(own, others, strict=True))
+    if sum(own) != pairs or by_chance == pairs**2:
+        return None
+    return (totals.agreed_pairs * pairs - by_chance) / (pairs**2 - by_chance)
+
+
+_VERDICTS = {"approve": "approvals", "redo": "redos", "reject": "rejections"}
+
+
+def figures_of(receipt: VerdictReceipt, outcome: Outcome) -> dict[str, FigureTotals]:
     """Return what a receipt adds to the sums of each reviewer."""
     sums = defaultdict[str, dict[str, int]](lambda: defaultdict(int))
+    for each in receipt.open:
+        sums[each.reviewer]["open_us"] += each.us
     own = sums[receipt.reviewer]
+    if outcome.is_caught is not None:
+        own |= {"planted": 1, "caught": int(outcome.is_caught)}
+        return {reviewer: FigureTotals(**totals) for reviewer, totals in sums.items()}
     own["decisions"] = 1
+    own["delivered"] = int(receipt.verdict == "approve" and not outcome.is_copy)
     own[{"approve": "approved", "redo": "redone", "reject": "rejected"}[receipt.verdict]] = 1
     own["edited"] = int(receipt.released not in {None, receipt.shown.answer})
     own["verdict_us"] = 0 if receipt.held_at is None else max(0, receipt.decided_at - receipt.held_at)
-    for each in receipt.open:
-        sums[each.reviewer]["open_us"] += each.us
     for vote in receipt.votes:
-        others = [other for other in receipt.votes if other.reviewer != vote.reviewer]
-        sums[vote.reviewer]["vote_pairs"] += len(others)
-        sums[vote.reviewer]["agreed_pairs"] += sum(other.verdict == vote.verdict for other in others)
+        voter = sums[vote.reviewer]
+        for other in receipt.votes:
+            if other.reviewer != vote.reviewer:
+                voter["vote_pairs"] += 1
+                voter["agreed_pairs"] += other.verdict == vote.verdict
+                voter[f"own_{_VERDICTS[vote.verdict]}"] += 1
+                voter[f"other_{_VERDICTS[other.verdict]}"] += 1
     return {reviewer: FigureTotals(**totals) for reviewer, totals in sums.items()}
 
 
 def totals_as_json(totals: FigureTotals) -> dict[str, Any]:
     """Return sums with the figures that follow from them; null where there is nothing to divide by."""
-    sums = {name: getattr(totals, name) for name in ("decisions", "approved", "edited", "redone", "rejected")}
+    names = ("decisions", "approved", "delivered", "edited", "redone", "rejected")
+    sums = {name: getattr(totals, name) for name in names}
+    planted, caught = totals.planted, totals.caught
     return sums | {
         "average_verdict_seconds": _ratio(totals.verdict_us, totals.decisions * 1_000_000),
         "reviewer_seconds": totals.open_us / 1_000_000,
-        "reviewer_seconds_per_delivered_answer": _ratio(totals.open_us, totals.approved * 1_000_000),
+        "reviewer_seconds_per_delivered_answer": _ratio(totals.open_us, totals.delivered * 1_000_000),
         "agreement": _ratio(totals.agreed_pairs, totals.vote_pairs),
+        "kappa": kappa_of(totals) if totals.vote_pairs else None,
+        "planted": planted,
+        "caught": caught,
+        "catch_rate_lowest": lowest_catch_rate(caught, planted, INTERVAL_ERROR) if planted else None,
+        "catch_rate_highest": highest_catch_rate(caught, planted, INTERVAL_ERROR) if planted else None,
     }
 
 

@@ -10,11 +10,13 @@ from signoff.core.job import Event, Job
 
 # Members of a stored ruling that tell why an answer is held.
 _RULING_MARKS = ("rule", "coin", "audit")
-# Members of the events of a job that the copy of it must not have in common with it.
+# Members of the events of a job that the copy of it must not have in common with it. Nobody who does not see marks sees
+# them in the events of any job, as they would tell by what is missing.
 _OWN = frozenset({"client_id", "idempotency_key", "fingerprint", "deliver", "retry_of", "lease", "lease_until", "id"})
 # Columns that the transition `hold` changes.
 _OF_HOLD = frozenset(
     {"status", "usage", "round", "model", "error", "attempt", "policy", "ruling", "review_queue", "review_priority"}
+    | {"response"}
 )
 
 
@@ -39,7 +41,7 @@ def without_marks(job: Job) -> Job:
 
 def data_without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of an event as everybody sees it who does not see the marks of its job."""
-    plain = {name: value for name, value in data.items() if name != "copy_of"}
+    plain = {name: value for name, value in data.items() if name != "copy_of" and name not in _OWN}
     if isinstance(plain.get("ruling"), dict):
         ruling: dict[str, Any] = plain["ruling"]
         plain["ruling"] = {name: value for name, value in ruling.items() if name not in _RULING_MARKS}
@@ -55,10 +57,7 @@ def as_held(job: Job, original: Sequence[Event], events: Sequence[Event]) -> lis
         events: Events of the copy, which begin with `present`.
     """
     seq, first = (events[0].seq, events[0]) if events else (1, None)
-    earlier = [
-        replace(event, job_id=job.id, data={name: event.data[name] for name in event.data if name not in _OWN})
-        for event in original[: seq - 1]
-    ]
+    earlier = [replace(event, job_id=job.id, data=data_without_marks(event.data)) for event in original[: seq - 1]]
     if first is None:
         return earlier
     data = {name: value for name, value in first.data.items() if name in _OF_HOLD}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.job import Decision, Job
+from signoff.core.job import Decision, Event, Job
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,10 +28,27 @@ def votes_needed(job: Job) -> int:
     return 1 if job.ruling is None else max(1, job.ruling.votes)
 
 
-def as_seen_by(job: Job, reviewer: str | None) -> Job:
-    """Return `job` without its draft if that is one voter's of several, and `reviewer` does not have it open."""
-    is_hidden = votes_needed(job) > 1 and job.review_lease != reviewer
-    return msgspec.structs.replace(job, draft=None) if is_hidden else job
+def may_see_draft(job: Job, author: str | None, reviewer: str) -> bool:
+    """Return True if `reviewer` may see what `author` has saved as a draft for the answer of `job`.
+
+    A draft shows how its author will vote. So while several vote, nobody else sees it, whoever has the answer open.
+    """
+    return author == reviewer or job.status != "human" or votes_needed(job) == 1
+
+
+def as_seen_by(job: Job, reviewer: str) -> Job:
+    """Return `job` without its draft if `reviewer` may not see that."""
+    if job.draft is None or may_see_draft(job, job.draft.author, reviewer):
+        return job
+    return msgspec.structs.replace(job, draft=None)
+
+
+def event_as_seen_by(job: Job, event: Event, reviewer: str) -> Event:
+    """Return an event of `job` without the draft in it if `reviewer` may not see that."""
+    draft = event.data.get("draft")
+    if draft is None or may_see_draft(job, draft.get("author"), reviewer):
+        return event
+    return msgspec.structs.replace(event, data={name: event.data[name] for name in event.data if name != "draft"})
 
 
 def is_open_ballot(needed: int, votes: Sequence[Decision]) -> bool:

@@ -57,11 +57,12 @@ async def continue_erasures(services: Services, *, max_pages: int) -> None:
 
 
 async def erase_page(services: Services, user_id: int) -> int:
-    """Erase some jobs of a user, the oldest first, and return their number; 0 if none is left.
+    """Erase some jobs of a user, and copies of them for reviewers; return their number, 0 if none is left.
 
     Raises whatever Redis raises if it cannot delete results; then their jobs stay, for the next attempt.
     """
-    page = await services.store.jobs.list(JobFilter(user_id=user_id, limit=PAGE))
+    page = await services.store.jobs.list(JobFilter(user_id=user_id, with_copies=True, limit=PAGE))
+    await services.store.erasures.close_audits([job.id for job in page])
     for job in page:
         if not job.is_terminal:
             await _cancel(services, job)

@@ -9,6 +9,7 @@ from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, JobError
 from signoff.core.reviews.marks import as_held, data_without_marks, sees_marks, without_marks
+from signoff.core.reviews.votes import event_as_seen_by
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
 from signoff.work.services import Services
@@ -119,7 +120,8 @@ class JobEvent(Event, frozen=True, kw_only=True):
 async def list_events(services: Services, caller: Caller, job_id: str) -> list[JobEvent]:
     """Return the events of the job, oldest first. Raises JobNotFound.
 
-    Callers who may not review see no data, and not who acted; reviewers see no ruling.
+    Callers who may not review see no data, and not who acted; reviewers see no ruling, and not the drafts of other
+    voters.
     """
     job = await load_job(services, job_id)
     await get_job(services, caller, job_id)
@@ -130,6 +132,7 @@ async def list_events(services: Services, caller: Caller, job_id: str) -> list[J
 
 
 def _as_seen_by(caller: Caller, job: Job, event: Event) -> JobEvent:
+    event = event_as_seen_by(job, event, caller.email)
     members = msgspec.structs.asdict(event)
     if not may_review(caller):
         members |= {"data": {}, "actor": public_actor(caller, event.actor)}

@@ -15,13 +15,12 @@ from signoff.core.reviews.budget_period import (
     least_reviewed_share,
     terms_of,
 )
-from signoff.core.reviews.catch_rate import highest_catch_rate, lowest_catch_rate
+from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, lowest_catch_rate
 from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.errors import BadRequest, NotFound
 from signoff.work.services import Services
 
-INTERVAL_ERROR = 0.025
 MAX_ITEM_BYTES = 1024 * 1024
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.dialects.edited_answer import check_edit, edited_answer, written_usage
-from signoff.core.job import Decision, Edit, Job, JobError, Verdict
+from signoff.core.job import Decision, Draft, Edit, Job, JobError, Verdict
 from signoff.core.reviews.instruction import with_instruction
 from signoff.core.reviews.votes import votes_needed
 from signoff.errors import Forbidden, Stale
@@ -180,7 +180,7 @@ async def save_draft(
             actor=caller.actor,
             round=job.round if review_round is None else review_round,
             reviewer=caller.email,
-            changes={"draft": _merge(job.draft or Edit(), edit)},
+            changes={"draft": _merge(job.draft or Edit(), edit, caller.email)},
         ),
     )
 
@@ -232,9 +232,10 @@ def _edited(job: Job, edit: Edit) -> dict[str, Any]:
     return {"response": answer, "usage": usage, "completion_tokens": tokens}
 
 
-def _merge(draft: Edit, edit: Edit) -> Edit:
-    """Return `edit`, with the values of `draft` for its unchanged fields."""
-    return Edit(
+def _merge(draft: Edit, edit: Edit, author: str) -> Draft:
+    """Return `edit` as a draft, with the values of `draft` for its unchanged fields."""
+    return Draft(
+        author=author,
         payload=draft.payload if edit.payload is None else edit.payload,
         response=draft.response if edit.response is None else edit.response,
     )

@@ -3,6 +3,7 @@
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.queues import EVERYBODYS, MAX_QUEUES
+from signoff.core.reviews.votes import as_seen_by
 from signoff.errors import Forbidden, Stale
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
@@ -12,7 +13,7 @@ MAX_QUEUES_READ = 100
 
 
 async def load_held(services: Services, caller: Caller, job_id: str) -> Job:
-    """Return a held job in a queue of `caller`.
+    """Return a held job in a queue of `caller`, as they may see it.
 
     Raises Forbidden, JobNotFound, and Stale with the reason if the job is not held.
     """
@@ -22,7 +23,7 @@ async def load_held(services: Services, caller: Caller, job_id: str) -> Job:
         raise Stale(f"The job is {job.status}, not in review{await _reason_of_end(services, job)}.", job_id=job_id)
     if not await _is_theirs(services, caller, job):
         raise Forbidden(f"The answer is in the review queue {job.review_queue!r}, which you do not belong to.")
-    return job
+    return as_seen_by(job, caller.email)
 
 
 async def _reason_of_end(services: Services, job: Job) -> str:
@@ -41,7 +42,7 @@ async def _reason_of_end(services: Services, job: Job) -> str:
 async def _is_theirs(services: Services, caller: Caller, job: Job) -> bool:
     if caller.role == "admin" or job.review_queue in {None, EVERYBODYS} or job.assignee == caller.email:
         return True
-    return job.review_queue in await services.store.review_queues.of_member(caller.email)
+    return job.review_queue in await services.caches.reviewers.queues_of(caller.email)
 
 
 async def queues_of(services: Services, caller: Caller) -> list[str]:
@@ -50,7 +51,7 @@ async def queues_of(services: Services, caller: Caller) -> list[str]:
     if caller.role == "admin":
         names = await services.store.reviews.held_queues(MAX_QUEUES)
     else:
-        names = await services.store.review_queues.of_member(caller.email)
+        names = await services.caches.reviewers.queues_of(caller.email)
     return sorted({EVERYBODYS, *names})[:MAX_QUEUES_READ]
 
 
@@ -59,7 +60,7 @@ async def check_queue_of(services: Services, caller: Caller, queue: str) -> None
     check_may_review(caller)
     if caller.role == "admin" or queue == EVERYBODYS:
         return
-    if queue not in await services.store.review_queues.of_member(caller.email):
+    if queue not in await services.caches.reviewers.queues_of(caller.email):
         raise Forbidden(f"You do not belong to the review queue {queue!r}.")
 
 
@@ -78,6 +79,6 @@ async def user_left_out(services: Services, caller: Caller) -> int | None:
     is_allowed = services.rules.allow_self_review
     if caller.user_id <= 0 or is_allowed:
         return None
-    if is_allowed is None and not await services.store.people.has_other_reviewer(caller.user_id):
+    if is_allowed is None and await services.caches.reviewers.is_only_one(caller.user_id):
         return None
     return caller.user_id

@@ -110,5 +110,4 @@ async def recent_agreement(services: Services, caller: Caller) -> Agreement:
 async def asker_of(services: Services, caller: Caller, job: Job) -> str | None:
     """Return the email of the user who asked for the answer; None for nobody's."""
     check_may_review(caller)
-    user, _ = await services.store.people.owner(job.user_id, job.token_id)
-    return None if user is None else user.email
+    return await services.caches.reviewers.email_of(job.user_id)

@@ -1,0 +1,148 @@
+"""The next held answer for a reviewer, in SQL.
+
+Each queue has two ranges of an index, in the order of the desk: the answers that nobody has opened, and those that
+somebody has. So neither the number of held answers nor that of opened ones matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import chain, repeat
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.sql.elements import ColumnElement
+
+from signoff.core.job import Job
+from signoff.core.reviews.queues import NextReview
+from signoff.store import TransitionRequest
+from signoff.stores.schema import (
+    ASSIGNED_TO_REVIEW,
+    FREE_TO_REVIEW,
+    OPENED_TO_REVIEW,
+    WAITS_FOR_REVIEW,
+    jobs,
+    review_queue_name,
+    review_rank,
+    votes,
+)
+from signoff.stores.statements import execute_on_sqlite
+from signoff.stores.transitions import NOW, apply_transition
+from signoff.stores.writer import Tx
+
+# Numbers of candidates: of answers that processes look at together, each locks another one. If others have locked all,
+# there are more of them in the next look. SQLite has one writer.
+CANDIDATES = (8, 64, 512)
+
+
+def open_next(tx: Tx, query: NextReview, actor: str, lease_seconds: float) -> Job | None:
+    """Open the first answer that the reviewer may open; return its job, None if none is left."""
+    tx.flush()
+    rows = _first(tx, query) if tx.conn.dialect.name == "sqlite" else _lock_first(tx, query)
+    if not rows:
+        return None
+    job_id, review_round = rows[0]
+    request = TransitionRequest(
+        verb="open",
+        actor=actor,
+        round=review_round,
+        reviewer=query.reviewer,
+        changes={"review_lease": query.reviewer},
+        after_seconds={"review_lease_until": lease_seconds},
+    )
+    return apply_transition(tx, job_id, request)
+
+
+def _first(tx: Tx, query: NextReview) -> Sequence[Any]:
+    """Return the id and the round of the first candidate in a list."""
+    padding = _padded(len(query.skip)) - len(query.skip)
+    queues = {f"queue_{number}": name for number, name in enumerate(query.queues)}
+    skip = {f"skip_{number}": job_id for number, job_id in enumerate(chain(query.skip, repeat("", padding)))}
+    statement = first_statement(len(query.queues), len(skip))
+    return execute_on_sqlite(tx.conn, statement, _parameters(tx, query) | queues | skip | {"limit": 1})
+
+
+def _lock_first(tx: Tx, query: NextReview) -> Sequence[Any]:
+    """Lock the first candidate that no other process has locked; return its id and round in a list."""
+    parameters = _parameters(tx, query) | {"queues": list(query.queues), "skip": list(query.skip)}
+    for limit in CANDIDATES:
+        rows = tx.conn.execute(lock_statement(), parameters | {"limit": limit}).all()
+        if rows:
+            return rows
+    return []
+
+
+def _parameters(tx: Tx, query: NextReview) -> dict[str, Any]:
+    not_user = -1 if query.not_user_id is None else query.not_user_id
+    return {"now": tx.now, "me": query.reviewer, "not_user": not_user}
+
+
+def _padded(number: int) -> int:
+    """Return the number of parameters for `number` ids: a power of two, so that there are few different statements."""
+    return 1 << (number - 1).bit_length() if number else 0
+
+
+@lru_cache(maxsize=256)
+def first_statement(queues: int, skipped: int) -> sa.Select[Any]:
+    """Return the query for the id and the round of the first candidate, for SQLite, which has no lateral joins."""
+    is_skipped = jobs.c.id.in_([sa.bindparam(f"skip_{number}", type_=sa.Text) for number in range(skipped)])
+    conditions = [~is_skipped] if skipped else []
+    ranges = [_ordered(ASSIGNED_TO_REVIEW, _IS_MINE, _IS_FREE, *conditions)]
+    for number in range(queues):
+        is_in_queue = review_queue_name == sa.bindparam(f"queue_{number}", type_=sa.Text)
+        ranges += [_ordered(*each, is_in_queue, *conditions) for each in _OF_QUEUE]
+    every = _union([sa.select(each.subquery()) for each in ranges])
+    columns: list[ColumnElement[Any]] = [every.c.id, every.c.round]
+    return sa.select(*columns).order_by(every.c.tier, every.c.rank, every.c.id).limit(_LIMIT)
+
+
+@cache
+def lock_statement() -> sa.Select[Any]:
+    """Return the query that locks the first candidate of those that nobody has locked, for PostgreSQL.
+
+    Its size does not depend on the number of queues, because PostgreSQL plans it for each connection.
+    """
+    is_skipped = jobs.c.id == sa.func.any(sa.bindparam("skip", type_=_texts()))
+    names = sa.func.unnest(sa.bindparam("queues", type_=_texts()))
+    queue = names.table_valued(sa.column("queue_name", sa.Text)).render_derived()
+    assigned = _ordered(ASSIGNED_TO_REVIEW, _IS_MINE, _IS_FREE, ~is_skipped).subquery()
+    ranges = [sa.select(assigned)]
+    for each in _OF_QUEUE:
+        first = _ordered(*each, review_queue_name == queue.c.queue_name, ~is_skipped).lateral()
+        ranges.append(sa.select(first).select_from(queue.join(first, sa.true())))
+    every = _union(ranges)
+    first = sa.select(every.c.id).order_by(every.c.tier, every.c.rank, every.c.id).limit(_LIMIT)
+    # An array, and not a subquery: the planner must not join it with all jobs.
+    is_candidate = jobs.c.id == sa.func.any(sa.func.array(first.scalar_subquery()))
+    columns: list[ColumnElement[Any]] = [jobs.c.id, jobs.c.round]
+    still_free = sa.select(*columns).where(is_candidate, WAITS_FOR_REVIEW, _IS_FREE)
+    in_order = still_free.order_by(jobs.c.assignee.is_(None), review_rank, jobs.c.id)
+    return in_order.limit(1).with_for_update(skip_locked=True)
+
+
+def _texts() -> sa.ARRAY[str]:
+    return sa.ARRAY(sa.Text)
+
+
+def _union(ranges: Sequence[sa.Select[Any]]) -> sa.Subquery:
+    return sa.union_all(*ranges).subquery() if len(ranges) > 1 else ranges[0].subquery()
+
+
+def _ordered(*conditions: ColumnElement[bool]) -> sa.Select[Any]:
+    """Return the query for the first answers of a range that the reviewer may open."""
+    tier = sa.literal_column("0" if _IS_MINE in conditions else "1", sa.Integer).label("tier")
+    columns: list[ColumnElement[Any]] = [tier, review_rank.label("rank"), jobs.c.id, jobs.c.round]
+    query = sa.select(*columns)
+    # With the last columns of the index in the order, PostgreSQL takes no other index, such as one of all held answers.
+    last = [jobs.c.review_lease_until] if _HAS_LAPSED in conditions else [jobs.c.user_id, jobs.c.round]
+    order = [review_rank, jobs.c.id] + ([] if _IS_MINE in conditions else last)
+    return query.where(*conditions, _IS_NOT_OWN, ~_HAS_VOTED).order_by(*order).limit(_LIMIT)
+
+
+_ME, _LIMIT = sa.bindparam("me", type_=sa.Text), sa.bindparam("limit", type_=sa.Integer)
+_HAS_LAPSED = jobs.c.review_lease_until < NOW
+_IS_FREE = jobs.c.review_lease.is_(None) | _HAS_LAPSED
+_IS_MINE, _IS_NOT_OWN = jobs.c.assignee == _ME, jobs.c.user_id != sa.bindparam("not_user", type_=sa.Integer)
+_OF_QUEUE = ((FREE_TO_REVIEW,), (OPENED_TO_REVIEW, _HAS_LAPSED))
+_HAS_VOTED = sa.exists().where(votes.c.job_id == jobs.c.id, votes.c.round == jobs.c.round, votes.c.reviewer == _ME)
