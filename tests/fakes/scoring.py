@@ -12,8 +12,12 @@ async def give_logprobs(request: RecordedRequest) -> Reply:
 
     A request that a policy has changed is refused if its last message is `refuse`.
     """
+    if not request.path.endswith("/chat/completions"):
+        return json_reply({"error": {"message": "Not found."}}, status=404)
     body = request.json()
     text = body["messages"][-1]["content"]
+    if isinstance(text, list):
+        text = text[0]["text"]
     if text == "refuse" and body.get("logprobs"):
         return json_reply({"error": {"message": "This model has no logprobs."}}, status=400)
     numbers = [float(word) for word in text.split() if word.lstrip("-").replace(".", "").isdigit()]

@@ -14,6 +14,7 @@ from fakes.webhook_receiver import SECRET, WebhookReceiver
 from signoff.core.access import Caller
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
+from signoff.core.limits import Limit, limit_name
 from signoff.errors import Overloaded
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, chat, live
@@ -136,6 +137,48 @@ async def test_a_policy_may_ask_another_model_once(tmp_path: Path) -> None:
         job = await last_job(server)
         assert (status, job.status, job.model, job.target) == (504, "human", "second", "echo/delay=0")
         assert job.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_log_probabilities_of_a_chat_count_where_it_is_translated(
+    tmp_path: Path, path: str, *, stream: bool
+) -> None:
+    async with fake_upstream() as fake, live(tmp_path, log_before_answer=True) as server:
+        await server.model("sure", kind="openai", url=fake.at("logprobs"))
+        await save(server, "unsure", "sure", rule("signals.logprob_min < -2.0", "hold"))
+        token = await server.token()
+        for text, least in (("-0.5 -1.5", -1.5), ("-0.5 -2.5", -2.5), ("refuse", None)):
+            asked = {"max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+            body = {"model": "sure", "stream": stream} | ({"input": text} if path == "/v1/responses" else asked)
+            status, answer = await server.ask("POST", path, token, json=body, headers={"prefer": "wait=0"})
+            job = await last_job(server)
+            assert job.ruling is not None, answer
+            assert job.ruling.signals == {"signals.logprob_min": least}
+            assert (status == 200) == (job.status == "success") == (least == -1.5)
+            assert b'logprob"' not in (job.response or b"")
+            assert 'logprob"' not in json.dumps(answer)
+
+
+async def test_the_other_model_is_asked_within_its_limits(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server:
+        await server.model("second", fallbacks=[])
+        await save(server, "two", "echo/*", rule('request.model != "second" && answer.length > 0', "ask", ask="second"))
+        token, quotas = await server.token(), server.services.store.quotas
+        user = await server.services.store.people.user("user@example.com")
+        assert user is not None
+        of_second = Limit(scope="each", model="second", requests_per_minute=2, tokens_per_day=10**6)
+        await quotas.put_limit(of_second)
+        await quotas.put_limit(Limit(scope="each", parallel=1))  # the first call has ended when the second one begins
+        replies = [await say(server, token, "words", "echo/delay=0") for _ in range(3)]
+        # two answers of the other model pass; without it, the first answer waits for a person
+        assert [status for status, _ in replies] == [200, 200, 504]
+        jobs = await server.services.store.jobs.list(JobFilter(limit=10))
+        assert [job.model for job in jobs] == ["second", "second", "echo"]
+        names = [limit_name("user", user.id, model) for model in (None, "second")]
+        counters = await quotas.counters(names)
+        assert counters[names[1]].day.tokens > 0
+        assert counters[names[0]].pending == counters[names[1]].pending == ()
 
 
 async def test_log_probabilities_are_asked_for_and_taken_out_again(tmp_path: Path) -> None:

@@ -67,6 +67,10 @@ class Attempt:
         """Headers of the upstream about its rate limits, by name in lower case."""
         self.wants_logprobs = False
         """True if the request asks for log-probabilities for the policies of the job, and not for its caller."""
+        self.translated_logprobs: list[float] | None = None
+        """Log-probabilities of the chat that the answer is translated from; None unless the policies read them."""
+        self.has_asked_for_logprobs = False
+        """True if a chat that stands for the request has asked for log-probabilities."""
         self.is_reserved = False
         """True once the job is known to be within its limits."""
         self.reservation: Reservation | None = None

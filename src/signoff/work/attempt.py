@@ -111,7 +111,7 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
             await check_not_held(services, attempt.job)
         if attempt.awaits_person:
             return unwritten_answer(attempt.job.body)
-        return answer_of(attempt.job, attempt.body, attempt.events)
+        return _answer_of_attempt(attempt)
     except RunParked:
         raise
     except Exception as error:  # noqa: BLE001 -- any error must settle the job
@@ -140,17 +140,27 @@ async def _ask(services: Services, attempt: Attempt, perform: Perform) -> None:
 
 
 async def _ask_other(services: Services, attempt: Attempt, name: str) -> bool:
-    """Ask the model `name` as well; if it answers, its answer replaces that of `attempt`. Its usage counts anyway."""
+    """Ask the model `name` as well; if it answers, its answer replaces that of `attempt`. Its usage counts anyway.
+
+    It has a reservation of its own, as other limits may apply to it. That of the first model is settled before, because
+    its call has ended.
+    """
     job = attempt.job
-    other = Attempt(msgspec.structs.replace(job, target=name, key_id=None), stream=False)
+    if attempt.reservation is not None:
+        await release_reservation(services, attempt)
+    other = Attempt(msgspec.structs.replace(job, target=name, model=name, key_id=None), stream=False)
     other.arrived_at = asyncio.get_running_loop().time()
     try:
-        other.start()
-        await ask_model(services, other)
-        other.outcome = answer_of(other.job, other.body, other.events)
-    except Exception as error:  # noqa: BLE001 -- the first answer stays, and a person looks at it
-        log.warning("policy_ask_failed", job_id=job.id, model=name, error=repr(error))
-    await count_usage(services, other)
+        try:
+            await reserve(services, other, request_id=f"{job.id}.{job.round}.{job.attempt}.{name}")
+            other.start()
+            await ask_model(services, other)
+            other.outcome = _answer_of_attempt(other)
+        except Exception as error:  # noqa: BLE001 -- the first answer stays, and a person looks at it
+            log.warning("policy_ask_failed", job_id=job.id, model=name, error=repr(error))
+        await count_usage(services, other)
+    finally:
+        await release_reservation(services, other)
     counted = {column: getattr(other.job, column) for column in usage_columns(other.job)}
     if other.outcome is None:
         attempt.job = msgspec.structs.replace(job, **counted)
@@ -175,6 +185,12 @@ async def _wait_before_retry(services: Services, attempt: Attempt, error: Signof
         raise error
     await asyncio.sleep(seconds)
     attempt.job = msgspec.structs.replace(job, attempt=job.attempt + 1)
+
+
+def _answer_of_attempt(attempt: Attempt) -> Answer:
+    """Return the answer that came, with log-probabilities that its body has not. Raises ModelGarbled."""
+    answer, logprobs = answer_of(attempt.job, attempt.body, attempt.events), attempt.translated_logprobs
+    return msgspec.structs.replace(answer, logprobs=tuple(logprobs)) if logprobs else answer
 
 
 def answer_of(job: Job, body: bytes | None, events: Sequence[bytes]) -> Answer:

@@ -25,6 +25,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the answer; None where they are not known."""
     upstream_object_id: str | None = None
     """Id of the object that the request created at the upstream, such as a response or a file."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probabilities of the tokens, if the body was translated from a chat that had them."""
     is_unwritten: bool = False
     """True if a person is yet to write the answer; `body` is null then."""
 

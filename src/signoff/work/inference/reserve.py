@@ -5,6 +5,7 @@ The reservation is settled with the real usage afterwards.
 
 import asyncio
 
+import msgspec
 import structlog
 
 from signoff.core.estimate import estimate_tokens
@@ -23,16 +24,19 @@ SCOPE_NAMES = {"all": "All callers together", "each": "Each user", "user": "This
 log = structlog.get_logger()
 
 
-async def reserve(services: Services, attempt: Attempt) -> None:
+async def reserve(services: Services, attempt: Attempt, *, request_id: str | None = None) -> None:
     """Reserve usage for the attempt under every limit that applies to its job, once.
 
-    Limits apply to the steps of a run, and not to the run itself. Raises LimitReached, BudgetSpent, and Overloaded if
-    the store does not answer.
+    Limits apply to the steps of a run, and not to the run itself. `request_id` is the id of the reservation if it is
+    not the only one of the job. Raises LimitReached, BudgetSpent, and Overloaded if the store does not answer.
     """
     if attempt.is_reserved or attempt.job.pipeline_id is not None:
         return
     if limits := await services.caches.limits.of(attempt.job):
-        attempt.reservation = await _reserve(services, await _request_for(services, attempt.job, limits))
+        request = await _request_for(services, attempt.job, limits)
+        if request_id is not None:
+            request = msgspec.structs.replace(request, id=request_id)
+        attempt.reservation = await _reserve(services, request)
     attempt.is_reserved = True
 
 

@@ -212,18 +212,20 @@ async def _ask_with_logprobs(
     services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
 ) -> bytes | None:
     """Ask the engine; if a policy reads log-probabilities, ask for them too, unless the upstream refuses that."""
-    wishing, attempt.wants_logprobs = None, False
-    if attempt.job.policy.is_judged and await needs_logprobs(services, attempt.job):
-        wishing = with_logprobs(request.path, request.body)
-    if wishing is None:
+    attempt.wants_logprobs, attempt.translated_logprobs, attempt.has_asked_for_logprobs = False, None, False
+    if not attempt.job.policy.is_judged or not await needs_logprobs(services, attempt.job):
         return await ask_engine(services, engine, model, request, attempt)
-    attempt.wants_logprobs = True
+    wishing, attempt.translated_logprobs = with_logprobs(request.path, request.body), []
+    attempt.wants_logprobs = wishing is not None
     try:
-        return await ask_engine(services, engine, model, msgspec.structs.replace(request, body=wishing), attempt)
+        wanted = msgspec.structs.replace(request, body=wishing or request.body)
+        return await ask_engine(services, engine, model, wanted, attempt)
     except ModelAnswered as error:
-        if attempt.has_begun or error.status not in REFUSED_REQUEST:
+        has_asked = attempt.wants_logprobs or attempt.has_asked_for_logprobs
+        if attempt.has_begun or not has_asked or error.status not in REFUSED_REQUEST:
             raise
     attempt.discard()
+    attempt.translated_logprobs = None
     return await ask_engine(services, engine, model, request, attempt)
 
 

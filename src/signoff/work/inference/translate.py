@@ -16,6 +16,7 @@ from signoff.core.dialects.response_events import EventCompleter, complete_body,
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
 from signoff.core.estimate import estimate_tokens
 from signoff.core.model import Model, accepts_any_json, upstream_name
+from signoff.core.reviews.logprobs import logprobs_of, with_logprobs
 from signoff.engine import Engine, ModelRequest, Sink
 from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 from signoff.runtime.attempt import Attempt
@@ -86,7 +87,7 @@ def _lacks_endpoint(request: ModelRequest, denial: ModelAnswered) -> bool:
 
 
 async def _ask_directly(
-    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink
+    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Attempt
 ) -> bytes | None:
     """Ask the model's own endpoint, and complete an answer that lacks what clients need."""
     if request.path == RESPONSES:
@@ -112,7 +113,7 @@ async def _ask_directly(
 
 
 async def _ask_as_chat(
-    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
 ) -> bytes | None:
     """Ask the model with a chat, and translate its answer. The number of tokens is estimated here instead."""
     name = upstream_name(model, request.target)
@@ -125,7 +126,9 @@ async def _ask_as_chat(
             body = responses_to_chat.to_chat(request.body, name)
         case _:
             body = edits_to_chat.to_chat(request.body)
-    return await _translate_answer(services, engine, model, request, sink, chat=body)
+    if attempt.translated_logprobs is not None and (wishing := with_logprobs(CHAT, body)) is not None:
+        body, attempt.has_asked_for_logprobs = wishing, True
+    return await _translate_answer(services, engine, model, request, attempt, chat=body)
 
 
 def estimated_count(body: bytes) -> bytes:
@@ -134,7 +137,7 @@ def estimated_count(body: bytes) -> bytes:
 
 
 async def _translate_answer(
-    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink, chat: bytes | None = None
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt, chat: bytes | None = None
 ) -> bytes | None:
     """Return or send the answer to `chat`, or to the request itself if that is None, in the form of the request."""
     name, created_at = _new_name(services), _seconds(services)
@@ -146,11 +149,13 @@ async def _translate_answer(
     sent = request
     if chat is not None:
         sent = msgspec.structs.replace(request, path=CHAT, body=chat, stream=request.stream and translator is not None)
-    translated = _TranslatingSink(translator, sink)
+    translated = _TranslatingSink(translator, attempt, attempt.translated_logprobs)
     answer = await engine.answer(model, sent, translated)
     if answer is None:
         await translated.finish()
         return None
+    if attempt.translated_logprobs is not None:
+        attempt.translated_logprobs += logprobs_of(answer)
     if accepts_any_json(model):
         if request.path == MESSAGES and is_message(answer):
             return answer
@@ -191,9 +196,10 @@ class _TranslatingSink:
     Events that are named in the way of Anthropic's API pass as they are.
     """
 
-    def __init__(self, translator: ChatTranslator | None, sink: Sink) -> None:
+    def __init__(self, translator: ChatTranslator | None, sink: Sink, logprobs: list[float] | None = None) -> None:
         self._translator = translator
         self._sink = sink
+        self._logprobs = logprobs
         self._is_translated = True
 
     async def send(self, events: Sequence[bytes]) -> None:
@@ -205,6 +211,8 @@ class _TranslatingSink:
         if not self._is_translated:
             await self._sink.send(events)
             return
+        if self._logprobs is not None:
+            self._logprobs += [value for event in events for value in logprobs_of(sse.data_of(event))]
         translated = [each for event in events for each in self._translator.feed(event)]
         if translated:
             await self._sink.send(translated)

@@ -1,6 +1,6 @@
 """Signals: what the conditions of policies read about an answer. Only what a condition names is computed."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,11 +83,14 @@ class AnswerSignals:
         }
 
     async def _logprob_mean(self) -> float | None:
-        values = logprobs_of(self._answer.body)
+        values = self._logprobs()
         return sum(values) / len(values) if values else None
 
     async def _logprob_min(self) -> float | None:
-        return min(logprobs_of(self._answer.body), default=None)
+        return min(self._logprobs(), default=None)
+
+    def _logprobs(self) -> Sequence[float]:
+        return self._answer.logprobs or logprobs_of(self._answer.body)
 
     async def _schema_ok(self) -> bool | None:
         return meets_schema(self._job.body, self._read().texts)
