@@ -271,6 +271,13 @@ def _add_budget() -> None:
     cli.add(budgets, "budget")
 
 
+@cli.part("policy")
+def _add_policies() -> None:
+    from signoff.commands.policies import policies
+
+    cli.add(policies, "policy")
+
+
 @cli.part("migrate", "doctor", "backup", "restore")
 def _add_data() -> None:
     from signoff.commands.data import maintenance

@@ -469,6 +469,45 @@ def test_the_table_of_an_error_budget_has_a_line_for_each_number_of_finds(tmp_pa
     assert signoff(tmp_path, *command)[:2] == (0, "0 42\n1 65\n2 84\n")
 
 
+def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
+    policy = {"target": "echo", "rules": [{"if": "answer.length > 3", "then": "hold", "queue": "risky"}]}
+    budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}
+    (tmp_path / "draft.json").write_text(json.dumps(policy))
+    (tmp_path / "faulty.json").write_text(json.dumps(policy | {"rules": [{"if": "answer.txt", "then": "hold"}]}))
+    first, again, shown, old, listed, tried, drafted, faulty, missing, deleted, gone = signoff_many(
+        tmp_path,
+        ["policy", "put", "refunds", "draft.json", ""],
+        ["policy", "put", "refunds", "-", json.dumps(policy | {"budget": budget})],
+        ["policy", "show", "refunds", ""],
+        ["policy", "show", "refunds", "--version", "1", ""],
+        ["policy", "list", ""],
+        ["policy", "dry-run", "refunds", ""],
+        ["policy", "dry-run", "refunds", "draft.json", "--last", "5", ""],
+        ["policy", "put", "refunds", "faulty.json", ""],
+        ["policy", "put", "refunds", "none.json", ""],
+        ["policy", "delete", "refunds", ""],
+        ["policy", "delete", "refunds", ""],
+    )
+    assert first == (0, "refunds is saved as version 1, for echo.\n", "")
+    assert again == (0, "refunds is saved as version 2, for echo.\n", "")
+    # what is shown can be saved as it is
+    assert json.loads(shown[1])["budget"] == budget | {"confidence": 0.95, "harmless": [], "planted_rate": 0}
+    assert json.loads(old[1])["budget"] is None
+    assert json.loads(old[1])["rules"] == policy["rules"]
+    assert json.loads(shown[1]).keys() >= policy.keys()
+    assert "name" not in json.loads(shown[1])
+    assert re.search(r"refunds +│ +2 +│ +echo +│ +1 +│ +0.02 of 10000", listed[1])
+    for result in (tried, drafted):
+        assert result[0] == 0
+        assert {"policy refunds", "answers 0", "examined 0"} <= {*result[1].splitlines()}
+    assert (faulty[0], missing[0]) == (1, 1)
+    assert faulty[2].startswith("`rules[0].if`: line 1, column 8: there is no field `txt`")
+    assert missing[2] == "FILE 'none.json' cannot be read: No such file or directory.\n"
+    assert deleted == (0, "refunds is deleted.\n", "")
+    assert gone[0] == 1
+    assert "There is no policy 'refunds'" in gone[2]
+
+
 def test_the_installed_script_lists_every_command() -> None:
     script = Path(sys.executable).with_name("signoff")
     result = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
