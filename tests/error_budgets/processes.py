@@ -48,6 +48,9 @@ class Deployment:
         self.policy = ReviewPolicy(name="p", version=1, target="m", budget=budget)
         self.tally = Tally()
         self.open_audits = list[Job]()
+        self.is_wrong = dict[str, bool]()
+        self._stored = dict[str, bool]()
+        self._cached = dict[int, bool]()
         self._numbers = itertools.count()
         self._template = a_job(response=ANSWER, attempt=1)
         key = base64.urlsafe_b64encode(hashlib.sha256(b"%d" % seed).digest())
@@ -72,7 +75,13 @@ class Deployment:
         """Return a new job, whose model has answered for the first time."""
         return msgspec.structs.replace(self._template, id=f"job-{next(self._numbers)}")
 
-    async def answer(self, job: Job, *, is_wrong: bool, holds: bool = False, decides: bool = True) -> bool:
+    def replay(self, job: Job) -> None:
+        """Answer a caller once more with the stored answer of a job, which was counted when it left."""
+        assert job.id in self._stored
+
+    async def answer(
+        self, job: Job, *, is_wrong: bool, holds: bool = False, decides: bool = True, question: int | None = None
+    ) -> bool:
         """Send an answer through the budget, and return True if it left without a review.
 
         Args:
@@ -80,8 +89,15 @@ class Deployment:
             is_wrong: What a reviewer would say of the answer.
             holds: The rules hold the answer.
             decides: A reviewer decides at once; else the verdict of an audit stays open.
+            question: Number of the request, if others make the same one and the cache may answer it.
         """
         self.tally.answers += 1
+        if question in self._cached:
+            self.tally.delivered += 1
+            self.tally.wrong_delivered += self._cached[question]
+            return True
+        if question is not None:
+            job = msgspec.structs.replace(job, cache="miss")
         if holds:
             self.tally.held += 1
             return False
@@ -91,7 +107,11 @@ class Deployment:
         verb = "succeed" if judged.ruling.outcome == "pass" else "hold"
         request = TransitionRequest(verb=verb, actor="simulation", changes={"ruling": judged.ruling})
         self.tables.run(lambda tx: self._record(tx, judged, request), 0)
+        self.is_wrong[job.id] = is_wrong
         if verb == "succeed":
+            if question is not None and judged.cache == "miss":  # as `store_answer` looks at it
+                self._cached[question] = is_wrong
+            self._stored[job.id] = is_wrong
             self.tally.delivered += 1
             self.tally.wrong_delivered += is_wrong
             return True
@@ -100,6 +120,8 @@ class Deployment:
             self.open_audits.append(judged)
             if decides:
                 self.decide(judged, is_wrong=is_wrong)
+                if question is not None and not is_wrong:  # a person has approved it
+                    self._cached[question] = False
         return False
 
     def decide(self, job: Job, *, is_wrong: bool) -> None:

@@ -14,7 +14,7 @@ from signoff.core.reviews.rules import Budget
 
 ANSWERS, BEFORE_DRIFT, HELD_SHARE = 4_200, 1_000, 0.1
 BUDGET = Budget(answers=ANSWERS, share=0.05, audit_rate=0.1)
-ALLOWED, ROUNDS = 210, 5
+ALLOWED, ROUNDS, QUESTIONS = 210, 5, 25
 DRIFTS = ("tweets", "products", "films", "editorials", "mixture")
 Corpora = Mapping[str, Sequence[Answer]]
 
@@ -71,6 +71,34 @@ async def cancelling_caller(seed: int, number: int) -> Tally:
     return deployment.tally
 
 
+async def replaying_caller(seed: int, number: int) -> Tally:
+    """Run a caller who replays what came, cancels what did not, and retries everything, in any order.
+
+    A replay with the same idempotency key is answered with the stored answer, and is no new delivery; a cancelled audit
+    stays open until its reviewer comes to it; each retry is a new job.
+    """
+    deployment, chance = Deployment(seed, BUDGET), random.Random(seed)
+    for _ in range(number):
+        job, is_late = deployment.new_job(), chance.random() < 0.5
+        has_left = await deployment.answer(job, is_wrong=chance.random() < 0.7, decides=not is_late)
+        if has_left:
+            deployment.replay(job)
+        elif deployment.open_audits and chance.random() < 0.2:
+            late = deployment.open_audits[0]
+            deployment.decide(late, is_wrong=deployment.is_wrong[late.id])
+    return deployment.tally
+
+
+async def sharing_callers(seed: int, number: int) -> Tally:
+    """Run callers who all ask the same few questions, so that each answer in the cache would go to many of them."""
+    deployment, chance = Deployment(seed, BUDGET), random.Random(seed)
+    wrong = [chance.random() < 0.5 for _ in range(QUESTIONS)]
+    for _ in range(number):
+        question = chance.randrange(QUESTIONS)
+        await deployment.answer(deployment.new_job(), is_wrong=wrong[question], question=question)
+    return deployment.tally
+
+
 async def two_processes(seed: int, number: int) -> Tally:
     """Run two processes that answer in turn, with a model of which half the answers are wrong."""
     deployment, chance = Deployment(seed, BUDGET, processes=2), random.Random(seed)
@@ -93,6 +121,8 @@ ADVERSARIES = {
     "redone model": redone_model,
     "retrying caller": retrying_caller,
     "cancelling caller": cancelling_caller,
+    "replaying caller": replaying_caller,
+    "sharing callers": sharing_callers,
     "two processes": two_processes,
     "stopping model": stopping_model,
 }
