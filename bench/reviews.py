@@ -1,19 +1,31 @@
-"""Time of the next review among many held answers.
+"""Time of the next review among many held answers, through the store and over HTTP.
 
-Run as `.venv/bin/python bench/reviews.py [--held N] [--reviewers N] [--takes N] [--database URL]`. URL is an empty
-PostgreSQL database, without which an embedded database in a temporary folder is measured. It inserts N held answers in
-ten queues, lets reviewers take one answer after another at the same time, each from all queues, and then reads pages
-from the middle of the list. It prints the median, the 99th percentile and the longest time of each in milliseconds.
+Run as `.venv/bin/python bench/reviews.py [--held N] [--reviewers N] [--takes N] [--database sqlite|postgresql]
+[--json FILE]`. It inserts N held answers in ten queues, in an embedded database in a temporary folder, and in a
+PostgreSQL server that it starts (`--database` for one of them). Reviewers then take one answer after another at the
+same time, each from all queues, and decide on it: first through the store, then over HTTP from a server
+process. It prints percentiles in milliseconds, and those of an empty write transaction in the same minute: what the
+machine and its disk take at least. In `next, others held`, nobody decides, so that all that was
+taken stays open.
 """
 
 import argparse
 import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from signoff.core.access import Caller
 from signoff.core.job import Job
@@ -22,10 +34,14 @@ from signoff.core.reviews.queues import ReviewFilter, ReviewQueue, rank_of
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.stores.schema import jobs
+from signoff.work.admin.people import create_token
+from signoff.work.reviews.desk import VerdictRequest, decide_on_desk
 from signoff.work.reviews.history import list_held
 from signoff.work.reviews.leases import take_next
 from signoff.work.services import Services
+from support import service_supervisor
 
+ROOT = Path(__file__).parent.parent
 QUEUES = 10
 MEMBERS = 100
 BATCH = 2000
@@ -86,19 +102,100 @@ async def timed(times: list[float], call: Callable[[], Awaitable[object]]) -> ob
     return result
 
 
-async def take_all(services: Services, reviewers: int, takes: int) -> list[float]:
-    """Let reviewers take answers at the same time; no two may get the same one."""
-    times, taken = list[float](), list[str]()
+async def write_nothing(services: Services, writers: int, writes: int) -> list[float]:
+    """Let writers commit empty transactions at the same time, which the store groups as it does with others."""
+    times, database = list[float](), services.store._database  # type: ignore[attr-defined]
+    update = sa.text("UPDATE review_reasons SET reason = reason WHERE position = -1")
+
+    async def write() -> None:
+        for _ in range(writes):
+            await timed(times, lambda: database.write(lambda tx: tx.conn.execute(update).rowcount))
+
+    await asyncio.gather(*(write() for _ in range(writers)))
+    return times
+
+
+async def review_all(services: Services, reviewers: int, takes: int, *, decide: bool) -> dict[str, list[float]]:
+    """Let reviewers take answers at the same time, and decide; no two may get the same one."""
+    times, taken = {"next": list[float](), "decide": list[float]()}, list[str]()
 
     async def review(number: int) -> None:
         caller = Caller(user_id=1000 + number, token_id=1, role="reviewer", email=f"reviewer{number}@example.com")
         for _ in range(takes):
-            job = await timed(times, lambda: take_next(services, caller, None, []))
-            taken.append(job.id)  # type: ignore[attr-defined]
+            job = await timed(times["next"], lambda: take_next(services, caller, None, []))
+            assert isinstance(job, Job)
+            taken.append(job.id)
+            if decide:
+                verdict = VerdictRequest(verdict="approve", round=job.round)
+                await timed(
+                    times["decide"], lambda job=job, verdict=verdict: decide_on_desk(services, caller, job.id, verdict)
+                )
 
     await asyncio.gather(*(review(number) for number in range(reviewers)))
     assert len(set(taken)) == len(taken), "two reviewers have the same answer"
     return times
+
+
+class Connection:
+    """HTTP connection of a reviewer, for one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str) -> None:
+        self._reader, self._writer, self._token = reader, writer, token
+
+    async def post(self, path: str, payload: object) -> dict[str, object]:
+        """Send a request, and return the JSON of its answer."""
+        body = json.dumps(payload)
+        head = f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {self._token}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._writer.write(f"{head}{body}".encode())
+        answer = await self._reader.readuntil(b"\r\n\r\n")
+        match = re.search(rb"content-length: *(\d+)", answer, re.IGNORECASE)
+        assert match is not None
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        return json.loads(await self._reader.readexactly(int(match[1])))
+
+
+async def review_over_http(port: int, tokens: list[str], takes: int) -> dict[str, list[float]]:
+    """Let reviewers take answers and decide on them over HTTP."""
+    times = {"next": list[float](), "decide": list[float]()}
+
+    async def review(token: str) -> None:
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", port), token)
+        for _ in range(takes):
+            item = await timed(times["next"], lambda: connection.post("/api/reviews/next", {}))
+            assert isinstance(item, dict)
+            path = f"/api/reviews/{item['job_id']}/decide"
+            body = {"verdict": "approve", "round": item["round"]}
+            await timed(times["decide"], lambda path=path, body=body: connection.post(path, body))
+
+    await asyncio.gather(*map(review, tokens))
+    return times
+
+
+async def tokens_of(services: Services, reviewers: int) -> list[str]:
+    """Create reviewers, and return a token of each."""
+    people = services.store.people
+    users = [await people.put_user(f"reviewer{number}@example.com", "reviewer") for number in range(reviewers)]
+    return [await create_token(services, user) for user in users]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, url: str | None) -> Iterator[int]:
+    """Serve the database, and yield the port."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")}
+    environment |= {"SIGNOFF_DATA_DIR": str(folder / "data")} | ({} if url is None else {"SIGNOFF_DATABASE_URL": url})
+    command = [ROOT / ".venv/bin/signoff", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            text = b""
+            while not (match := re.search(rb"http://127\.0\.0\.1:(\d+)", text)):
+                assert process.stdout is not None
+                part = os.read(process.stdout.fileno(), 65536)
+                assert part, text
+                text += part
+            yield int(match[1])
+        finally:
+            process.terminate()
 
 
 async def read_pages(services: Services) -> list[float]:
@@ -112,31 +209,78 @@ async def read_pages(services: Services) -> list[float]:
     return times
 
 
-def report(name: str, times: list[float]) -> None:
-    """Print the distribution of some durations."""
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Return the distribution of some durations, in milliseconds."""
     ordered = sorted(times)
-    median, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    print(f"{name:24} n={len(ordered):5}  p50 {median:7.2f}  p99 {p99:7.2f}  max {ordered[-1]:7.2f} ms")
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    figures = {name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in shares.items()}
+    return {"n": len(ordered)} | {name: round(value, 2) for name, value in figures.items()}
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser()
+async def measure(folder: Path, url: str | None, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the figures of one database."""
+    settings = Settings(data_dir=folder / "data", database_url=url)
+    if url is not None:
+        await migrate(settings)
+    reviewers, takes, figures = options.reviewers, options.takes, dict[str, dict[str, float]]()
+
+    def add(name: str, times: list[float]) -> None:
+        figures[name] = percentiles(times)
+        print(f"{name:32} " + "  ".join(f"{key} {value:8}" for key, value in figures[name].items()), flush=True)
+
+    async with open_services(settings) as services:
+        await fill(services, options.held)
+        tokens = await tokens_of(services, reviewers)
+        await review_all(services, reviewers, 10, decide=True)  # statements are compiled at their first use
+        add("empty write transaction", await write_nothing(services, reviewers, takes))
+        for name, times in (await review_all(services, reviewers, takes, decide=True)).items():
+            add(f"store: {name}", times)
+        add("store: next, others held", (await review_all(services, reviewers, takes, decide=False))["next"])
+        add("store: page of 50", await read_pages(services))
+        add("empty write transaction, again", await write_nothing(services, reviewers, takes))
+    with serving(folder, url) as port:
+        await review_over_http(port, tokens, 10)
+        for name, times in (await review_over_http(port, tokens, takes)).items():
+            add(f"http: {name}", times)
+    return figures
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """Serve PostgreSQL from a new cluster that waits for its disk."""
+    binary = service_supervisor.postgres_binary()
+    assert binary is not None, "PostgreSQL is not installed"
+    with tempfile.TemporaryDirectory(prefix="signoff-bench-") as folder:
+        cluster, [port] = service_supervisor.empty(Path(folder, "postgres")), service_supervisor.free_ports(1)
+        Path(folder).chmod(0o755)
+        service_supervisor.make_cluster(binary, cluster)
+        safe = ("fsync=on", "full_page_writes=on", "shared_buffers=512MB")
+        with service_supervisor.postgres_at(binary, cluster, port, *safe):
+            yield f"postgresql://postgres@{service_supervisor.LOCALHOST}:{port}/postgres"
+
+
+def main() -> None:
+    """Measure, and print a line for each figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--held", type=int, default=100_000)
     parser.add_argument("--reviewers", type=int, default=8)
     parser.add_argument("--takes", type=int, default=200)
-    parser.add_argument("--database")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"])
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder) / "data", database_url=options.database, allow_self_review=True)
-        if options.database is not None:
-            await migrate(settings)
-        async with open_services(settings) as services:
-            await fill(services, options.held)
-            await take_all(services, 1, 10)  # statements are compiled at their first use
-            report(f"next, {options.reviewers} reviewers", await take_all(services, options.reviewers, options.takes))
-            report("next, 1 reviewer", await take_all(services, 1, options.takes))
-            report("page of 50", await read_pages(services))
+    result = dict[str, object]()
+    for name in ("sqlite", "postgresql") if options.database is None else (options.database,):
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
+            url = stack.enter_context(postgresql()) if name == "postgresql" else None
+            before = os.getloadavg()[0]
+            print(f"{name}, {options.held} held, {options.reviewers} reviewers, load {before:.1f}", flush=True)
+            result[name] = {"load_before": before, "figures": asyncio.run(measure(folder, url, options))}
+    if options.json is not None:
+        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+        run = {"held": options.held, "reviewers": options.reviewers, "takes": options.takes}
+        options.json.write_text(json.dumps({"machine": machine, **run, **result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
