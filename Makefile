@@ -44,7 +44,7 @@ faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers as
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 RUNS ?= 1000
-budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes half an hour.
+budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes ten minutes of processor time.
 	PYTHONPATH=tests $(BIN)/python -m error_budgets $(RUNS)
 
 lint: .venv/.dev
