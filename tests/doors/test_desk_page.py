@@ -261,6 +261,29 @@ async def test_the_draft_of_one_of_several_voters_is_not_shown_to_the_others(tmp
         assert "SECRET DRAFT" not in page_of_bob
 
 
+async def test_a_voter_does_not_send_an_answer_whose_own_draft_another_one_has_replaced(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        store, ruling = server.services.store, Ruling(outcome="hold", votes=2)
+        job = await leased(store)
+        job = await store.jobs.transition(job.id, a_step("hold", changes={"response": b'"x"', "ruling": ruling}))
+        ann, bob = [await server.token("reviewer", f"{name}@example.com") for name in ("ann", "bob")]
+        address, approval = f"/api/reviews/{job.id}", {"verdict": "approve", "round": job.round}
+        for name, token in (("ann", ann), ("bob", bob)):
+            assert (await server.ask("POST", f"{address}/open", token))[0] == 200
+            draft = {"round": job.round, "response": f"SECRET of {name}"}
+            assert (await server.ask("POST", f"{address}/draft", token, json=draft))[0] == 200
+            for path in (address, f"/api/jobs/{job.id}/events"):
+                _, seen = await server.ask("GET", path, ann if token == bob else bob)
+                assert f"SECRET of {name}" not in str(seen), path
+            await server.ask("POST", f"{address}/leave", token)
+        # the answer that ann has opened again has no draft of bob's, and not hers either
+        assert (await server.ask("POST", f"{address}/open", ann))[1]["draft"] is None
+        status, answer = await server.ask("POST", f"{address}/decide", ann, json=approval)
+        assert (status, "Your draft is not stored any more" in str(answer)) == (409, True)
+        edited = approval | {"response": "mine"}
+        assert (await server.ask("POST", f"{address}/decide", ann, json=edited))[0] == 200
+
+
 async def test_an_instruction_goes_to_the_model_and_a_reason_to_the_caller(tmp_path: Path) -> None:
     async with live(tmp_path, release_after_seconds=0) as server:
         body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hi"}]}).encode()

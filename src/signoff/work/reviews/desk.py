@@ -143,7 +143,22 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
         drafts = [event for event in await services.store.jobs.events(job_id) if event.verb == "draft"]
         if drafts and drafts[-1].actor != caller.actor:
             raise Stale("Another reviewer saved a draft; read it, and send what you sign off.", job_id=job_id)
+    if votes_needed(job) > 1 and complete.edit == Edit() and request.verdict != "reject":
+        await _check_draft_is_there(services, caller, job)
     return await decide(services, caller, job_id, complete)
+
+
+async def _check_draft_is_there(services: Services, caller: Caller, job: Job) -> None:
+    """Raise Stale if another voter, whose draft or vote nobody sees, has replaced the draft that `caller` saved."""
+    if job.draft is not None:
+        return
+    is_saved = False
+    for event in await services.store.jobs.events(job.id):
+        if event.verb in {"hold", "undo"}:
+            is_saved = False
+        is_saved |= (event.verb, event.actor) == ("draft", caller.actor)
+    if is_saved:
+        raise Stale("Your draft is not stored any more; send the edit with your verdict.", job_id=job.id)
 
 
 async def decide_on_desk(
