@@ -149,8 +149,8 @@ async def test_log_probabilities_of_a_chat_count_where_it_is_translated(
         await save(server, "unsure", "sure", rule("signals.logprob_min < -2.0", "hold"))
         token = await server.token()
         for text, least in (("-0.5 -1.5", -1.5), ("-0.5 -2.5", -2.5), ("refuse", None)):
-            asked = {"max_tokens": 9, "messages": [{"role": "user", "content": text}]}
-            body = {"model": "sure", "stream": stream} | ({"input": text} if path == "/v1/responses" else asked)
+            question = {"max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+            body = {"model": "sure", "stream": stream} | ({"input": text} if path == "/v1/responses" else question)
             status, answer = await server.ask("POST", path, token, json=body, headers={"prefer": "wait=0"})
             job = await last_job(server)
             assert job.ruling is not None, answer

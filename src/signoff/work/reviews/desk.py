@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.dialects.edited_answer import check_edit, edited_answer, written_usage
-from signoff.core.job import Decision, Draft, Edit, Job, JobError, Verdict
+from signoff.core.job import Decision, Draft, Edit, Event, Job, JobError, Verdict
 from signoff.core.reviews.instruction import with_instruction
 from signoff.core.reviews.votes import votes_needed
 from signoff.errors import Forbidden, Stale
@@ -144,16 +144,16 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
         if drafts and drafts[-1].actor != caller.actor:
             raise Stale("Another reviewer saved a draft; read it, and send what you sign off.", job_id=job_id)
     if votes_needed(job) > 1 and complete.edit == Edit() and request.verdict != "reject":
-        await _check_draft_is_there(services, caller, job)
+        _check_draft_is_there(caller, job, await services.store.jobs.events(job_id))
     return await decide(services, caller, job_id, complete)
 
 
-async def _check_draft_is_there(services: Services, caller: Caller, job: Job) -> None:
+def _check_draft_is_there(caller: Caller, job: Job, events: Sequence[Event]) -> None:
     """Raise Stale if another voter, whose draft or vote nobody sees, has replaced the draft that `caller` saved."""
     if job.draft is not None:
         return
     is_saved = False
-    for event in await services.store.jobs.events(job.id):
+    for event in events:
         if event.verb in {"hold", "undo"}:
             is_saved = False
         is_saved |= (event.verb, event.actor) == ("draft", caller.actor)
