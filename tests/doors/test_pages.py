@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 
+from signoff.core.access import Caller
+from signoff.dashboard.shell import pages_of
 from signoff.work.admin.people import create_user, sign_in_link
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.live_server import Live, chat, live, until
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
-EVERYBODY = ["Jobs", "Usage", "Prompts", "Pipelines", "Functions", "Cache", "People"]
-ALL_PAGES = ["review", "jobs", "usage", "prompts", "pipelines", "functions", "cache", "people", "models", "audit"]
+FIRST, MORE = ["Jobs", "Usage", "Playground", "Prompts", "Pipelines"], ["Functions", "Cache", "Limits"]
+ADMIN = Caller(user_id=1, token_id=1, role="admin", email="admin@example.com")
+BAR = {
+    "user": [*FIRST, "People", *MORE],
+    "reviewer": ["Review", *FIRST, "People", *MORE],
+    "admin": ["Review", *FIRST, "Models", "Policies", "People", *MORE, "Quality of review", "Audit log"],
+}
 
 
 @pytest.fixture(scope="module", name="server")
@@ -73,11 +80,7 @@ async def test_a_page_sends_a_visitor_who_is_not_signed_in_to_the_form(server: L
 
 
 async def test_the_bar_names_the_pages_of_the_role_and_marks_the_current_one(server: Live) -> None:
-    for role, names in (
-        ("user", EVERYBODY),
-        ("reviewer", ["Review", *EVERYBODY]),
-        ("admin", ["Review", *EVERYBODY, "Models", "Audit log"]),
-    ):
+    for role, names in BAR.items():
         text = await page(server, "/dashboard/usage", await cookie_of(server, role, f"bar-{role}"))
         bar = re.search(r'aria-label="Pages">(.*?)</nav>', text, re.DOTALL)
         assert bar is not None
@@ -215,8 +218,8 @@ async def test_the_audit_log_shows_who_changed_what(server: Live) -> None:
 
 async def test_no_page_loads_anything_from_elsewhere_or_runs_a_script(server: Live) -> None:
     headers = await cookie_of(server, "admin", "strict")
-    for name in ALL_PAGES:
-        async with server.http.get(f"{server.url}/dashboard/{name}", headers=headers) as response:
+    for path in [each.path for each in pages_of(ADMIN)]:
+        async with server.http.get(server.url + path, headers=headers) as response:
             text, policy = await response.text(), response.headers["content-security-policy"]
         assert "unsafe-inline" not in policy
         assert not re.findall(r"<script(?! (?:type=.module. )?src=./static/)|<style|<[^>]*\s(?:style|on\w+)=", text)

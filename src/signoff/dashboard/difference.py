@@ -39,6 +39,21 @@ def difference(old: str, new: str) -> list[Change]:
     return changes
 
 
+def line_difference(old: str, new: str) -> list[tuple[str, str]]:
+    r"""Return the changed lines with those around them: `added`, `removed` or an empty kind, and the line.
+
+    >>> line_difference("a\nb", "a\nc")
+    [('', 'a'), ('removed', 'b'), ('added', 'c')]
+    """
+    return unified_lines("\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="")))
+
+
+def unified_lines(text: str) -> list[tuple[str, str]]:
+    """Return the lines of a unified diff after its head, as `line_difference` does."""
+    kinds = {"+": "added", "-": "removed"}
+    return [(kinds.get(line[:1], ""), line[1:]) for line in text.splitlines()[2:] if not line.startswith("@@")]
+
+
 def count_words(changes: list[Change], kind: str) -> int:
     """Return the number of words in the stretches of this kind."""
     return sum(len(change.text.split()) for change in changes if change.kind == kind)

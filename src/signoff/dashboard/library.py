@@ -13,6 +13,7 @@ from signoff.core.endpoints import PREDICT
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
+from signoff.dashboard.difference import unified_lines
 from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, address_of, page
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
@@ -93,7 +94,7 @@ def _item_view(kind: LibraryItemKind) -> Any:
             kind=kind,
             item=item,
             model=_model_of(item),
-            difference=_lines(difference),
+            difference=unified_lines(difference),
             versions=versions,
             arguments=parameter_names(item),
             dependents=await library.list_dependents(services, caller, kind, name, limit=MAX_LISTED),
@@ -182,12 +183,6 @@ def _row(item: LibraryItem) -> dict[str, Any]:
 
 def _model_of(item: LibraryItem) -> str:
     return (item.model or "default") if isinstance(item, Prompt) else ""
-
-
-def _lines(difference: str) -> list[tuple[str, str]]:
-    """Return the lines of a unified diff after its head: `added`, `removed` or an empty kind, and the text."""
-    kinds = {"+": "added", "-": "removed"}
-    return [(kinds.get(line[:1], ""), line[1:]) for line in difference.splitlines()[2:] if not line.startswith("@@")]
 
 
 prompts, pipelines = make_router("prompt"), make_router("pipeline")

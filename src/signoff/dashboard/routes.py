@@ -2,7 +2,7 @@
 
 from litestar import Router
 
-from signoff.dashboard import audit, cache, functions, home, job, jobs, library, models, people, review, usage
+from signoff.dashboard import audit, cache, functions, home, job, jobs, library, models, people, policies, review, usage
 
 ROUTES: list[Router] = [
     home.router,
@@ -15,6 +15,7 @@ ROUTES: list[Router] = [
     functions.router,
     cache.router,
     models.router,
+    policies.router,
     people.router,
     audit.router,
     home.built,

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from litestar import Response
 from litestar.response import Template
 
 from signoff.core.access import Caller, may_review
@@ -13,6 +14,7 @@ from signoff.core.wire import format_time
 from signoff.dashboard.bundle import bundle
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import MOUNT, header, scheme_of
+from signoff.errors import SignoffError
 from signoff.work.services import Services
 
 TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
@@ -33,25 +35,38 @@ class NavigationItem(NamedTuple):
     """Title of the page."""
     path: str
     """Its address below the mount."""
+    is_more: bool = False
+    """True if it stands in the menu at the end of the bar."""
 
 
 REVIEW = NavigationItem("Review", "/dashboard/review")
 JOBS = NavigationItem("Jobs", "/dashboard/jobs")
 USAGE = NavigationItem("Usage", "/dashboard/usage")
+PLAYGROUND = NavigationItem("Playground", "/dashboard/playground")
 PROMPTS = NavigationItem("Prompts", "/dashboard/prompts")
 PIPELINES = NavigationItem("Pipelines", "/dashboard/pipelines")
-FUNCTIONS = NavigationItem("Functions", "/dashboard/functions")
-CACHE = NavigationItem("Cache", "/dashboard/cache")
 MODELS = NavigationItem("Models", "/dashboard/models")
+POLICIES = NavigationItem("Policies", "/dashboard/policies")
 PEOPLE = NavigationItem("People", "/dashboard/people")
-AUDIT = NavigationItem("Audit log", "/dashboard/audit")
-_FOR_ALL = (JOBS, USAGE, PROMPTS, PIPELINES, FUNCTIONS, CACHE, PEOPLE)
+FUNCTIONS = NavigationItem("Functions", "/dashboard/functions", is_more=True)
+CACHE = NavigationItem("Cache", "/dashboard/cache", is_more=True)
+LIMITS = NavigationItem("Limits", "/dashboard/limits", is_more=True)
+QUALITY = NavigationItem("Quality of review", "/dashboard/quality", is_more=True)
+AUDIT = NavigationItem("Audit log", "/dashboard/audit", is_more=True)
+_FOR_ALL = (JOBS, USAGE, PLAYGROUND, PROMPTS, PIPELINES)
 
 
 def pages_of(caller: Caller) -> list[NavigationItem]:
     """Return the pages that `caller` may see, in the order of the bar; the first one is the start page."""
+    is_admin = caller.role == "admin"
     review = [REVIEW] if may_review(caller) else []
-    return [*review, *_FOR_ALL, *([MODELS, AUDIT] if caller.role == "admin" else [])]
+    more = [FUNCTIONS, CACHE, LIMITS, *([QUALITY, AUDIT] if is_admin else [])]
+    return [*review, *_FOR_ALL, *([MODELS, POLICIES] if is_admin else []), PEOPLE, *more]
+
+
+def redirect(path: str) -> Response[str]:
+    """Return a response that leads the browser to `path` with a GET, so that a reload sends no form again."""
+    return Response("", status_code=303, headers={"location": path})
 
 
 def root_of(request: AnyRequest) -> str:
@@ -108,6 +123,13 @@ def built_address(root: str, entry: str) -> str | None:
     """Return the address of a file of the bundle; None if it is not built."""
     name = bundle().get(entry)
     return None if name is None else f"{root}/static/built/{name}"
+
+
+def with_status(shown: Template, error: SignoffError | None) -> Template:
+    """Return the page with the status of an error that it shows, if it shows one."""
+    if error is not None:
+        shown.status_code = error.status
+    return shown
 
 
 def format_ago(now: int, at: int) -> str:

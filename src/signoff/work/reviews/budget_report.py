@@ -12,6 +12,7 @@ from signoff.core.reviews.budget_period import (
     claim_of,
     closing_detections,
     first_period,
+    largest_undetected,
     least_reviewed_share,
     terms_of,
 )
@@ -22,6 +23,7 @@ from signoff.errors import BadRequest, NotFound
 from signoff.work.services import Services
 
 MAX_ITEM_BYTES = 1024 * 1024
+MAX_POINTS = 40
 
 
 class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,15 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     """Reason why answers may leave now, or may not."""
 
 
+class BudgetPoint(msgspec.Struct, frozen=True):
+    """Remainder of an error budget after a number of finds."""
+
+    finds: int
+    """Audits that find a wrong answer, or have no verdict yet."""
+    left: int
+    """Wrong answers that may still leave before the gate closes; the gate is open while it is above 0."""
+
+
 class CatchReport(msgspec.Struct, frozen=True, kw_only=True):
     """Planted items that a reviewer has judged, with an interval of 95 % for the share that they catch."""
 
@@ -80,6 +91,18 @@ async def report_budget(services: Services, caller: Caller, name: str) -> Budget
     check_admin(caller)
     policy = await _load(services, name)
     return report_of(await _period(services, policy))
+
+
+async def budget_curve(services: Services, caller: Caller, name: str) -> list[BudgetPoint]:
+    """Return how the present period burns down: from no find to that which closes the gate. Raises Forbidden, NotFound.
+
+    A long way is given in at most MAX_POINTS steps.
+    """
+    check_admin(caller)
+    period = await _period(services, await _load(services, name))
+    last = closing_detections(period)
+    numbers = sorted({round(last * step / MAX_POINTS) for step in range(MAX_POINTS + 1)} | {period.detected})
+    return [BudgetPoint(each, max(0, period.terms.allowed - largest_undetected(period, each))) for each in numbers]
 
 
 async def restart_budget(services: Services, caller: Caller, name: str) -> BudgetReport:

@@ -1,0 +1,95 @@
+"""The error budget on the page of its policy: how it burns down, why its gate is open or closed, and what holds it up.
+
+Only admins see it, because it says how many answers are audited.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from signoff.core.access import Caller
+from signoff.dashboard.content import shown_text
+from signoff.work.reviews.budget_report import (
+    BudgetPoint,
+    BudgetReport,
+    budget_curve,
+    list_catch_rates,
+    list_planted,
+    report_budget,
+)
+from signoff.work.services import Services
+
+MAX_PLANTED = 20
+# The drawing, in units of its own; the axes stand left and below.
+LEFT, RIGHT, TOP, BASE = 44, 500, 14, 190
+MAX_TICKS = 5
+
+
+class ChartLabel(NamedTuple):
+    """Place on the drawing with a text."""
+
+    x: float
+    y: float
+    text: str
+
+
+class BudgetChart(NamedTuple):
+    """Drawing of an error budget that burns down with each find."""
+
+    line: str
+    """Path of the steps, as the attribute `d` of SVG."""
+    here: ChartLabel
+    """Present place."""
+    rows: list[ChartLabel]
+    """Ticks of the vertical axis: wrong answers that may still leave."""
+    columns: list[ChartLabel]
+    """Ticks of the horizontal axis: audits that found a wrong answer, or have no verdict."""
+
+
+async def budget_view(services: Services, caller: Caller, name: str) -> dict[str, Any]:
+    """Return what the page shows of the budget of a policy. Raises Forbidden, NotFound."""
+    report = await report_budget(services, caller, name)
+    curve = await budget_curve(services, caller, name)
+    finds = report.wrong_found + report.audits_open
+    planted = await list_planted(services, caller, name, after_id=0, limit=MAX_PLANTED)
+    return {
+        "report": report,
+        "finds": finds,
+        "left": max(0, report.allowed - report.bound),
+        "closes_in": max(0, report.closes_after - finds),
+        "chart": burn_down(curve, finds, report),
+        "curve": curve,
+        "catch_rates": await list_catch_rates(services, caller, name),
+        "planted": [{"id": item.id, "path": item.path, "answer": shown_text(item.response)[:200]} for item in planted],
+    }
+
+
+def burn_down(curve: Sequence[BudgetPoint], finds: int, report: BudgetReport) -> BudgetChart:
+    """Return the drawing of a curve, at which `finds` audits have found a wrong answer or have no verdict."""
+    widest, highest = max(point.finds for point in curve) or 1, max(report.allowed, 1)
+
+    def x(number: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * number / widest, 1)
+
+    def y(number: float) -> float:
+        return round(BASE - (BASE - TOP) * number / highest, 1)
+
+    steps = [f"M{x(curve[0].finds)} {y(curve[0].left)}"]
+    steps += [f"H{x(point.finds)}V{y(point.left)}" for point in curve[1:]]
+    left = next(point.left for point in curve if point.finds == finds)
+    return BudgetChart(
+        line="".join(steps),
+        here=ChartLabel(x(finds), y(left), f"{left:,} left"),
+        rows=[ChartLabel(LEFT, y(number), f"{number:,}") for number in _ticks(highest)],
+        columns=[ChartLabel(x(number), BASE, f"{number:,}") for number in _ticks(widest)],
+    )
+
+
+def _ticks(highest: int) -> list[int]:
+    """Return round numbers from 0 up to at most `highest`.
+
+    >>> _ticks(10), _ticks(200), _ticks(3)
+    ([0, 2, 4, 6, 8, 10], [0, 50, 100, 150, 200], [0, 1, 2, 3])
+    """
+    power = 10 ** max(0, len(str(highest)) - 2)
+    step = next(size * power for size in (1, 2, 5, 10, 20, 50) if highest <= size * power * MAX_TICKS)
+    return [*range(0, highest + 1, step)]

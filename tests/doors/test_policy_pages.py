@@ -1,0 +1,173 @@
+"""The pages of review policies and of error budgets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from support.live_server import Live, chat, live
+from support.pages import Browser, cells, signed_in, words
+
+pytestmark = pytest.mark.anyio
+POLICY = {"target": "careful", "rules": [{"if": "answer.text.contains('bad')", "then": "hold"}]}
+BUDGET = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
+
+
+@pytest.fixture(scope="module", name="server")
+async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with live(tmp_path_factory.mktemp("policies"), hold_seconds=0.01) as server:
+        yield server
+
+
+async def saved(admin: Browser, name: str, **more: object) -> None:
+    """Save a policy of a target of its own, on the page of policies."""
+    policy = POLICY | {"target": f"{name}-model"} | more
+    location = await admin.submit("/dashboard/policies", name=name, body=json.dumps(policy))
+    assert location == f"/dashboard/policies/{name}"
+    await admin.server.model(f"{name}-model")
+
+
+async def test_a_policy_is_saved_changed_compared_and_deleted_on_its_pages(server: Live) -> None:
+    admin = await signed_in(server, "admin", "maker")
+    await saved(admin, "first")
+    assert (await admin.api("GET", "/api/policies/first"))["rules"] == [POLICY["rules"][0]]
+
+    changed = POLICY | {"target": "first-model", "default": {"then": "reject", "code": "no"}}
+    await admin.submit("/dashboard/policies/first", body=json.dumps(changed))
+    api = await admin.api("GET", "/api/policies/first")
+    assert (api["version"], api["default"]) == (2, {"then": "reject", "code": "no"})
+
+    page = await admin.open("/dashboard/policies/first")
+    assert "reject as no" in page
+    assert "<ins>    &#34;then&#34;: &#34;reject&#34;," in page
+    assert "<del>    &#34;then&#34;: &#34;pass&#34;" in page
+    assert "earlier version" in await admin.open("/dashboard/policies/first?version=1")
+
+    assert await admin.submit("/dashboard/policies/first/delete") == "/dashboard/policies"
+    await admin.api("GET", "/api/policies/first", status=404)
+    assert ">deleted<" in await admin.open("/dashboard/policies/first")
+
+
+async def test_the_text_that_was_saved_is_shown_so_that_saving_it_again_changes_nothing(server: Live) -> None:
+    admin = await signed_in(server, "admin", "again")
+    rule = {
+        "if": "cost > 0.5",
+        "then": "hold",
+        "queue": "law",
+        "deadline_seconds": 60,
+        "on_deadline": {"escalate": "b"},
+    }
+    more = {"rules": [rule], "judge": "judge_prompt", "default": {"then": "audit", "audit": 0.25}}
+    await saved(admin, "equal", budget=BUDGET | {"harmless": ["case"]}, **(more | {"default": {"then": "pass"}}))
+    before = await admin.api("GET", "/api/policies/equal")
+    page = await admin.open("/dashboard/policies/equal")
+    text = page.partition('spellcheck="false">\n')[2].partition("</textarea>")[0].replace("&#34;", '"')
+    await admin.submit("/dashboard/policies/equal", body=text.replace("&gt;", ">"))
+    after = await admin.api("GET", "/api/policies/equal")
+    assert {**before, "version": 2, "created_at": after["created_at"]} == after
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "fault"),
+    [
+        ('{\n  "target": "x",\n  "rules": [}', "Line 3, column 13", "not JSON"),
+        ('{"target": "x",\n "rules": [{"if": "true", "then": "drop"}]}', "Line 2, column 35", "drop"),
+        ('{"target": "x",\n "rules": [\n  {"if": "answer.nothing", "then": "hold"}]}', "Line 3, column 10", "nothing"),
+        (
+            '{"target": "x",\n "budget": {"answers": 0, "share": 0.1, "audit_rate": 0.1}}',
+            "Line 2, column 24",
+            "answers",
+        ),
+    ],
+)
+async def test_a_fault_is_shown_with_its_line_and_column_and_the_text_stays(
+    server: Live, body: str, place: str, fault: str
+) -> None:
+    admin = await signed_in(server, "admin", "faulty")
+    page = await admin.submit("/dashboard/policies", status=400, name="broken", body=body)
+    alert = words(page.partition('role="alert">')[2].partition("</p>")[0])
+    assert alert.startswith(place), alert
+    assert fault in alert
+    assert body.replace('"', "&#34;") in page
+    assert 'value="broken"' in page
+    await admin.api("GET", "/api/policies/broken", status=404)
+
+
+async def test_a_new_policy_does_not_replace_one_of_the_same_name(server: Live) -> None:
+    admin = await signed_in(server, "admin", "twice")
+    await saved(admin, "only")
+    page = await admin.submit("/dashboard/policies", status=400, name="only", body=json.dumps(POLICY))
+    assert "There is a policy" in page
+    assert (await admin.api("GET", "/api/policies/only"))["version"] == 1
+
+
+async def test_the_rules_show_what_they_did_and_a_dry_run_says_what_a_draft_would_do(server: Live) -> None:
+    admin = await signed_in(server, "admin", "counter")
+    await saved(admin, "counted")
+    for text in ("good", "bad", "bad too", "fine"):
+        await server.ask("POST", "/v1/chat/completions", headers=admin.headers, json=chat(text, "counted-model"))
+
+    page = await admin.open("/dashboard/policies/counted")
+    assert cells(page, "answer.text.contains(&#39;bad&#39;)")[1:] == ["0", "2", "0", "0"]
+    assert cells(page, "no rule matches")[1:] == ["2", "0", "0", "0"]
+    assert cells(await admin.open("/dashboard/policies"), "counted")[4:8] == ["2", "2", "0", "0"]
+
+    draft = json.dumps({"target": "counted-model", "rules": [{"if": "answer.text == 'fine'", "then": "reject"}]})
+    page = await admin.submit("/dashboard/policies/counted/dry-run", status=200, body=draft, last="100")
+    sentence = words(page.partition('class="claim">')[2].partition("</p>")[0])
+    assert sentence == "Of the last 4 answers, 3 would have passed (75 %), 1 would have been rejected (25 %)."
+    assert draft.replace('"', "&#34;").replace("'", "&#39;") in page, "the draft stays in the form"
+    assert (await admin.api("GET", "/api/policies/counted"))["version"] == 1
+
+    api = await admin.api("POST", "/api/policies/counted/dry-run", json={"last": 100, "policy": json.loads(draft)})
+    assert (api["answers"], api["passed"], api["rejected"]) == (4, 3, 1)
+
+
+async def test_the_page_of_a_budget_has_the_figures_of_the_api_and_restarts_it(server: Live) -> None:
+    admin = await signed_in(server, "admin", "budgeter")
+    await saved(admin, "spent", rules=[], budget=BUDGET)
+    for number in range(12):
+        body = chat(f"{number}", "spent-model")
+        await server.ask("POST", "/v1/chat/completions", headers=admin.headers, json=body)
+    figures = await admin.api("GET", "/api/policies/spent/budget")
+    page = await admin.open("/dashboard/policies/spent")
+    assert figures["claim"] in page
+    assert figures["why"] in page
+    shown = words(page.partition('class="facts budget-figures">')[2].partition("</dl>")[0])
+    assert f"Left without a review {figures['passed']} of 10,000" in shown
+    assert f"Audits {figures['audits']}, of which {figures['audits_open']} undecided" in shown
+    assert f"Bound on those that left {figures['bound']}" in shown
+    now = f"{figures['audits_open'] + figures['wrong_found']} (now)"
+    assert cells(page, now) == [str(figures["allowed"] - figures["bound"])]
+
+    assert await admin.submit("/dashboard/policies/spent/restart") == "/dashboard/policies/spent#budget"
+    assert (await admin.api("GET", "/api/policies/spent/budget"))["period"] == figures["period"] + 1
+    log = await admin.open("/dashboard/audit?subject=budget:spent")
+    assert "budgeter@example.com" in log
+
+
+async def test_planted_items_are_listed_and_removed_on_the_page(server: Live) -> None:
+    admin = await signed_in(server, "admin", "gardener")
+    await saved(admin, "garden", rules=[], budget=BUDGET)
+    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "2 + 2 is <b>5</b>"}}]}
+    item = {"payload": chat("What is 2 + 2?"), "response": answer}
+    new = await admin.api("POST", "/api/policies/garden/planted", status=201, json=item)
+    assert "2 + 2 is &lt;b&gt;5&lt;/b&gt;" in await admin.open("/dashboard/policies/garden")
+    await admin.submit(f"/dashboard/policies/garden/planted/{new['id']}/delete")
+    assert (await admin.api("GET", "/api/policies/garden/planted"))["data"] == []
+
+
+@pytest.mark.parametrize("role", ["user", "reviewer"])
+async def test_only_admins_see_policies_and_budgets(server: Live, role: str) -> None:
+    admin = await signed_in(server, "admin", f"owner-{role}")
+    await saved(admin, f"hidden-{role}", budget=BUDGET)
+    other = await signed_in(server, role, f"other-{role}")  # type: ignore[arg-type]
+    for path in ("/dashboard/policies", f"/dashboard/policies/hidden-{role}"):
+        await other.open(path, status=403)
+    assert 'href="/dashboard/policies"' not in await other.open("/dashboard/jobs")
+    for path in ("", "/dry-run", "/delete", "/restart"):
+        await other.submit(f"/dashboard/policies/hidden-{role}{path}", status=403, body=json.dumps(POLICY))
+        forged = {"sec-fetch-site": "cross-site"}
+        await admin.submit(f"/dashboard/policies/hidden-{role}{path}", status=403, headers=forged, body="{}")
