@@ -13,6 +13,8 @@ from signoff.core.cache import CacheRule
 from signoff.core.job import Job
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
 from signoff.core.price import Price
+from signoff.core.refusals import RefusalCount
+from signoff.core.saved_views import SavedView
 from signoff.core.sign_in import SignInDenial, SignInLimit
 from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
 
@@ -202,8 +204,31 @@ class Quotas(Protocol):
         """
         ...
 
+    async def refusals(self, since: int, *, user_id: int | None = None, limit: int = 50) -> list[RefusalCount]:
+        """Return how often limits refused requests from the hour of `since` on, the most frequent refusals first.
+
+        `user_id` selects those of one user; at most `limit` are returned.
+        """
+        ...
+
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
         """Return the present counters by name, without what has expired; names that were never used are left out."""
+        ...
+
+
+class SavedViews(Protocol):
+    """Addresses of pages that users have named."""
+
+    async def of_user(self, user_id: int, page: str) -> list[SavedView]:
+        """Return the views that a user has saved of a page, ordered by name."""
+        ...
+
+    async def put(self, user_id: int, view: SavedView) -> None:
+        """Save a view; replace the one of the same page and name. Raises Conflict beyond MAX_VIEWS of a page."""
+        ...
+
+    async def drop(self, user_id: int, page: str, name: str) -> bool:
+        """Delete a view. Return False if there is none of this page and name."""
         ...
 
 

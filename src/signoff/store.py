@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
+from signoff.accounts import Audit, People, Quotas, SavedViews, SignIns, UsageRecords
 from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
@@ -324,6 +324,11 @@ class Store(Protocol):
     @property
     def quotas(self) -> Quotas:
         """Limits and counters."""
+        ...
+
+    @property
+    def views(self) -> SavedViews:
+        """Views of pages that users have saved."""
         ...
 
     @property

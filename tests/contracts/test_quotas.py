@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
+from signoff.core.usage import HOUR_US
 from support.stores import AStore, listening, together, until
 
 pytestmark = pytest.mark.anyio
@@ -107,3 +108,20 @@ async def test_counters_report_current_usage(store: AStore, other: AStore) -> No
     counter = counters[budget.name]
     assert (counter.month.tokens, counter.day.tokens, counter.pending) == (30, 30, ())
     assert [(entry.requests, entry.tokens) for entry in counter.entries] == [(1, 30)]
+
+
+async def test_refusals_are_counted_by_limit_kind_and_token_across_processes(store: AStore, other: AStore) -> None:
+    user = await store.people.put_user("eager@example.com", "user")
+    narrow = Limit(scope="all", requests_per_minute=1)
+    for number, each in enumerate((store, store, other, other)):
+        asked = ReservationRequest(
+            id=f"job{number}", limits=((narrow.name, narrow),), user_id=user.id, token_id=5 + number % 2
+        )
+        await each.quotas.reserve(asked)
+
+    rows = await other.quotas.refusals(0)
+    counted = [(row.limit_name, row.kind, row.email, row.token_id, row.refused) for row in rows]
+    assert counted == [("all", "requests", user.email, 6, 2), ("all", "requests", user.email, 5, 1)]
+    assert await store.quotas.refusals(rows[0].hour + HOUR_US) == []
+    assert await store.quotas.refusals(0, user_id=user.id + 1) == []
+    assert await store.quotas.refusals(0, limit=1) == rows[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Sequence
 
 from signoff.core.audit import change_of
@@ -9,6 +10,7 @@ from signoff.core.limits import (
     Counter,
     Denial,
     Limit,
+    LimitKind,
     Reservation,
     ReservationRequest,
     expire,
@@ -16,6 +18,8 @@ from signoff.core.limits import (
     settle_reservation,
     try_reserve,
 )
+from signoff.core.refusals import RefusalCount
+from signoff.core.usage import HOUR_US
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, record
 
@@ -57,6 +61,9 @@ class MemoryQuotas:
         def reserve(tx: Tx) -> Reservation | Denial:
             after, reservation = try_reserve(self._tables.counters, request, tx.now)
             self._tables.counters.update(after)
+            if isinstance(reservation, Denial):
+                of = (reservation.limit.name, reservation.kind, request.user_id, request.token_id)
+                self._tables.refusals.append((tx.now // HOUR_US * HOUR_US, *of))
             return reservation
 
         return await self._connection.send(reserve, writes=True)
@@ -79,6 +86,29 @@ class MemoryQuotas:
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
         def read(tx: Tx) -> dict[str, Counter]:
             return {name: expire(counter, tx.now) for name, counter in self._tables.counters.items() if name in names}
+
+        return await self._connection.send(read, writes=False)
+
+    async def refusals(self, since: int, *, user_id: int | None = None, limit: int = 50) -> list[RefusalCount]:
+        def read(_: Tx) -> list[RefusalCount]:
+            counts, hours = Counts[tuple[str, LimitKind, int, int]](), dict[tuple[str, LimitKind, int, int], int]()
+            for hour, *of in self._tables.refusals:
+                name, kind, owner, token_id = of
+                if hour >= since // HOUR_US * HOUR_US and user_id in {None, owner}:
+                    counts[name, kind, owner, token_id] += 1
+                    hours[name, kind, owner, token_id] = max(hour, hours.get((name, kind, owner, token_id), 0))
+            rows = sorted(counts, key=lambda of: (-counts[of], of[0], of[3]))
+            return [
+                RefusalCount(
+                    limit_name=of[0],
+                    kind=of[1],
+                    email=next((user.email for user in self._tables.users.values() if user.id == of[2]), None),
+                    token_id=of[3],
+                    refused=counts[of],
+                    hour=hours[of],
+                )
+                for of in rows[:limit]
+            ]
 
         return await self._connection.send(read, writes=False)
 

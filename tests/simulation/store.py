@@ -27,6 +27,7 @@ from simulation.quotas import MemoryQuotas
 from simulation.receipts import MemoryReceipts
 from simulation.reviews import MemoryReviewQueues, MemoryReviews
 from simulation.runs import MemoryRuns
+from simulation.saved_views import MemorySavedViews
 from simulation.streams import MemoryStreams
 from simulation.tables import Connection, Operation, Tables, Tx, bump, record
 from simulation.usage import MemoryUsageRecords
@@ -53,6 +54,7 @@ class MemoryStore:
         self.usage = MemoryUsageRecords(tables, connection)
         self.library = MemoryLibrary(tables, connection)
         self.quotas = MemoryQuotas(tables, connection)
+        self.views = MemorySavedViews(tables, connection)
         self.streams = MemoryStreams(tables, connection)
         self.secrets = MemorySecrets(tables, connection)
         self.model_logs = MemoryModelLogs(tables, connection)

@@ -18,7 +18,7 @@ from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.audit import Actor, AuditChange, AuditEntry
 from signoff.core.delivery import Delivery
 from signoff.core.job import Decision, Event, FunctionCall, Job, Vote
-from signoff.core.limits import Counter, Limit
+from signoff.core.limits import Counter, Limit, LimitKind
 from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
@@ -31,6 +31,7 @@ from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.queues import ReviewQueue, VoteRecord
 from signoff.core.reviews.receipt import ReceiptDraft
 from signoff.core.reviews.rules import ReviewPolicy
+from signoff.core.saved_views import SavedView
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
@@ -188,6 +189,8 @@ class Tables:
         self.functions: dict[str, Function] = {}
         self.limits: dict[str, Limit] = {}
         self.counters: dict[str, Counter] = {}
+        self.refusals: list[tuple[int, str, LimitKind, int, int]] = []
+        self.views: dict[tuple[int, str, str], SavedView] = {}
         self.versions = dict.fromkeys(get_args(CachedTopic), 0)
         self.policies: dict[str, int] = {}
         self.policy_versions: dict[tuple[str, int], ReviewPolicy] = {}

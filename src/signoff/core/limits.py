@@ -129,6 +129,10 @@ class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated cost in nanodollars."""
     lease_seconds: float = 15
     """Time after which the reservation lapses unless it is renewed."""
+    user_id: int = 0
+    """User whose request it is."""
+    token_id: int = 0
+    """Token of the request."""
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):

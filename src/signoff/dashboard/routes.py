@@ -2,7 +2,21 @@
 
 from litestar import Router
 
-from signoff.dashboard import audit, cache, functions, home, job, jobs, library, models, people, policies, review, usage
+from signoff.dashboard import (
+    audit,
+    cache,
+    functions,
+    home,
+    job,
+    jobs,
+    library,
+    limits,
+    models,
+    people,
+    policies,
+    review,
+    usage,
+)
 
 ROUTES: list[Router] = [
     home.router,
@@ -16,6 +30,7 @@ ROUTES: list[Router] = [
     cache.router,
     models.router,
     policies.router,
+    limits.router,
     people.router,
     audit.router,
     home.built,

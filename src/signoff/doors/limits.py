@@ -6,8 +6,10 @@ import msgspec
 from litestar import Router, delete, get, put
 from litestar.params import FromPath, FromQuery
 
-from signoff.core.access import check_admin
+from signoff.core.access import Caller, check_admin
 from signoff.core.price import NANO, dollars, nanodollars
+from signoff.core.refusals import RefusalCount
+from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import parse_json
 from signoff.errors import BadRequest
@@ -19,9 +21,11 @@ from signoff.work.admin.limits import (
     limit_for,
     limit_subject,
     list_limits,
+    list_refusals,
     remove_limit,
     set_limit,
 )
+from signoff.work.services import Services
 
 
 class LimitDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,8 +63,16 @@ async def put_limit(
     model: FromQuery[str | None] = None,
 ) -> dict[str, Any]:
     """Set the limit of a subject and a model, in place of an earlier one; all processes apply it within a second."""
+    description = parse_json(await request.body(), LimitDescription, "limit")
+    return _limit_json(await save_limit(services, caller, who, model, description))
+
+
+async def save_limit(
+    services: Services, caller: Caller, who: str, model: str | None, description: LimitDescription
+) -> LimitStatus:
+    """Set the limit of a subject and a model, and return it with its usage. Raises Forbidden, NotFound, BadRequest."""
     check_admin(caller)
-    values = msgspec.structs.asdict(parse_json(await request.body(), LimitDescription, "limit"))
+    values = msgspec.structs.asdict(description)
     for name in COSTS:
         try:
             values[name] = None if values[name] is None else nanodollars(values[name])
@@ -68,7 +80,7 @@ async def put_limit(
             raise BadRequest(f"`{name}` is not valid: {error}") from None
     limit = await limit_for(services, who, model)
     await set_limit(services, caller, msgspec.structs.replace(limit, **values))
-    return _limit_json(await get_limit(services, caller, who, model))
+    return await get_limit(services, caller, who, model)
 
 
 @delete("/{who:str}", status_code=204, summary="Remove a limit")
@@ -77,6 +89,26 @@ async def delete_limit(
 ) -> None:
     """Remove the limit."""
     await remove_limit(services, caller, who, model)
+
+
+@get("/refusals", summary="List what limits have refused")
+async def get_refusals(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return how often each limit refused a request of each token, or made a queued job wait, in the last seven days.
+
+    Admins get those of all users, others their own. The hour is that of the last refusal.
+    """
+    return {"data": [_refusal_json(each) for each in await list_refusals(services, caller)]}
+
+
+def _refusal_json(refusal: RefusalCount) -> dict[str, Any]:
+    return {
+        "limit": refusal.limit_name,
+        "kind": refusal.kind,
+        "user": refusal.email,
+        "token": refusal.token_id,
+        "refused": refusal.refused,
+        "hour": format_time(refusal.hour),
+    }
 
 
 def _limit_json(status: LimitStatus) -> dict[str, Any]:
@@ -95,4 +127,4 @@ def _limit_json(status: LimitStatus) -> dict[str, Any]:
     return {"who": limit_subject(limit), "model": limit.model} | values | {"used": usage}
 
 
-router = Router("/api/limits", route_handlers=[get_limits, put_limit, delete_limit], tags=["limits"])
+router = Router("/api/limits", route_handlers=[get_limits, get_refusals, put_limit, delete_limit], tags=["limits"])

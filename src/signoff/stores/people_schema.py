@@ -33,6 +33,16 @@ tokens = sa.Table(
 # The tokens that lists show; ended ones stay in the table, because jobs refer to them.
 partial_index("tokens_active", tokens.c.kind, tokens.c.id, where=tokens.c.active)
 
+# Addresses of pages that users have named, such as the list of jobs with certain filters.
+saved_views = sa.Table(
+    "saved_views",
+    metadata,
+    sa.Column("user_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("page", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("query", sa.Text, nullable=False),
+)
+
 # A row for each e-mail address and each client with failed sign-ins; see `core.sign_in`.
 sign_in_failures = sa.Table(
     "sign_in_failures",

@@ -139,7 +139,9 @@ class Postgres:
         """See `database.Database`. One operation at a time, on a connection that is opened for the first one."""
 
         def group(tx: Tx) -> list[T]:
-            return [operation(tx)]
+            result = operation(tx)
+            tx.flush_sums()
+            return [result]
 
         counting = self._open_engines().counting
         results = await self._retry(lambda: self._commit(group, counting, COUNTER_STATUS_SECONDS), WRITE_SECONDS)

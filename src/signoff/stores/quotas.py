@@ -18,10 +18,14 @@ from signoff.core.limits import (
     settle_reservation,
     try_reserve,
 )
+from signoff.core.refusals import RefusalCount
+from signoff.core.usage import HOUR_US
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
+from signoff.stores.limits_schema import refusal_hours
+from signoff.stores.people_schema import users
 from signoff.stores.schema import counters, limits
 from signoff.stores.statements import insert_into
 from signoff.stores.versions import bump, lock
@@ -29,8 +33,8 @@ from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 Counters = Mapping[str, Counter]
-# A function of the counters and the time that returns the changed counters and a result.
-Operation = Callable[[Counters, int], tuple[Counters, Any]]
+# A function of the transaction and the counters that returns the changed counters and a result.
+Operation = Callable[[Tx, Counters], tuple[Counters, Any]]
 
 
 class SqlQuotas:
@@ -77,13 +81,22 @@ class SqlQuotas:
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """See `accounts.Quotas`."""
-        return await self._count([request], lambda current, now: try_reserve(current, request, now))
+
+        def reserve(tx: Tx, current: Counters) -> tuple[Counters, Reservation | Denial]:
+            after, result = try_reserve(current, request, tx.now)
+            if isinstance(result, Denial):
+                group = (tx.now // HOUR_US * HOUR_US, result.limit.name, result.kind, request.user_id, request.token_id)
+                tx.add_to_sum(refusal_hours, group, (1,))
+            return after, result
+
+        return await self._count([request], reserve)
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
         """See `accounts.Quotas`."""
 
-        def settle(current: Counters, now: int) -> tuple[Counters, None]:
-            return settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=now), None
+        def settle(tx: Tx, current: Counters) -> tuple[Counters, None]:
+            after = settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=tx.now)
+            return after, None
 
         # Without a timeout: a retry of an operation whose outcome is not known could count twice.
         await self._enqueue([reservation.request], settle)
@@ -91,8 +104,8 @@ class SqlQuotas:
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         """See `accounts.Quotas`."""
 
-        def renew(current: Counters, now: int) -> tuple[Counters, None]:
-            return renew_reservations(current, reservations, lease_seconds, now), None
+        def renew(tx: Tx, current: Counters) -> tuple[Counters, None]:
+            return renew_reservations(current, reservations, lease_seconds, tx.now), None
 
         await self._count([reservation.request for reservation in reservations], renew)
 
@@ -105,6 +118,12 @@ class SqlQuotas:
             return {row.name: expire(row.counter, now()) for row in rows}
 
         return await self._database.read(read)
+
+    async def refusals(self, since: int, *, user_id: int | None = None, limit: int = 50) -> list[RefusalCount]:
+        """See `accounts.Quotas`."""
+        statement = refusals_statement(since, user_id, limit)
+        rows = await self._database.read(lambda conn, _: conn.execute(statement).mappings().all())
+        return [RefusalCount(**row) for row in rows]
 
     async def _count(self, requests: Iterable[ReservationRequest], operation: Operation) -> Any:
         """Run `operation` and return its result once that is committed. Raises Overloaded if it takes too long."""
@@ -146,12 +165,34 @@ class SqlQuotas:
         self._task = None
 
 
+def refusals_statement(since: int, user_id: int | None, limit: int) -> sa.Select[*tuple[Any, ...]]:
+    """Return a query for the refusals from the hour of `since` on, by limit and user, the most frequent first."""
+    of = refusal_hours.c
+    total = sa.cast(sa.func.sum(of.refused), sa.BigInteger)
+    conditions = [of.hour >= since // HOUR_US * HOUR_US, *([] if user_id is None else [of.user_id == user_id])]
+    return (
+        sa.select(
+            of.limit_name,
+            of.kind,
+            users.c.email,
+            of.token_id,
+            total.label("refused"),
+            sa.func.max(of.hour).label("hour"),
+        )
+        .select_from(refusal_hours.outerjoin(users, users.c.id == of.user_id))
+        .where(*conditions)
+        .group_by(of.limit_name, of.kind, users.c.email, of.token_id)
+        .order_by(total.desc(), of.limit_name, of.token_id)
+        .limit(limit)
+    )
+
+
 def _apply(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> list[Any]:
     """Run `operations` in order and return their results; read and write each counter only once."""
     before = _lock_counters(tx, names)
     after, results = dict(before), list[Any]()
     for operation in operations:
-        changed, result = operation(after, tx.now)
+        changed, result = operation(tx, after)
         after |= changed
         results.append(result)
     changes = [

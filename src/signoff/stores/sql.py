@@ -39,6 +39,7 @@ from signoff.stores.receipts import SqlReceipts
 from signoff.stores.review_queues import SqlReviewQueues
 from signoff.stores.reviews import SqlReviews
 from signoff.stores.runs import SqlRuns
+from signoff.stores.saved_views import SqlSavedViews
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
 from signoff.stores.sign_ins import SqlSignIns
@@ -82,6 +83,7 @@ class SqlStore:
         self.usage = SqlUsageRecords(self._database)
         self.library = SqlLibrary(self._database)
         self.quotas = SqlQuotas(self._database)
+        self.views = SqlSavedViews(self._database)
         self.streams = SqlStreams(self._database)
         self.secrets = SqlSecrets(self._database)
         self.model_logs = SqlModelLogs(self._database)

@@ -6,6 +6,8 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.limits import Counter, Limit, limit_name
+from signoff.core.refusals import RefusalCount
+from signoff.core.usage import DAY_US
 from signoff.errors import BadRequest, NotFound
 from signoff.work.services import Services
 
@@ -13,6 +15,8 @@ COUNTS = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_da
 COSTS = ("cost_per_day", "cost_per_month")
 # Largest integer that JSON clients represent exactly.
 MAX_LIMIT = 2**53
+REFUSAL_DAYS = 7
+MAX_REFUSALS = 50
 
 
 class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +40,13 @@ async def list_limits(services: Services, caller: Caller) -> list[LimitStatus]:
         LimitStatus(limit=limit, used=None if name is None else counters.get(name, Counter()))
         for limit, name in counter_names
     ]
+
+
+async def list_refusals(services: Services, caller: Caller) -> list[RefusalCount]:
+    """Return how often limits refused requests in the last REFUSAL_DAYS days: of all users for an admin, else own."""
+    user_id = None if caller.role == "admin" else caller.user_id
+    since = services.clock() - REFUSAL_DAYS * DAY_US
+    return await services.store.quotas.refusals(since, user_id=user_id, limit=MAX_REFUSALS)
 
 
 async def get_limit(services: Services, caller: Caller, who: str, model: str | None) -> LimitStatus:

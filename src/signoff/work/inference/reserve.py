@@ -80,7 +80,13 @@ async def _request_for(services: Services, job: Job, limits: tuple[tuple[str, Li
         usage = Usage(prompt_tokens=estimate.prompt, completion_tokens=tokens - estimate.prompt, total_tokens=tokens)
         cost = await cost_of_answer(services, job, usage) or 0
     return ReservationRequest(
-        id=job.id, limits=limits, tokens=tokens, cost=cost, lease_seconds=services.runtime.reservations.lease_seconds
+        id=job.id,
+        limits=limits,
+        tokens=tokens,
+        cost=cost,
+        lease_seconds=services.runtime.reservations.lease_seconds,
+        user_id=job.user_id,
+        token_id=job.token_id,
     )
 
 
