@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.core.job import Decision, Draft, Edit, Job, Verdict
-from signoff.core.reviews.figures import FigureQuery, FigureTotals
+from signoff.core.reviews.figures import FigureQuery, FigureTotals, Outcome
 from signoff.core.reviews.receipt import (
     KeyReceipt,
     OpenTime,
@@ -247,13 +247,17 @@ async def test_pages_of_receipts_go_by_number_job_and_time(store: AStore) -> Non
 
 async def test_figures_are_the_sums_of_the_receipts(store: AStore) -> None:
     reviews = [("ann", "approve", None), ("ann", "reject", None), ("bob", "approve", '{"choices":[]}')]
-    for reviewer, verdict, response in reviews:
+    outcomes = dict[int, Outcome]()
+    for number, (reviewer, verdict, response) in enumerate(reviews):
         decision = Decision(verdict=verdict, reviewer=reviewer, edit=Edit(response=response))  # type: ignore[arg-type]
-        await decided(store, await held(store), decision)
+        of_prompt = {"prompt": "answer_mail", "prompt_version": number} if number else {}
+        job = await held(store, **of_prompt)
+        await decided(store, job, decision)
+        outcomes[(await verdicts(store))[-1][0].seq] = Outcome(**of_prompt)
     signed = [receipt for receipt, _ in await verdicts(store)]
-    for by in ((), ("reviewer",), ("policy", "target"), ("hour", "reviewer"), ("day",)):
+    for by in ((), ("reviewer",), ("policy", "target"), ("hour", "reviewer"), ("day",), ("prompt", "prompt_version")):
         query = FigureQuery(by=by)  # type: ignore[arg-type]
-        assert await store.receipts.figures(query) == computed_figures(signed, query)
+        assert await store.receipts.figures(query) == computed_figures(signed, query, outcomes)
     _, total = await store.receipts.figures(FigureQuery())
     assert (total.decisions, total.approved, total.edited, total.rejected) == (3, 2, 1, 1)
     rows, _ = await store.receipts.figures(FigureQuery(by=("reviewer",), offset=1, limit=1))

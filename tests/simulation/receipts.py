@@ -208,14 +208,16 @@ def computed_figures(
     groups, total = defaultdict[tuple[Any, ...], dict[str, int]](lambda: defaultdict(int)), defaultdict[str, int](int)
     for receipt in receipts:
         hour = receipt.at // HOUR_US * HOUR_US
-        for reviewer, totals in figures_of(receipt, (outcomes or {}).get(receipt.seq, Outcome())).items():
+        outcome = (outcomes or {}).get(receipt.seq, Outcome())
+        of_prompt = {"prompt": outcome.prompt, "prompt_version": outcome.prompt_version}
+        for reviewer, totals in figures_of(receipt, outcome).items():
             fields = {"policy": receipt.policy, "target": receipt.target, "reviewer": reviewer}
             wanted = all(getattr(query, name) in {None, value} for name, value in fields.items())
             if not wanted or hour < query.since // HOUR_US * HOUR_US:
                 continue
             if query.until is not None and hour >= -(-query.until // HOUR_US) * HOUR_US:
                 continue
-            fields |= {"hour": hour, "day": hour // DAY_US * DAY_US}
+            fields |= of_prompt | {"hour": hour, "day": hour // DAY_US * DAY_US}
             for name, amount in msgspec.structs.asdict(totals).items():
                 groups[tuple(fields[name] for name in query.by)][name] += amount
                 total[name] += amount

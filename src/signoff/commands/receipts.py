@@ -141,7 +141,9 @@ def feedback_export(
 
 @report_commands.register("review-figures", "signoff review-figures --by policy,day")
 def figures(
-    by: Annotated[str, typer.Option(help="Dimensions: policy, target, reviewer, hour, day.")] = "reviewer",
+    by: Annotated[
+        str, typer.Option(help="Dimensions: policy, target, prompt(_version), reviewer, hour, day.")
+    ] = "reviewer",
     since: Since = None,
     until: Until = None,
 ) -> None:

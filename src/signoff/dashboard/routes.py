@@ -14,6 +14,7 @@ from signoff.dashboard import (
     models,
     people,
     policies,
+    quality,
     review,
     usage,
 )
@@ -31,6 +32,7 @@ ROUTES: list[Router] = [
     models.router,
     policies.router,
     limits.router,
+    quality.router,
     people.router,
     audit.router,
     home.built,

@@ -102,8 +102,8 @@ async def get_figures(
 ) -> dict[str, Any]:
     """Return sums over the decisions that took effect, for admins, grouped by the dimensions in `by`.
 
-    The dimensions are policy, target, reviewer, hour and day, separated by commas. `since` and `until` are whole hours,
-    UTC. `next` is `offset` of the next page.
+    The dimensions are policy, target, prompt, prompt_version, reviewer, hour and day, separated by commas. `since` and
+    `until` are whole hours, UTC. `next` is `offset` of the next page.
     """
     rows, total = await review_figures(services, caller, figure_query)
     data = [

@@ -45,6 +45,8 @@ review_hours = sa.Table(
     sa.Column("policy", sa.Text),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("reviewer", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text),
+    sa.Column("prompt_version", sa.Integer),
     *(
         sa.Column(name, sa.BigInteger, nullable=False, server_default="0", info={"sum": True})
         for name in FigureTotals.__struct_fields__

@@ -20,7 +20,7 @@ def add_figures(tx: Tx, receipt: VerdictReceipt, outcome: Outcome) -> None:
     """Add a receipt to the sums of its hour."""
     hour = receipt.at // HOUR_US * HOUR_US
     for reviewer, totals in figures_of(receipt, outcome).items():
-        group = (hour, receipt.policy, receipt.target, reviewer)
+        group = (hour, receipt.policy, receipt.target, reviewer, outcome.prompt, outcome.prompt_version)
         tx.add_to_sum(review_hours, group, msgspec.structs.astuple(totals))
 
 

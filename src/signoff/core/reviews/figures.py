@@ -1,4 +1,4 @@
-"""Figures of reviews: sums over the receipts of an hour, a policy, a target and a reviewer."""
+"""Figures of reviews: sums over the receipts of an hour, a policy, a target, a prompt version and a reviewer."""
 
 from collections import defaultdict
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, 
 from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import VerdictReceipt
 
-FigureDimension = Literal["policy", "target", "reviewer", "hour", "day"]
+FigureDimension = Literal["policy", "target", "prompt", "prompt_version", "reviewer", "hour", "day"]
 
 
 class FigureQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,20 +85,25 @@ class FigureRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about a decision that its receipt does not tell, as nobody must see which items are planted."""
+    """Facts about a decision that its receipt does not tell, such as whether it was about a planted item."""
 
     is_caught: bool | None = None
     """True if a planted item was rejected, sent back or corrected; None for the answer of a model."""
     is_copy: bool = False
     """True if nobody gets the answer, because its job was cancelled."""
+    prompt: str | None = None
+    """Name of the prompt of the job; None without one."""
+    prompt_version: int | None = None
+    """Version of the prompt."""
 
 
 def outcome_of(before: Job, after: Job) -> Outcome:
     """Return the outcome of a decision, from the job before and after it took effect."""
+    of_prompt = {"prompt": before.prompt, "prompt_version": before.prompt_version}
     if not is_planted(before):
-        return Outcome(is_copy=before.copy_of is not None)
+        return Outcome(is_copy=before.copy_of is not None, **of_prompt)
     is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)
-    return Outcome(is_caught=is_caught, is_copy=True)
+    return Outcome(is_caught=is_caught, is_copy=True, **of_prompt)
 
 
 def kappa_of(totals: FigureTotals) -> float | None:

@@ -1,14 +1,16 @@
-"""Add the views that users save of pages, and counts of requests that limits have refused."""
+"""Add views that users save of pages, counts of what limits have refused, and figures of reviews by prompt."""
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0029"
-down_revision = "0027"
+down_revision = "0028"
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables, and add columns to the figures of reviews; an older server leaves them empty."""
+    op.add_column("review_hours", sa.Column("prompt", sa.Text, nullable=True))
+    op.add_column("review_hours", sa.Column("prompt_version", sa.Integer, nullable=True))
     op.create_table(
         "saved_views",
         sa.Column("user_id", sa.Integer, primary_key=True, autoincrement=False),

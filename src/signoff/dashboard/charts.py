@@ -1,0 +1,79 @@
+"""Charts of columns over time, drawn on the server; lengths are attributes of SVG, so pages need no inline style."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from signoff.core.price import NANO
+from signoff.dashboard.shell import SECOND, format_cost
+
+Unit = Literal["hour", "day"]
+WIDTH, BASE, TOP = 400, 150, 10
+MAX_LABELS = 6
+
+
+class Column(NamedTuple):
+    """Bar of a chart; lengths are in units of the chart, which is WIDTH wide."""
+
+    x: float
+    width: float
+    y: float
+    height: float
+    label: str
+    """Time of the bar below the axis; empty where there is no room."""
+    title: str
+    """Time and value, as a person reads them."""
+
+
+class Chart(NamedTuple):
+    """Bars over time."""
+
+    title: str
+    highest: str
+    """Value at the upper line."""
+    columns: list[Column]
+    data: str
+    """JSON for the script: `times` in seconds since 1970 and their `labels`, `values`, their `titles` and `prefix`."""
+
+
+def column_chart(
+    title: str, times: Sequence[int], values: Sequence[int], written: Callable[[int], str], unit: Unit
+) -> Chart:
+    """Return a chart with a bar for each time; `written` returns a value as a person reads it."""
+    highest, step = max(values, default=0) or 1, WIDTH / len(times)
+    every = -(-len(times) // MAX_LABELS)
+    columns = list[Column]()
+    for index, (at, value) in enumerate(zip(times, values, strict=True)):
+        height = (BASE - TOP) * value / highest
+        label = _time(at, unit) if index % every == 0 else ""
+        columns.append(
+            Column(
+                x=round(index * step, 1),
+                width=round(max(step - 3, 1), 1),
+                y=round(BASE - height, 1),
+                height=round(height, 1),
+                label=label,
+                title=f"{_time(at, unit)}: {written(value)}",
+            )
+        )
+    is_cost = written is format_cost
+    data = {
+        "times": [at // SECOND for at in times],
+        "values": [value / NANO for value in values] if is_cost else values,
+        "titles": [column.title for column in columns],
+        "labels": [_time(at, unit) for at in times],
+        "prefix": "$" if is_cost else "",
+    }
+    return Chart(title, written(max(values, default=0)), columns, msgspec.json.encode(data).decode())
+
+
+def _time(at: int, unit: Unit) -> str:
+    moment = datetime.fromtimestamp(at // SECOND, UTC)
+    return f"{moment:%H:%M}" if unit == "hour" else f"{moment:%d %b}"
+
+
+def format_number(value: int) -> str:
+    """Return a number with commas."""
+    return f"{value:,}"
