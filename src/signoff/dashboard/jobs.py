@@ -1,20 +1,30 @@
-"""The page of jobs: a filter in the address, a cursor, and the latest jobs first."""
+"""The page of jobs: filters in the address, views that users save, a cursor, and the latest jobs first."""
 
+import re
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
-from litestar import MediaType, Response, Router, get
-from litestar.params import FromQuery
+import msgspec
+from litestar import MediaType, Response, Router, get, post
 from litestar.response import Template
 
-from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status
 from signoff.core.reviews.item import question_of
+from signoff.core.saved_views import SavedView
 from signoff.dashboard.content import answer_of_job
-from signoff.dashboard.shell import JOBS, address_of, page
-from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
-from signoff.work.jobs.query import list_jobs
+from signoff.dashboard.shell import JOBS, address_of, page, redirect
+from signoff.doors.callers import check_same_site
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.http import INTS, parse_digits, parse_form
+from signoff.doors.usage import parse_microseconds
+from signoff.errors import BadRequest
+from signoff.work.admin.views import drop_view, list_views, save_view
+from signoff.work.jobs.search import JobSearch, SearchResult, list_steps, search_jobs
 
+VIEWS = "jobs"
+# Filters behind "More filters".
+_MORE = ("model", "door", "user", "token", "prompt", "prompt_version", "cache", "since", "until", "run", "order")
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 MAX_LISTED = 50
 
 
@@ -43,38 +53,123 @@ def state_of(job: Job) -> StateLabel:
     return LABELS[job.status]
 
 
+class JobFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Filters in the address of the page; an empty text is none."""
+
+    status: str = ""
+    """Status of the jobs."""
+    q: str = ""
+    """Text in a request or an answer, or an id."""
+    target: str = ""
+    """Model, prompt or pipeline that was requested."""
+    model: str = ""
+    """Model behind it."""
+    door: str = ""
+    """Door that took the request."""
+    user: str = ""
+    """Email of the owner."""
+    token: str = ""
+    """Id of the token."""
+    prompt: str = ""
+    """Prompt."""
+    prompt_version: str = ""
+    """Version of the prompt."""
+    cache: str = ""
+    """Use of the response cache."""
+    since: str = ""
+    """Earliest time, UTC."""
+    until: str = ""
+    """Time before which the jobs were received, UTC."""
+    run: str = ""
+    """Run whose steps are listed, and nothing else."""
+    order: str = ""
+    """`cost` for the most expensive first."""
+    after: str = ""
+    """Cursor."""
+
+
 @get("/dashboard/jobs", include_in_schema=False, media_type=MediaType.HTML)
 async def show_jobs(
-    request: AnyRequest,
-    services: InjectedServices,
-    caller: InjectedCaller,
-    status: FromQuery[str] = "",
-    after: FromQuery[str] = "",
-    q: FromQuery[str] = "",
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Template | Response[str]:
-    """Show a page of the jobs that the caller may see, newest first; `q` is the id of a job, and leads to it."""
-    if q.strip():
-        target = f"{JOBS.path}/{quote(q.strip(), safe='')}"
-        return Response("", status_code=303, headers={"location": target})
-    chosen: Status | None = next((each for each in STATUSES if each == status), None)
-    jobs = await list_jobs(
-        services, caller, JobFilter(status=chosen, after_id=after or None, limit=MAX_LISTED, newest_first=True)
-    )
-    rows = [_row(job) for job in jobs]
-    following = {"status": chosen or "", "after": jobs[-1].id} if jobs and jobs.may_continue else None
+    """Show a page of the jobs that the caller may see, newest first; the id of a job leads to it."""
+    fields = msgspec.convert(dict(request.query_params), JobFields, strict=False)
+    if _ID.fullmatch(fields.q.strip()):
+        return redirect(f"{JOBS.path}/{fields.q.strip().lower()}")
+    search = _search_of(fields)
+    if fields.run:
+        steps = await list_steps(services, caller, fields.run.strip())
+        result = SearchResult(jobs=steps, examined=len(steps), next_id=None, reached_at=None)
+    else:
+        result = await search_jobs(services, caller, search)
+    query = _query(fields)
     return page(
         request,
         services,
         caller,
         "jobs.html",
         JOBS.name,
-        rows=rows,
+        rows=[_row(job) for job in result.jobs],
         labels=LABELS,
-        chosen=chosen,
-        is_first=not after,
-        next_query=None if following is None else urlencode(following),
+        fields=fields,
+        query=query,
+        others=[name for name in _MORE if getattr(fields, name)],
+        is_first=not fields.after,
+        is_filtered=bool(query),
+        result=result,
+        is_search=not search.is_indexed,
+        next_query=result.next_id and urlencode([*parse_qsl(query), ("after", result.next_id)]),
+        views=await list_views(services, caller, VIEWS),
+        may_save=not caller.is_anonymous,
         address=address_of(request),
     )
+
+
+@post("/dashboard/jobs/views", include_in_schema=False, status_code=303)
+async def post_view(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
+    """Save the filters of the form under a name, or delete a view, and show the jobs."""
+    check_same_site(scope_of(request))
+    form = parse_form(await request.body(), dict[str, str], "view")
+    name, fields = form.get("name", "").strip(), dict(parse_qsl(form.get("query", "")))
+    query = _query(msgspec.convert(fields, JobFields))
+    if form.get("action") == "delete":
+        await drop_view(services, caller, VIEWS, name)
+    else:
+        await save_view(services, caller, SavedView(page=VIEWS, name=name, query=query))
+    return redirect(f"{JOBS.path}?{query}" if query else JOBS.path)
+
+
+def _query(fields: JobFields) -> str:
+    """Return the query of the address with these filters, from the first page on."""
+    members = msgspec.structs.asdict(fields)
+    return urlencode({name: value for name, value in members.items() if value and name != "after"})
+
+
+def _search_of(fields: JobFields) -> JobSearch:
+    """Return the search for the filters of the address. Raises BadRequest."""
+    chosen: Status | None = next((each for each in STATUSES if each == fields.status), None)
+    names = ("user", "target", "model", "door", "prompt", "cache")
+    return JobSearch(
+        status=chosen,
+        **{name: getattr(fields, name).strip() for name in names},
+        text=fields.q.strip(),
+        token=_number("token", fields.token),
+        prompt_version=_number("prompt_version", fields.prompt_version),
+        since=parse_microseconds(fields.since) if fields.since else None,
+        until=parse_microseconds(fields.until) if fields.until else None,
+        after_id=fields.after or None,
+        limit=MAX_LISTED,
+        by_cost=fields.order == "cost",
+    )
+
+
+def _number(name: str, text: str) -> int | None:
+    if not text.strip():
+        return None
+    number = parse_digits(text.strip())
+    if number is None or number >= INTS:
+        raise BadRequest(f"`{name}` must be a whole number (got {text!r}).")
+    return number
 
 
 def _row(job: Job) -> dict[str, Any]:
@@ -87,4 +182,4 @@ def _result(job: Job) -> str:
     return " ".join(text[:400].split())
 
 
-router = Router("/", route_handlers=[show_jobs])
+router = Router("/", route_handlers=[show_jobs, post_view])
