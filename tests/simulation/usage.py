@@ -68,6 +68,8 @@ class MemoryUsageRecords:
                 UsageRow(dimensions=dict(zip(query.by, key, strict=True)), totals=added(groups[key]))
                 for key in sorted(groups, key=lambda key: [(value is not None, value) for value in key])
             ]
+            if query.by_cost:
+                rows.sort(key=lambda row: (-row.totals.cost_nanodollars, -row.totals.jobs))
             page = rows[query.offset : query.offset + query.limit] if query.by else []
             return page, added(matching)
 

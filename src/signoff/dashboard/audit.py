@@ -16,19 +16,30 @@ from signoff.work.admin.audit import list_audit
 
 MAX_LISTED = 50
 MAX_VALUE = 200
+_NOUNS = ("limit", "model", "policy", "price", "user", "token", "prompt", "pipeline", "stream")
+# Actions to choose from; the field takes any other one too.
+ACTIONS = [f"{noun} {verb}" for noun in _NOUNS for verb in ("created", "changed", "removed")]
 
 
 @get("/dashboard/audit", include_in_schema=False, media_type=MediaType.HTML)
-async def show_audit(
+async def show_audit(  # noqa: PLR0913 -- one parameter for each part of the address
     request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
+    *,
     actor: FromQuery[str] = "",
     subject: FromQuery[str] = "",
+    action: FromQuery[str] = "",
     after: FromQuery[str] = "",
 ) -> Template:
     """Show a page of the audit log, for an admin."""
-    filters = AuditFilter(actor=actor or None, subject=subject or None, after_id=parse_digits(after), limit=MAX_LISTED)
+    filters = AuditFilter(
+        actor=actor.strip() or None,
+        subject=subject.strip() or None,
+        action=action.strip().replace(" ", "_") or None,
+        after_id=parse_digits(after),
+        limit=MAX_LISTED,
+    )
     entries = await list_audit(services, caller, filters)
     return page(
         request,
@@ -39,6 +50,8 @@ async def show_audit(
         entries=[{"entry": entry, "changes": _changes(entry)} for entry in entries],
         actor=actor,
         subject=subject,
+        action=action,
+        actions=ACTIONS,
         next_id=entries[-1].id if len(entries) == MAX_LISTED else None,
     )
 

@@ -10,7 +10,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.allowances import Allowance, allowances
-from signoff.core.limits import LimitKind
+from signoff.core.limits import Limit, LimitKind
 from signoff.core.price import NANO, dollars
 from signoff.dashboard.shell import LIMITS, format_cost, page, redirect, with_status
 from signoff.doors.callers import check_same_site
@@ -143,19 +143,22 @@ def _subject(status: LimitStatus) -> tuple[str, str | None]:
 def _row(status: LimitStatus, now: int) -> dict[str, Any]:
     who, model = _subject(status)
     rows = [] if status.used is None else [_allowance(each) for each in allowances(status.limit, status.used, now)]
-    numbers = {name: getattr(status.limit, name) for name in WORDS}
     return {
         "who": who,
         "model": model,
         "name": status.limit.name,
         "query": urlencode({"who": who, "model": model or ""}),
         "allowances": rows,
-        "numbers": [
-            f"{_number(name, number)} {WORDS[name].removeprefix('dollars ')}"
-            for name, number in numbers.items()
-            if number is not None
-        ],
+        "numbers": limit_words(status.limit),
     }
+
+
+def limit_words(limit: Limit) -> str:
+    """Return the numbers of a limit that are set, in words."""
+    numbers = {name: getattr(limit, name) for name in WORDS if getattr(limit, name) is not None}
+    return ", ".join(
+        f"{_number(name, number)} {WORDS[name].removeprefix('dollars ')}" for name, number in numbers.items()
+    )
 
 
 def _allowance(each: Allowance) -> dict[str, Any]:

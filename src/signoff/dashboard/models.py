@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from litestar import MediaType, Router, get
+from litestar import MediaType, get
 from litestar.response import Template
 
 from signoff.core.model import Model
@@ -11,11 +11,17 @@ from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
 from signoff.dashboard.shell import MODELS, address_of, page
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.errors import SignoffError
-from signoff.work.admin.models import ModelStatus, list_models, model_health
+from signoff.work.admin.health import endpoint_health
+from signoff.work.admin.latencies import ModelLatency, recent_latencies
+from signoff.work.admin.models import ModelStatus, list_models
 from signoff.work.admin.usage import usage_report
 from signoff.work.services import Services
 
 CHECK_SECONDS = 2.0
+EXAMPLE = """{
+  "kind": "openai",
+  "url": "https://api.openai.com/v1"
+}"""
 
 
 @get("/dashboard/models", include_in_schema=False, media_type=MediaType.HTML)
@@ -26,16 +32,27 @@ async def show_models(request: AnyRequest, services: InjectedServices, caller: I
     rows, _ = await usage_report(services, caller, query)
     used = _by_model([(row.dimensions["model"], row.dimensions["status"], row.totals) for row in rows])
     async with asyncio.TaskGroup() as group:
-        health = [group.create_task(_health(services, each.model)) for each in models]
-    cards = [_card(each, task.result(), used) for each, task in zip(models, health, strict=True)]
-    return page(request, services, caller, "models.html", MODELS.name, models=cards, address=address_of(request))
+        health = [group.create_task(model_check(services, each.model)) for each in models]
+    latencies, examined = await recent_latencies(services, caller)
+    cards = [_card(each, task.result(), used, latencies) for each, task in zip(models, health, strict=True)]
+    return page(
+        request,
+        services,
+        caller,
+        "models.html",
+        MODELS.name,
+        models=cards,
+        examined=examined,
+        example=EXAMPLE,
+        address=address_of(request),
+    )
 
 
-async def _health(services: Services, model: Model) -> dict[str, Any]:
+async def model_check(services: Services, model: Model) -> dict[str, Any]:
     """Return the health of the model, or that it did not answer in time."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await model_health(services, model)
+            return await endpoint_health(services, model)
     except TimeoutError:
         return {"ok": False, "detail": f"no answer within {CHECK_SECONDS:g} s"}
     except SignoffError as error:
@@ -54,7 +71,9 @@ def _by_model(rows: list[tuple[Any, Any, UsageTotals]]) -> dict[Any, dict[str, i
     return used
 
 
-def _card(each: ModelStatus, health: dict[str, Any], used: dict[Any, dict[str, int]]) -> dict[str, Any]:
+def _card(
+    each: ModelStatus, health: dict[str, Any], used: dict[Any, dict[str, int]], latencies: dict[str, ModelLatency]
+) -> dict[str, Any]:
     entry = used.get(each.model.name, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0, "answer_us": 0})
     timed = entry["timed"]
     return {
@@ -62,13 +81,10 @@ def _card(each: ModelStatus, health: dict[str, Any], used: dict[Any, dict[str, i
         "is_registered": each.is_registered,
         "process": each.state,
         "health": health,
+        "latency": latencies.get(each.model.name),
         "jobs": entry["jobs"],
         "failed": entry["failed"],
         "share": f"{entry['failed'] / entry['jobs']:.1%}" if entry["jobs"] else "",
         "first_us": entry["first_us"] // timed if timed else None,
-        "answer_us": entry["answer_us"] // timed if timed else None,
         "address": each.model.url or ", ".join(endpoint.url or "" for endpoint in each.model.endpoints),
     }
-
-
-router = Router("/", route_handlers=[show_models])

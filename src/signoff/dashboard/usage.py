@@ -10,7 +10,7 @@ from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageRow, UsageTotals
+from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time
 from signoff.dashboard.charts import Chart, Unit, column_chart, format_number
 from signoff.dashboard.shell import USAGE, format_cost, page
@@ -18,7 +18,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.work.admin.usage import usage_report
 from signoff.work.services import Services
 
-RANGES = {"1": "Last 24 hours", "7": "Last 7 days", "31": "Last 31 days"}
+RANGES = {"1": "Last 24 hours", "yesterday": "Yesterday", "7": "Last 7 days", "31": "Last 31 days"}
 DIMENSIONS: dict[Dimension, str] = {
     "model": "Model",
     "target": "Target",
@@ -43,21 +43,24 @@ async def show_usage(
     """Show usage of the last `days`, by the dimension `by`: of all users for an admin, else of the caller."""
     chosen: Dimension = by if by in DIMENSIONS else "model"
     length = days if days in RANGES else "7"
-    since = _since(services.clock(), int(length))
+    since, until = _range(services.clock(), length)
     dimensions: tuple[Dimension, ...] = ("prompt", "prompt_version") if chosen == "prompt_version" else (chosen,)
-    query = UsageQuery(by=dimensions, since=since, limit=MAX_ROWS)
+    query = UsageQuery(by=dimensions, since=since, until=until, by_cost=True, limit=MAX_ROWS)
     rows, totals = await usage_report(services, caller, query)
-    export = urlencode({"by": ",".join(dimensions), "since": format_time(since), "format": "csv"})
+    times = {"since": format_time(since)} | ({} if until is None else {"until": format_time(until)})
+    export = urlencode({"by": ",".join(dimensions), **times, "format": "csv"})
     return page(
         request,
         services,
         caller,
         "usage.html",
         USAGE.name,
-        rows=[{"name": _name(row), "totals": row.totals} for row in rows],
+        rows=[{"name": _name(row), "totals": row.totals, "jobs": _jobs_link(row.dimensions, times)} for row in rows],
         totals=totals,
-        counts=await _counts(services, caller, since),
-        charts=await _charts(services, caller, since, int(length)),
+        all_jobs=urlencode(times | {"order": "cost"}),
+        failed_jobs=urlencode(times | {"status": "fail"}),
+        counts=await _counts(services, caller, since, until),
+        charts=await _charts(services, caller, since, until, length),
         ranges=RANGES,
         length=length,
         dimensions=DIMENSIONS,
@@ -67,25 +70,37 @@ async def show_usage(
     )
 
 
-def _since(now: int, days: int) -> int:
-    """Return the start of the range: a whole hour for a day, else midnight UTC of its first day."""
-    unit = HOUR_US if days == 1 else DAY_US
-    return (now // unit + 1) * unit - days * DAY_US
+def _range(now: int, length: str) -> tuple[int, int | None]:
+    """Return the start and the end of a range: a whole hour for the last day, else midnight UTC."""
+    today = now // DAY_US * DAY_US
+    if length == "yesterday":
+        return today - DAY_US, today
+    return ((now // HOUR_US + 1) * HOUR_US if length == "1" else today + DAY_US) - int(length) * DAY_US, None
 
 
-async def _counts(services: Services, caller: Caller, since: int) -> dict[str, int]:
+def _jobs_link(dimensions: dict[str, str | int | None], times: dict[str, str]) -> str | None:
+    """Return the query of the page of jobs that lists the jobs of a row, the most expensive first.
+
+    None if no filter selects them: those without a value, and attempts that came too late.
+    """
+    if any(value is None for value in dimensions.values()) or dimensions.get("status") == STALE:
+        return None
+    return urlencode({name: str(value) for name, value in dimensions.items()} | times | {"order": "cost"})
+
+
+async def _counts(services: Services, caller: Caller, since: int, until: int | None) -> dict[str, int]:
     """Return the numbers of failed requests and of answers from the cache."""
-    rows, _ = await usage_report(services, caller, UsageQuery(by=("status", "cache"), since=since))
+    rows, _ = await usage_report(services, caller, UsageQuery(by=("status", "cache"), since=since, until=until))
     return {
         "failed": sum(row.totals.jobs for row in rows if row.dimensions["status"] == "fail"),
         "hits": sum(row.totals.jobs for row in rows if row.dimensions["cache"] == "hit"),
     }
 
 
-async def _charts(services: Services, caller: Caller, since: int, days: int) -> list[Chart]:
-    unit: Unit = "hour" if days == 1 else "day"
-    size, number = (HOUR_US, 24) if days == 1 else (DAY_US, days)
-    rows, _ = await usage_report(services, caller, UsageQuery(by=(unit,), since=since))
+async def _charts(services: Services, caller: Caller, since: int, until: int | None, length: str) -> list[Chart]:
+    unit: Unit = "hour" if length in {"1", "yesterday"} else "day"
+    size, number = (HOUR_US, 24) if unit == "hour" else (DAY_US, int(length))
+    rows, _ = await usage_report(services, caller, UsageQuery(by=(unit,), since=since, until=until))
     by_time = {row.dimensions[unit]: row.totals for row in rows}
     times = [since + index * size for index in range(number)]
     totals = [by_time.get(at, UsageTotals()) for at in times]

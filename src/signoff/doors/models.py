@@ -93,7 +93,7 @@ async def post_model(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """Register a model; all processes know it within a second."""
-    changes, keys = _parse_model(await request.body())
+    changes, keys = parse_model(await request.body())
     if not {"name", "kind"} <= changes.keys():
         raise BadRequest("The members `name` and `kind` are required.")
     model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
@@ -121,7 +121,7 @@ async def patch_model(
     name: FromPath[str],
 ) -> dict[str, Any]:
     """Change the members of the body; all others keep their values."""
-    changes, keys = _parse_model(await request.body())
+    changes, keys = parse_model(await request.body())
     commands = takes_commands(door_settings, scope_of(request))
     await change_model(services, caller, name.removeprefix("/"), changes, keys, commands=commands)
     return _model_json(await get_model(services, caller, name.removeprefix("/")))
@@ -161,7 +161,7 @@ async def post_operation(
     return result | {"seconds": (services.clock() - began) / 1_000_000}
 
 
-def _parse_model(body: bytes) -> tuple[dict[str, Any], ModelKeys]:
+def parse_model(body: bytes) -> tuple[dict[str, Any], ModelKeys]:
     """Return the fields of the model that the body has, and the keys of its upstreams. Raises BadBody, BadRequest."""
     members = msgspec.structs.asdict(parse_json(body, ModelDescription, "model"))
     changes = {name: value for name, value in members.items() if value is not msgspec.UNSET}

@@ -144,12 +144,17 @@ def _sum(column: ColumnElement[Any]) -> ColumnElement[int]:
 def _report_statement(query: UsageQuery) -> sa.Select[Any]:
     """Return a query for a page of rows, each with the totals of all: one statement reads one snapshot."""
     groups = _groups(query).cte("groups")
-    order = _nulls_first([groups.c[f"by_{name}"] for name in query.by])
+    order = _row_order(query, groups)
     page = sa.select(*groups.c).order_by(*order).offset(query.offset).limit(query.limit).subquery("page")
     total = sa.select(*(_sum(groups.c[name]).label(f"all_{name}") for name in _TOTALS)).subquery("total")
-    order = _nulls_first([page.c[f"by_{name}"] for name in query.by])
+    order = _row_order(query, page)
     columns: list[ColumnElement[Any]] = [*page.c, *total.c]
     return sa.select(*columns).select_from(total.outerjoin(page, sa.true())).order_by(*order)
+
+
+def _row_order(query: UsageQuery, rows: sa.FromClause) -> list[ColumnElement[Any]]:
+    by_cost = [rows.c.cost_nanodollars.desc(), rows.c.jobs.desc()] if query.by_cost else []
+    return [*by_cost, *_nulls_first([rows.c[f"by_{name}"] for name in query.by])]
 
 
 def _usage(query: UsageQuery) -> sa.Subquery:

@@ -1,0 +1,51 @@
+"""Plans of the queries behind the list pages: none of them reads a whole table of jobs, calls or events."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from signoff.core.filters import JobFilter
+from signoff.core.reviews.figures import FigureQuery
+from signoff.core.usage import DAY_US, UsageQuery
+from signoff.stores.job_pages import page_statement
+from signoff.stores.quotas import refusals_statement
+from signoff.stores.review_figures import _statement as figures_statement
+from signoff.stores.usage import _report_statement
+from support.stores import AStore, rows
+
+pytestmark = pytest.mark.anyio
+SINCE = 40 * DAY_US
+SCANNED = re.compile(r"(?:SCAN|Seq Scan on) (jobs|calls|events|usage_hours|usage_days|review_hours|refusal_hours)\b")
+# Each walk of the pages begins at the newest job, or after one; 250 is the length of its steps.
+QUERIES: dict[str, Any] = {
+    "jobs": page_statement(JobFilter(limit=50, newest_first=True, with_steps=False)),
+    "jobs, older": page_statement(JobFilter(limit=250, newest_first=True, after_id="01", with_steps=False)),
+    "jobs, by status": page_statement(JobFilter(status="fail", limit=250, newest_first=True, after_id="01")),
+    "jobs, of a user": page_statement(JobFilter(user_id=1, limit=250, newest_first=True)),
+    "jobs, of a user by status": page_statement(JobFilter(user_id=1, status="success", limit=250, newest_first=True)),
+    "policies and models": page_statement(JobFilter(limit=250, newest_first=True)),
+    "usage": _report_statement(UsageQuery(by=("prompt", "prompt_version"), since=SINCE, until=2 * SINCE, by_cost=True)),
+    "people": _report_statement(UsageQuery(by=("token",), since=SINCE, by_cost=True)),
+    "quality": figures_statement(FigureQuery(by=("prompt", "prompt_version"), since=SINCE)),
+    "limits": refusals_statement(SINCE, None, 50),
+}
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
+async def test_no_list_page_reads_a_whole_table(store: AStore) -> None:
+    is_sqlite = type(store).__name__ == "SqlStore" and store._database.dialect_name == "sqlite"  # type: ignore[attr-defined]
+    dialect, explain = (sqlite.dialect(), "EXPLAIN QUERY PLAN") if is_sqlite else (postgresql.dialect(), "EXPLAIN")
+    scans = dict[str, list[str]]()
+    for name, query in QUERIES.items():
+        statement = query.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+        plan = await rows(store, sa.text(f"{explain} {statement}".replace(":", r"\:")))
+        details = [str(step["detail"] if is_sqlite else step["QUERY PLAN"]) for step in plan]
+        assert details
+        if found_scans := [detail for detail in details if SCANNED.search(detail)]:
+            scans[name] = found_scans
+    assert scans == {}

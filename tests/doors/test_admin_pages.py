@@ -1,0 +1,129 @@
+"""The pages of usage, models, people and the audit log: what they lead to, and what they change."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from support.live_server import Live, chat, live
+from support.pages import Browser, cells, signed_in, words
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module", name="server")
+async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with live(tmp_path_factory.mktemp("admin"), log_before_answer=True) as server:
+        yield server
+
+
+async def asked(user: Browser, text: str, model: str) -> None:
+    """Ask a model."""
+    await user.server.ask("POST", "/v1/chat/completions", headers=user.headers, json=chat(text, model))
+
+
+async def test_a_sum_of_usage_leads_to_its_jobs_the_most_expensive_first(server: Live) -> None:
+    admin = await signed_in(server, "admin", "owner")
+    await server.model("dear")
+    await server.model("cheap")
+    await admin.api("PUT", "/api/prices", json={"model": "dear", "input": "1000", "output": "1000"})
+    for name, target in (("long_mail", "dear"), ("short_mail", "cheap")):
+        prompt = {"name": name, "body": "Answer: {mail}", "model": target}
+        await admin.api("POST", "/api/prompts", status=201, json=prompt)
+    for name, mail in (("long_mail", "a"), ("long_mail", "a much longer mail"), ("short_mail", "b")):
+        location = await admin.submit(f"/dashboard/prompts/{name}/run", **{"argument.mail": mail})
+        job_id, token = location.rpartition("/")[2], await server.token("admin", "reader@example.com")
+        await server.job_when(token, job_id, lambda job: job["status"] == "success")
+
+    page = await admin.open("/dashboard/usage?days=1&by=prompt_version")
+    names = re.findall(r'<tr><th scope="row">(?:<a[^>]*>)?([^<]+)<', page)
+    assert names[0] == "long_mail v1", "the most expensive version comes first"
+    assert "unknown" in cells(page, "short_mail v1")[3], "what has no price is not $0"
+    link = re.search(r'class="sum-link" href="([^"]+)"', page)
+    assert link is not None
+    jobs = await admin.open(link[1].replace("&amp;", "&"))
+    listed = re.findall(r'class="job-link" href="[^"]*">([^<]*)<', jobs)
+    assert listed == ["Answer: a much longer mail", "Answer: a"]
+
+    export = re.search(r'href="(/api/usage[^"]+format=csv)"', page)
+    assert export is not None
+    status, text = await server.ask("GET", export[1].replace("&amp;", "&"), headers=admin.headers)
+    assert (status, "long_mail,1," in text) == (200, True)
+    yesterday = await admin.open("/dashboard/usage?days=yesterday&by=prompt_version")
+    assert "No requests in this range" in yesterday
+
+
+async def test_a_model_is_registered_changed_tried_and_removed_on_its_page(server: Live) -> None:
+    admin = await signed_in(server, "admin", "modeller")
+    body = json.dumps({"kind": "echo", "review": "never", "max_parallel": 3})
+    assert await admin.submit("/dashboard/models", name="new", body=body) == "/dashboard/models/new"
+    assert (await admin.api("GET", "/api/models/new"))["max_parallel"] == 3
+
+    changed = json.dumps({"kind": "echo", "fallbacks": ["echo"], "timeouts": {"total_seconds": 9}})
+    await admin.submit("/dashboard/models/new", body=changed, action="save")
+    api = await admin.api("GET", "/api/models/new")
+    assert (api["max_parallel"], api["fallbacks"], api["review"]) == (None, ["echo"], None)
+    assert api["timeouts"]["total_seconds"] == 9
+
+    page = await admin.submit("/dashboard/models/new", status=200, question="Are you <there>?", action="try")
+    assert "Are you &lt;there&gt;?" in page.partition('role="status">')[2]
+    bad = await admin.submit(
+        "/dashboard/models/new", status=400, body='{"kind": "echo", "replicas": -1}', action="save"
+    )
+    assert "replicas" in words(bad.partition('role="alert">')[2].partition("</p>")[0])
+
+    assert await admin.submit("/dashboard/models/new", action="remove") == "/dashboard/models"
+    await admin.api("GET", "/api/models/new", status=404)
+
+
+async def test_a_model_shows_its_latency_and_its_last_errors_in_words(server: Live) -> None:
+    admin = await signed_in(server, "admin", "watcher")
+    await server.model("unreachable", kind="openai", url="http://127.0.0.1:9", attempts=1)
+    await server.model("quick")
+    await asked(admin, "hello", "quick")
+    await asked(admin, "hello", "unreachable")
+    page = await admin.open("/dashboard/models/unreachable")
+    figures = words(page.partition('id="lately"')[2].partition("</section>")[0])
+    assert "Failed 1 100.0 %" in figures
+    failed = (await admin.api("GET", "/jobs?status=fail"))[-1]
+    assert failed["error"]["message"] in page.replace("&#39;", "'").replace("&#34;", '"')
+    row = cells(await admin.open("/dashboard/models"), "quick")
+    assert row[-1] == row[-2] != "–", "p50 and p95 of one request"
+    for path in ("/dashboard/models/quick", "/dashboard/models"):
+        other = await signed_in(server, "user", "curious")
+        await other.open(path, status=403)
+        await other.submit(path, status=403, name="x", body='{"kind": "echo"}', action="save")
+
+
+async def test_a_token_shows_what_it_spent_and_its_limit(server: Live) -> None:
+    admin = await signed_in(server, "admin", "spender")
+    token = (await admin.api("POST", "/api/tokens", status=201, json={"name": 'the "app"'}))["token"]
+    await server.model("priced")
+    await admin.api("PUT", "/api/prices", json={"model": "priced", "input": "1000", "output": "1000"})
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "priced"))
+    token_id = (await admin.api("GET", "/api/tokens?limit=1000"))["data"][-1]["id"]
+    await admin.submit("/dashboard/limits", who=f"token:{token_id}", requests_per_minute="60", cost_per_day="5")
+    page = await admin.open("/dashboard/people")
+    row = cells(page, f"the &#34;app&#34; #{token_id}")
+    [usage] = [each for each in (await admin.api("GET", "/api/usage?by=token"))["data"] if each["token"] == token_id]
+    assert f"${usage['cost']}" in row
+    assert "60 requests a minute, $5 a day change" in row
+    assert f'href="/dashboard/jobs?token={token_id}&amp;order=cost"' in page
+
+
+async def test_the_audit_log_finds_who_changed_a_limit(server: Live) -> None:
+    admin = await signed_in(server, "admin", "limit-changer")
+    await admin.submit("/dashboard/limits", who="all", model="found", parallel="9")
+    await admin.submit("/dashboard/limits", who="all", model="found", parallel="8")
+    page = await admin.open("/dashboard/limits")
+    link = re.search(r'href="(/dashboard/audit\?[^"]*all(?:%20|\+)found[^"]*)"', page)
+    assert link is not None
+    history = await admin.open(link[1].replace("&amp;", "&"))
+    assert history.count("limit-changer@example.com</a>") == 2
+    assert "<del>9</del> <ins>8</ins>" in history
+    changed = await admin.open("/dashboard/audit?action=limit changed")
+    assert "limit created" not in changed.partition("<tbody>")[2]
+    assert "<del>9</del> <ins>8</ins>" in changed
