@@ -70,9 +70,8 @@ async def test_a_model_is_registered_changed_tried_and_removed_on_its_page(serve
 
     page = await admin.submit("/dashboard/models/new", status=200, question="Are you <there>?", action="try")
     assert "Are you &lt;there&gt;?" in page.partition('role="status">')[2]
-    bad = await admin.submit(
-        "/dashboard/models/new", status=400, body='{"kind": "echo", "replicas": -1}', action="save"
-    )
+    wrong = '{"kind": "echo", "replicas": -1}'
+    bad = await admin.submit("/dashboard/models/new", status=400, body=wrong, action="save")
     assert "replicas" in words(bad.partition('role="alert">')[2].partition("</p>")[0])
 
     assert await admin.submit("/dashboard/models/new", action="remove") == "/dashboard/models"

@@ -1,0 +1,89 @@
+"""Texts of callers and of models on every page: shown as text, whatever is in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from signoff.core.access import Caller
+from signoff.dashboard.shell import pages_of
+from support.live_server import chat, live
+from support.pages import Browser, signed_in
+
+pytestmark = pytest.mark.anyio
+ADMIN = Caller(user_id=1, token_id=1, role="admin", email="admin@example.com")
+HOSTILE = {
+    "markup": '<img src=x onerror="alert(1)">',
+    "quotes": "\"'><script>alert(1)</script>",
+    "direction": "\u202egnihtemos\u202c \u200f<b>",
+}
+DETAILS = {
+    "job": "/dashboard/jobs/{job}",
+    "held job": "/dashboard/review/{held}",
+    "playground": "/dashboard/playground?job={job}",
+    "search": "/dashboard/jobs?q={text}",
+    "views": "/dashboard/jobs",
+    "policy": "/dashboard/policies/hostile",
+    "model": "/dashboard/models/hostile",
+    "prompt": "/dashboard/prompts/hostile",
+    "audit": "/dashboard/audit?actor={text}",
+    "limit": "/dashboard/limits?who={text}&model={text}",
+}
+PATHS = DETAILS | {each.name: each.path for each in pages_of(ADMIN)}
+
+
+class Site:
+    """A server whose jobs, names and settings are full of hostile texts, and the browser of an admin."""
+
+    def __init__(self, admin: Browser, names: dict[str, str]) -> None:
+        self.admin = admin
+        self.names = names
+
+
+@pytest.fixture(scope="module", name="site")
+async def fill_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    texts, name = " ".join(HOSTILE.values()), f"m {HOSTILE['markup']} {HOSTILE['quotes']}"  # names are printable
+    async with live(tmp_path_factory.mktemp("hostile"), log_before_answer=True) as server:
+        admin = await signed_in(server, "admin", "o'hara")
+        await server.model("hostile")
+        await server.model(name, kind="openai", url="http://127.0.0.1:9", attempts=1)
+        rule = {"if": "answer.text.contains('<img src=x>')", "then": "reject", "code": "no", "message": texts}
+        await admin.api("PUT", "/api/policies/hostile", json={"target": "hostile", "rules": [rule]})
+        await admin.api("POST", "/api/prompts", status=201, json={"name": "hostile", "body": texts, "model": "hostile"})
+        await admin.api("POST", "/api/tokens", status=201, json={"name": texts})
+        await admin.api("PUT", "/api/limits/all", json={"parallel": 50})
+        await admin.submit("/dashboard/jobs/views", name=HOSTILE["quotes"], query="status=fail")
+        url = f"{server.url}/v1/chat/completions"
+        async with server.http.post(url, json=chat(texts, "hostile"), headers=admin.headers) as response:
+            job = response.headers["x-signoff-job"]
+        await server.ask("POST", "/v1/chat/completions", headers=admin.headers, json=chat(texts, name))
+        held = (await admin.api("POST", "/enqueue", json={"model": "echo", "input": texts}))["job_id"]
+        token = await server.token("admin", "reader@example.com")
+        await server.job_when(token, held, lambda each: each["status"] == "human")
+        yield Site(admin, {"job": job, "held": held, "text": "%22%3E%3Cimg src=x onerror=alert(1)%3E"})
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+async def test_no_page_takes_a_text_for_markup(site: Site, name: str) -> None:
+    page = await site.admin.open(PATHS[name].format(**site.names))
+    for tag in ("<img", "<b>", "<script>alert"):
+        assert tag not in page, tag
+    assert not re.findall(r"<[^>]*\son\w+=", page)
+    assert page.count("<html") == page.count("</html>") == 1
+    tags = re.sub(r"<!doctype html>", "", page)
+    assert all(tag.count('"') % 2 == 0 for tag in re.findall(r"<[a-z][^>]*>", tags)), "a quote ends an attribute early"
+
+
+async def test_a_text_is_shown_whole_where_it_belongs(site: Site) -> None:
+    page = await site.admin.open(DETAILS["job"].format(**site.names))
+    for text in HOSTILE.values():
+        shown = (
+            text.replace("&", "&amp;")
+            .replace("<", "&lt;")
+            .replace(">", "&gt;")
+            .replace('"', "&#34;")
+            .replace("'", "&#39;")
+        )
+        assert shown in page
