@@ -27,7 +27,7 @@ DETAILS = {
     "views": "/dashboard/jobs",
     "policy": "/dashboard/policies/hostile",
     "model": "/dashboard/models/hostile",
-    "prompt": "/dashboard/prompts/hostile",
+    "prompt": "/dashboard/prompts/hostile_prompt",
     "audit": "/dashboard/audit?actor={text}",
     "limit": "/dashboard/limits?who={text}&model={text}",
 }
@@ -51,7 +51,9 @@ async def fill_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S
         await server.model(name, kind="openai", url="http://127.0.0.1:9", attempts=1)
         rule = {"if": "answer.text.contains('<img src=x>')", "then": "reject", "code": "no", "message": texts}
         await admin.api("PUT", "/api/policies/hostile", json={"target": "hostile", "rules": [rule]})
-        await admin.api("POST", "/api/prompts", status=201, json={"name": "hostile", "body": texts, "model": "hostile"})
+        await admin.api(
+            "POST", "/api/prompts", status=201, json={"name": "hostile_prompt", "body": texts, "model": "hostile"}
+        )
         await admin.api("POST", "/api/tokens", status=201, json={"name": texts})
         await admin.api("PUT", "/api/limits/all", json={"parallel": 50})
         await admin.submit("/dashboard/jobs/views", name=HOSTILE["quotes"], query="status=fail")
