@@ -314,7 +314,8 @@ async def test_no_route_tells_a_reviewer_which_items_are_audited_or_planted(tmp_
             _, events = await here.server.ask("GET", f"/api/jobs/{job.id}/events", token)
             shapes.add(tuple((each["seq"], each["verb"], *sorted(each["data"])) for each in events["data"]))
         # the events of all items have the same verbs, numbers and members
-        assert len(shapes) == 1
+        first, *others = [{*shape} for shape in shapes]
+        assert not [each ^ first for each in others]
         for path in paths:
             status, answer = await here.server.ask("GET", path, token)
             assert status == 200, path

@@ -37,6 +37,9 @@ receipt_salts = sa.Table(
     sa.Column("salt", sa.LargeBinary, nullable=False),
 )
 
+_ADDED = ("delivered", "planted", "caught", "own_approvals", "own_redos", "own_rejections")
+# Servers of before do not write these sums.
+_DEFAULTS = dict.fromkeys((*_ADDED, "other_approvals", "other_redos", "other_rejections"), "0")
 review_hours = sa.Table(
     "review_hours",
     metadata,
@@ -48,7 +51,7 @@ review_hours = sa.Table(
     sa.Column("prompt", sa.Text),
     sa.Column("prompt_version", sa.Integer),
     *(
-        sa.Column(name, sa.BigInteger, nullable=False, server_default="0", info={"sum": True})
+        sa.Column(name, sa.BigInteger, nullable=False, server_default=_DEFAULTS.get(name), info={"sum": True})
         for name in FigureTotals.__struct_fields__
     ),
 )

@@ -48,6 +48,13 @@ def data_without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def event_without_marks(event: Event) -> dict[str, Any]:
+    """Return the data of an event as everybody sees it who does not see marks: each hold has the same members."""
+    if event.verb != "hold":
+        return data_without_marks(event.data)
+    return data_without_marks({name: event.data.get(name) for name in sorted(_OF_HOLD)})
+
+
 def as_held(job: Job, original: Sequence[Event], events: Sequence[Event]) -> list[Event]:
     """Return the events of a copy as those of a job that was held.
 

@@ -8,7 +8,7 @@ import msgspec
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, JobError
-from signoff.core.reviews.marks import as_held, data_without_marks, sees_marks, without_marks
+from signoff.core.reviews.marks import as_held, event_without_marks, sees_marks, without_marks
 from signoff.core.reviews.votes import event_as_seen_by
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
@@ -137,7 +137,7 @@ def _as_seen_by(caller: Caller, job: Job, event: Event) -> JobEvent:
     if not may_review(caller):
         members |= {"data": {}, "actor": public_actor(caller, event.actor)}
     elif not sees_marks(caller, job):
-        members["data"] = data_without_marks(event.data)
+        members["data"] = event_without_marks(event)
     return JobEvent(**members, is_final=event.data.get("status") in TERMINAL)
 
 
