@@ -37,9 +37,9 @@ receipt_salts = sa.Table(
     sa.Column("salt", sa.LargeBinary, nullable=False),
 )
 
-_ADDED = ("delivered", "planted", "caught", "own_approvals", "own_redos", "own_rejections")
+_ADDED: tuple[str, ...] = ("delivered", "planted", "caught", "own_approvals", "own_redos", "own_rejections")
 # Servers of before do not write these sums.
-_DEFAULTS = dict.fromkeys((*_ADDED, "other_approvals", "other_redos", "other_rejections"), "0")
+_DEFAULTS: dict[str, str] = dict.fromkeys((*_ADDED, "other_approvals", "other_redos", "other_rejections"), "0")
 review_hours = sa.Table(
     "review_hours",
     metadata,
