@@ -114,10 +114,10 @@ async def test_refusals_are_counted_by_limit_kind_and_token_across_processes(sto
     user = await store.people.put_user("eager@example.com", "user")
     narrow = Limit(scope="all", requests_per_minute=1)
     for number, each in enumerate((store, store, other, other)):
-        asked = ReservationRequest(
+        sent = ReservationRequest(
             id=f"job{number}", limits=((narrow.name, narrow),), user_id=user.id, token_id=5 + number % 2
         )
-        await each.quotas.reserve(asked)
+        await each.quotas.reserve(sent)
 
     rows = await other.quotas.refusals(0)
     counted = [(row.limit_name, row.kind, row.email, row.token_id, row.refused) for row in rows]

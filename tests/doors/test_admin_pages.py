@@ -20,7 +20,7 @@ async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         yield server
 
 
-async def asked(user: Browser, text: str, model: str) -> None:
+async def sent(user: Browser, text: str, model: str) -> None:
     """Ask a model."""
     await user.server.ask("POST", "/v1/chat/completions", headers=user.headers, json=chat(text, model))
 
@@ -82,8 +82,8 @@ async def test_a_model_shows_its_latency_and_its_last_errors_in_words(server: Li
     admin = await signed_in(server, "admin", "watcher")
     await server.model("unreachable", kind="openai", url="http://127.0.0.1:9", attempts=1)
     await server.model("quick")
-    await asked(admin, "hello", "quick")
-    await asked(admin, "hello", "unreachable")
+    await sent(admin, "hello", "quick")
+    await sent(admin, "hello", "unreachable")
     page = await admin.open("/dashboard/models/unreachable")
     figures = words(page.partition('id="lately"')[2].partition("</section>")[0])
     assert "Failed 1 100.0 %" in figures

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
+from html.parser import HTMLParser
 
 import pytest
 
@@ -42,6 +42,18 @@ class Site:
         self.names = names
 
 
+class Elements(HTMLParser):
+    """Elements of a page with their attributes, as a browser reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parsed = list[tuple[str, dict[str, str | None]]]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Add an element."""
+        self.parsed.append((tag, dict(attrs)))
+
+
 @pytest.fixture(scope="module", name="site")
 async def fill_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     texts, name = " ".join(HOSTILE.values()), f"m {HOSTILE['markup']} {HOSTILE['quotes']}"  # names are printable
@@ -70,12 +82,13 @@ async def fill_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S
 @pytest.mark.parametrize("name", sorted(PATHS))
 async def test_no_page_takes_a_text_for_markup(site: Site, name: str) -> None:
     page = await site.admin.open(PATHS[name].format(**site.names))
-    for tag in ("<img", "<b>", "<script>alert"):
-        assert tag not in page, tag
-    assert not re.findall(r"<[^>]*\son\w+=", page)
-    assert page.count("<html") == page.count("</html>") == 1
-    tags = re.sub(r"<!doctype html>", "", page)
-    assert all(tag.count('"') % 2 == 0 for tag in re.findall(r"<[a-z][^>]*>", tags)), "a quote ends an attribute early"
+    elements = Elements()
+    elements.feed(page)
+    names = [tag for tag, _ in elements.parsed]
+    assert "html" in names
+    assert not {"img", "b", "iframe"} & set(names)
+    assert all(attributes.get("src") for tag, attributes in elements.parsed if tag == "script")
+    assert not [name for _, attributes in elements.parsed for name in attributes if name.startswith("on")]
 
 
 async def test_a_text_is_shown_whole_where_it_belongs(site: Site) -> None:

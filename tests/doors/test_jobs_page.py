@@ -23,7 +23,7 @@ async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         yield server
 
 
-async def asked(user: Browser, text: str, model: str = "echo") -> str:
+async def sent(user: Browser, text: str, model: str = "echo") -> str:
     """Ask a model, and return the id of the job."""
     url, body = f"{user.server.url}/v1/chat/completions", chat(text, model)
     async with user.server.http.post(url, json=body, headers=user.headers) as response:
@@ -39,7 +39,7 @@ def listed(page: str) -> list[str]:
 async def test_jobs_are_found_by_text_target_door_user_and_time(server: Live) -> None:
     reviewer, ann = await signed_in(server, "reviewer", "finder"), await signed_in(server, "user", "ann")
     for text, model in (("red apple", "echo"), ("Red BRICK", "other"), ("blue sky", "other")):
-        await asked(ann, text, model)
+        await sent(ann, text, model)
     who = "user=ann@example.com"
     for query, expected in (
         (f"{who}&q=RED", ["Red BRICK", "red apple"]),
@@ -54,7 +54,7 @@ async def test_jobs_are_found_by_text_target_door_user_and_time(server: Live) ->
         ("user=nobody@example.com", []),
     ):
         assert listed(await reviewer.open(f"/dashboard/jobs?{query}")) == expected, query
-    first = await asked(ann, "by its id")
+    first = await sent(ann, "by its id")
     assert listed(await ann.open(f"/dashboard/jobs?q={first[:20]}")) == ["by its id"]
     await reviewer.open("/dashboard/jobs?since=yesterday", status=400)
     await reviewer.open("/dashboard/jobs?token=x", status=400)
@@ -62,7 +62,7 @@ async def test_jobs_are_found_by_text_target_door_user_and_time(server: Live) ->
 
 async def test_a_search_does_not_find_what_the_caller_may_not_see(server: Live) -> None:
     bob, eve = await signed_in(server, "user", "bob"), await signed_in(server, "user", "eve")
-    await asked(bob, "a hidden thing")
+    await sent(bob, "a hidden thing")
     await server.model("reviewed", review="always")
     form = {"left": "reviewed", "message": "plain"}
     location = await eve.submit("/dashboard/playground", **form)
@@ -78,7 +78,7 @@ async def test_a_search_does_not_find_what_the_caller_may_not_see(server: Live) 
 async def test_a_long_search_goes_on_where_it_stopped(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     user = await signed_in(server, "user", "patient")
     for number in range(7):
-        await asked(user, "needle" if number in {0, 1} else f"hay {number}")
+        await sent(user, "needle" if number in {0, 1} else f"hay {number}")
     monkeypatch.setattr(search, "MAX_EXAMINED", 5)
     page = await user.open("/dashboard/jobs?q=needle")
     assert listed(page) == []
@@ -113,7 +113,7 @@ async def test_the_most_expensive_jobs_come_first_and_the_steps_of_a_run_are_lis
     admin = await signed_in(server, "admin", "payer")
     await admin.api("PUT", "/api/prices", json={"model": "third", "input": "1", "output": "1"})
     for text in ("short", "much longer than the others are", "middle one"):
-        await asked(admin, text, "third")
+        await sent(admin, text, "third")
     page = await admin.open("/dashboard/jobs?target=third&order=cost")
     assert listed(page) == ["much longer than the others are", "middle one", "short"]
 

@@ -20,7 +20,7 @@ _DAY = 24 * 60 * MINUTE
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """One number of a limit, and its use now. Costs are nanodollars."""
+    """Number of a limit, and its use now. Costs are nanodollars."""
 
     name: AllowanceName
     """Member of the limit."""

@@ -1,4 +1,4 @@
-"""Counts of requests that a limit has refused, or made wait."""
+"""Numbers of requests that a limit has refused, or made wait."""
 
 import msgspec
 
