@@ -53,7 +53,7 @@ def state_of(job: Job) -> StateLabel:
     return LABELS[job.status]
 
 
-class JobFields(msgspec.Struct, frozen=True, kw_only=True):
+class JobForm(msgspec.Struct, frozen=True, kw_only=True):
     """Filters in the address of the page; an empty text is none."""
 
     status: str = ""
@@ -93,7 +93,7 @@ async def show_jobs(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Template | Response[str]:
     """Show a page of the jobs that the caller may see, newest first; the id of a job leads to it."""
-    fields = msgspec.convert(dict(request.query_params), JobFields, strict=False)
+    fields = msgspec.convert(dict(request.query_params), JobForm, strict=False)
     if _ID.fullmatch(fields.q.strip()):
         return redirect(f"{JOBS.path}/{fields.q.strip().lower()}")
     search = _search_of(fields)
@@ -131,7 +131,7 @@ async def post_view(request: AnyRequest, services: InjectedServices, caller: Inj
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), dict[str, str], "view")
     name, fields = form.get("name", "").strip(), dict(parse_qsl(form.get("query", "")))
-    query = _query(msgspec.convert(fields, JobFields))
+    query = _query(msgspec.convert(fields, JobForm))
     if form.get("action") == "delete":
         await drop_view(services, caller, VIEWS, name)
     else:
@@ -139,13 +139,13 @@ async def post_view(request: AnyRequest, services: InjectedServices, caller: Inj
     return redirect(f"{JOBS.path}?{query}" if query else JOBS.path)
 
 
-def _query(fields: JobFields) -> str:
+def _query(fields: JobForm) -> str:
     """Return the query of the address with these filters, from the first page on."""
     members = msgspec.structs.asdict(fields)
     return urlencode({name: value for name, value in members.items() if value and name != "after"})
 
 
-def _search_of(fields: JobFields) -> JobSearch:
+def _search_of(fields: JobForm) -> JobSearch:
     """Return the search for the filters of the address. Raises BadRequest."""
     chosen: Status | None = next((each for each in STATUSES if each == fields.status), None)
     names = ("user", "target", "model", "door", "prompt", "cache")
