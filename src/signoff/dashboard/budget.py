@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from signoff.core.access import Caller
-from signoff.dashboard.content import shown_text
+from signoff.core.reviews.item import text_of
 from signoff.work.reviews.budget_report import (
     BudgetPoint,
     BudgetReport,
@@ -59,7 +59,7 @@ async def budget_view(services: Services, caller: Caller, name: str) -> dict[str
         "chart": burn_down(curve, finds, report),
         "curve": curve,
         "catch_rates": await list_catch_rates(services, caller, name),
-        "planted": [{"id": item.id, "path": item.path, "answer": shown_text(item.response)[:200]} for item in planted],
+        "planted": [{"id": item.id, "path": item.path, "answer": text_of(item.response)[:200]} for item in planted],
     }
 
 

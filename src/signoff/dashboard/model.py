@@ -13,7 +13,7 @@ from litestar.response import Template
 from signoff.core.access import Caller
 from signoff.core.log import LogLine
 from signoff.core.model import Model, with_changes
-from signoff.dashboard.content import shown_text
+from signoff.core.reviews.item import text_of
 from signoff.dashboard.models import CHECK_SECONDS, model_check, show_models
 from signoff.dashboard.shell import MODELS, page, redirect, with_status
 from signoff.doors.callers import check_same_site, takes_commands
@@ -106,7 +106,7 @@ async def _tried(request: AnyRequest, services: Services, caller: Caller, name: 
     """Send one request to the model, and show the answer or the error that a caller would get, and the duration."""
     began = services.clock()
     try:
-        answer, error = shown_text(await try_model(services, caller, name, msgspec.json.encode(form.question))), None
+        answer, error = text_of(await try_model(services, caller, name, msgspec.json.encode(form.question))), None
     except SignoffError as failure:
         if failure.status in {400, 401, 403}:
             raise

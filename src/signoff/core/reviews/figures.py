@@ -99,11 +99,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def outcome_of(before: Job, after: Job) -> Outcome:
     """Return the outcome of a decision, from the job before and after it took effect."""
-    of_prompt = {"prompt": before.prompt, "prompt_version": before.prompt_version}
+    prompt, version = before.prompt, before.prompt_version
     if not is_planted(before):
-        return Outcome(is_copy=before.copy_of is not None, **of_prompt)
+        return Outcome(is_copy=before.copy_of is not None, prompt=prompt, prompt_version=version)
     is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)
-    return Outcome(is_caught=is_caught, is_copy=True, **of_prompt)
+    return Outcome(is_caught=is_caught, is_copy=True, prompt=prompt, prompt_version=version)
 
 
 def kappa_of(totals: FigureTotals) -> float | None:
