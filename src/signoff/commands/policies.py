@@ -9,9 +9,9 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
+from signoff.core.decode import decode_json
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy
 from signoff.core.wire import format_time
-from signoff.doors.http import parse_json
 from signoff.settings import load
 from signoff.work.reviews.dry_run import DryRun, dry_run
 from signoff.work.reviews.library import get_policy, list_policies, remove_policy, save_policy
@@ -94,4 +94,7 @@ def _read(file: str) -> PolicyDraft:
         text = sys.stdin.read().encode() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         stop(f"FILE {file!r} cannot be read: {error.strerror}.")
-    return parse_json(text, PolicyDraft, "policy")
+    try:
+        return decode_json(text, PolicyDraft)
+    except (ValueError, RecursionError) as error:
+        stop(f"FILE {file!r} is not a valid policy: {error}.")
