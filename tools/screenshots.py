@@ -70,7 +70,18 @@ EDIT = (
 )
 REPLY = "Thank you for writing. Your guarantee covers this until March 2028, and a technician calls you this afternoon."
 PROMPT = "Summarise the conversation in one sentence for the next shift: {conversation}"
-PAGES = ("jobs", "usage", "prompts", "pipelines", "functions", "cache", "models", "people", "audit")
+PAGES = (
+    *("jobs", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
+    *("functions", "cache", "limits", "models", "people", "audit"),
+)
+POLICY = {
+    "target": "gpt-4o",
+    "rules": [
+        {"if": "answer.tool_calls.size() > 0", "then": "hold", "queue": "refunds"},
+        {"if": "signals.logprob_min == null || signals.logprob_min < -4.0", "then": "hold"},
+    ],
+    "budget": {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1},
+}
 
 
 async def main() -> None:
@@ -103,9 +114,24 @@ async def fill(server: Live) -> dict[str, str]:
     await server.ask("PUT", "/api/review-reasons", admin, json={"reasons": REASONS})
     await server.ask("POST", "/api/prompts", admin, json={"name": "shift_summary", "body": PROMPT})
     await server.ask("POST", "/api/pipelines", admin, json={"name": "report", "body": "uppercase(shift_summary(text))"})
+    _, saved = await server.ask("PUT", "/api/policies/support", admin, json=POLICY)
+    assert saved.get("version") == 1, saved
+    limit = {"requests_per_minute": 60, "cost_per_day": "5"}
+    status, _ = await server.ask("PUT", "/api/limits/user:storefront@alder.example", admin, json=limit)
+    assert status == 200
     items = [await hold(server, number, question) for number, question in enumerate(QUESTIONS)]
     pages = {name: f"/dashboard/{name}" for name in PAGES}
-    return {"review": f"/dashboard/review/{items[1]}", "job": f"/dashboard/jobs/{job_id}"} | pages
+    ones = {
+        "job": f"jobs/{job_id}",
+        "policy": "policies/support",
+        "model": "models/gpt-4o",
+        "prompt": "prompts/shift_summary",
+    }
+    return (
+        {"review": f"/dashboard/review/{items[1]}"}
+        | {name: f"/dashboard/{path}" for name, path in ones.items()}
+        | pages
+    )
 
 
 REASONS = ["Wrong fact", "Against policy", "Wrong tool call", "Personal data", "Tone", "Incomplete"]

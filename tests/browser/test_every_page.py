@@ -13,7 +13,10 @@ from support.live_server import Live, chat
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
-PAGES = ["review", "jobs", "usage", "prompts", "pipelines", "functions", "cache", "people", "models", "audit"]
+PAGES = [
+    *("review", "jobs", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
+    *("functions", "cache", "limits", "people", "models", "audit"),
+]
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
