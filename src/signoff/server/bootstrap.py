@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator
 import structlog
 import uuid_utils
 
+from signoff.blob import Blobs
+from signoff.blobs.object_store import open_blobs
 from signoff.broker import Broker
 from signoff.brokers.local import LocalBroker
 from signoff.cache import Cache, CacheBounds
@@ -177,6 +179,11 @@ async def check_redis(settings: Settings) -> str:
     return await redis.describe_redis(settings.redis_url)
 
 
+async def check_files(settings: Settings) -> str:
+    """Return a sentence on the store of the contents of files. Raises BadSettings, Overloaded."""
+    return await open_store_of_files(settings).check()
+
+
 def builtin_models(settings: Settings) -> list[Model]:
     """Return `inner` if its URL is set, `local` if it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
@@ -201,6 +208,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
         store=store,
         adapters=Adapters(
             broker=_broker(settings),
+            blobs=open_store_of_files(settings),
             engines=_engines(settings, upstream, logs),
             deliverers=_deliverers(settings, webhooks, topics),
             mailer=_mailer(settings),
@@ -236,6 +244,14 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
         clock=_clock,
         rules=rules,
     )
+
+
+def open_store_of_files(settings: Settings) -> Blobs:
+    """Return the blob store of the settings. Raises BadSettings."""
+    try:
+        return open_blobs(settings.blob_url, settings.data_dir / "blobs")
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
 
 
 def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Background) -> Caches:
@@ -365,6 +381,7 @@ def _rules(settings: Settings) -> Rules:
         model_share=settings.model_share,
         user_share=settings.user_share,
         max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
     )
 
 

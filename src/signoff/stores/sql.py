@@ -19,6 +19,7 @@ from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
 from signoff.stores.audit import SqlAudit, record
 from signoff.stores.backup import fill, save
+from signoff.stores.batches import SqlBatches
 from signoff.stores.budgets import SqlBudgets
 from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
@@ -26,6 +27,7 @@ from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.departures import SqlDepartures
 from signoff.stores.erasures import SqlErasures
+from signoff.stores.files import SqlFiles
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
@@ -87,6 +89,8 @@ class SqlStore:
         self.model_logs = SqlModelLogs(self._database)
         self.policies = SqlPolicies(self._database)
         self.budgets = SqlBudgets(self._database)
+        self.files = SqlFiles(self._database)
+        self.batches = SqlBatches(self._database)
         self.audit = SqlAudit(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:
