@@ -61,12 +61,14 @@ class Files(Protocol):
 
 
 class LineCounts(msgspec.Struct, frozen=True):
-    """Lines of a batch that have not ended, as far as they were counted."""
+    """Lines of a batch that have not ended, as far as they were counted, and whether they are late."""
 
     queued: int
     """Number of lines that wait for a model, or for which one is asked."""
     held: int
     """Number of lines that wait for a review."""
+    is_overdue: bool
+    """True if the completion window of the batch has ended."""
 
 
 class NewLine(msgspec.Struct, frozen=True):
@@ -164,7 +166,10 @@ class Batches(Protocol):
         ...
 
     async def unended(self, batch_id: str, *, at_most: int) -> LineCounts:
-        """Return the numbers of lines that have not ended; counting of each ends at `at_most`."""
+        """Return the numbers of lines that have not ended; counting of each ends at `at_most`.
+
+        Raises Stale if the batch was deleted.
+        """
         ...
 
     async def lines(self, batch_id: str, *, after_line: int, limit: int, max_bytes: int) -> list[Job]:

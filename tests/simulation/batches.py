@@ -269,9 +269,12 @@ class MemoryBatches:
         return await self._connection.send(read, writes=False)
 
     async def unended(self, batch_id: str, *, at_most: int) -> LineCounts:
-        def read(_: Tx) -> LineCounts:
+        def read(tx: Tx) -> LineCounts:
+            if batch_id not in self._tables.batches:
+                raise Stale(f"The batch {batch_id} was deleted.")
+            is_overdue = self._tables.batches[batch_id].expires_at <= tx.now
             statuses = [job.status for job in self._tables.unfinished.values() if job.batch_id == batch_id]
-            return LineCounts(min(statuses.count("bot"), at_most), min(statuses.count("human"), at_most))
+            return LineCounts(min(statuses.count("bot"), at_most), min(statuses.count("human"), at_most), is_overdue)
 
         return await self._connection.send(read, writes=False)
 

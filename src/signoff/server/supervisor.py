@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Protocol
 
 from signoff.runtime.invalidation import Invalidation
+from signoff.server.batches import BatchRunner
 from signoff.server.consumer import StreamConsumer
 from signoff.server.dispatcher import Dispatcher
 from signoff.server.worker import Worker
@@ -50,7 +51,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         "functions": services.caches.functions.invalidate,
     }
     invalidation = Invalidation(services.store, invalidate, expiring=["people"])
-    workers = [worker, *dispatchers] if concurrency else []
+    workers = [worker, BatchRunner(services), *dispatchers] if concurrency else []
     for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
         services.store.listen(listener.on_change)
     chores = [

@@ -1,7 +1,7 @@
 """Batches and the jobs of their lines, in SQL."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -149,12 +149,17 @@ class SqlBatches:
     async def unended(self, batch_id: str, *, at_most: int) -> LineCounts:
         """See `batches.Batches`."""
 
-        def read(conn: Connection, _: object) -> LineCounts:
+        def read(conn: Connection, now: Callable[[], int]) -> LineCounts:
+            expires_at = conn.execute(
+                sa.select(batches.c.expires_at).where(batches.c.id == batch_id)
+            ).scalar_one_or_none()
+            if expires_at is None:
+                raise Stale(f"The batch {batch_id} was deleted.")
             parameters = {"batch": batch_id, "limit": at_most}
             queued, held = (
                 conn.execute(_OPEN, {"status": status, **parameters}).scalar_one() for status in ("bot", "human")
             )
-            return LineCounts(queued, held)
+            return LineCounts(queued, held, expires_at <= now())
 
         return await self._database.read(read)
 

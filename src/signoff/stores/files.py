@@ -74,6 +74,15 @@ class SqlFiles:
         delete = sa.delete(files).where(files.c.id.in_(file_ids))
         await self._database.write(lambda tx: tx.conn.execute(delete).rowcount)
 
+    async def blobs(self) -> Sequence[str]:
+        """Return the names of the blobs of all files that exist, for a backup."""
+
+        def read(conn: Connection, now: Any) -> Sequence[str]:
+            rows = conn.execute(sa.select(*_COLUMNS).where(files.c.size_bytes.is_not(None)).order_by(files.c.id))
+            return [_file_of(row).blob for row in rows]
+
+        return await self._database.read(read)
+
     async def erase(self, user_id: int) -> int:
         """See `batches.Files`."""
         return await self._database.write(lambda tx: _erase(tx, user_id))

@@ -14,6 +14,7 @@ from signoff.core.reviews.policy import Escalation
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
+from signoff.work.batches.files import collect_files
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
@@ -36,7 +37,7 @@ async def run_sweeper(services: Services) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Sweep once: rescue lapsed leases, apply due verdicts, expire reviews, wake runs, purge old jobs, erase users."""
+    """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users."""
     for job in await services.store.jobs.lapsed(BATCH_SIZE):
         await _transition(services, job, _lapse_transition(services, job))
     for job in await services.store.jobs.released(BATCH_SIZE):
@@ -50,6 +51,8 @@ async def sweep(services: Services) -> None:
         )
     if services.rules.retention_seconds is not None:
         await _purge(services, services.rules.retention_seconds)
+        await services.store.batches.purge(services.rules.retention_seconds, BATCH_SIZE)
+    await collect_files(services)
     await continue_erasures(services, max_pages=ERASED_PAGES)
 
 
