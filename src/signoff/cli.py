@@ -16,6 +16,7 @@ import typer
 
 from signoff import __version__
 from signoff.commands.audit import audit_commands
+from signoff.commands.batches import batch_commands
 from signoff.commands.budget import budgets
 from signoff.commands.cache import caches
 from signoff.commands.data import maintenance
@@ -246,6 +247,7 @@ async def _example_options(services: Services) -> dict[str, object]:
 
 cli.add(servers)
 cli.add(job_commands)
+cli.add(batch_commands)
 cli.add(review_commands)
 cli.add(report_commands)
 cli.add(feedback_commands, "feedback")
