@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from signoff.batches import NewLine
 from signoff.core.access import Caller
@@ -22,7 +23,8 @@ from signoff.core.batch import (
     StoredFile,
 )
 from signoff.errors import JobNotFound, Stale
-from support.stores import ANSWER, AStore, a_job, a_step, together
+from signoff.stores.batches_schema import batches
+from support.stores import ANSWER, AStore, a_job, a_step, execute, together
 
 pytestmark = pytest.mark.anyio
 CALLER = Caller(user_id=7, token_id=8, role="user", email="ann@example.com")
@@ -170,6 +172,17 @@ async def test_equal_idempotency_keys_of_a_user_make_one_batch(store: AStore, ot
     assert len({batch.id for batch in await together(works)}) == 1
     assert (await stored_batch(store, idempotency_key="k", user_id=8)).user_id == 8
     assert (await stored_batch(store, idempotency_key="l")).id not in {batch.id for batch in new}
+
+
+async def test_a_key_is_free_again_after_a_day(store: AStore) -> None:
+    first = await stored_batch(store, idempotency_key="k")
+    await execute(store, sa.update(batches).values(created_at=first.created_at - 25 * 3600 * 10**6))
+    second = await stored_batch(store, idempotency_key="k")
+    assert second.id != first.id
+    freed = await store.batches.get(first.id)
+    assert freed is not None
+    assert freed.idempotency_key is None
+    assert (await stored_batch(store, idempotency_key="k")).id == second.id
 
 
 async def test_each_due_batch_is_leased_to_one_process(store: AStore, other: AStore) -> None:

@@ -218,7 +218,8 @@ def _insert(tx: Tx, batch: Batch, window_seconds: float) -> Batch:
         row = tx.conn.execute(sa.select(*_COLUMNS).where(has_key)).one_or_none()
         if row is not None and row.created_at >= tx.now - KEY_LIFETIME_US:
             return _batch_of(row)
-        tx.conn.execute(sa.update(batches).where(has_key).values(idempotency_key=None))
+        if row is not None:  # this row alone: another process may have inserted one with the key in the meantime
+            tx.conn.execute(sa.update(batches).where(batches.c.id == row.id).values(idempotency_key=None))
     stored = msgspec.structs.replace(
         batch, created_at=tx.now, due_at=tx.now, expires_at=tx.now + round(window_seconds * SECOND)
     )
