@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from fakes.bucket import bucket_url
 from signoff.core.access import Caller
 from signoff.core.filters import JobFilter
-from signoff.stores.batches_schema import batches
+from signoff.stores.batches_schema import batches, files
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.batches import CHAT, a_line, as_file, created, ended, new_user, results, uploaded
 from support.live_server import Live, live, until
@@ -577,3 +580,59 @@ async def test_a_user_is_erased_with_their_files_and_batches(tmp_path: Path) -> 
             return True if not left and batches_left == [None, None] and not jobs else None
 
         await until(is_gone)
+
+
+async def test_an_upload_whose_client_leaves_is_discarded(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token, folder = await server.token(), tmp_path / "data" / "blobs"
+        head = (
+            f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: 9000000\r\n"
+            "content-type: multipart/form-data; boundary=b\r\n\r\n"
+            '--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        )
+        host, port = server.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + b"x" * 2_000_000)
+
+        async def rows() -> int:
+            table = await server.services.store._database.read(  # type: ignore[attr-defined]
+                lambda conn, _: conn.execute(sa.select(sa.func.count()).select_from(files)).scalar_one()
+            )
+            return int(table)
+
+        async def has_begun() -> bool | None:
+            return await rows() == 1 or None
+
+        async def is_discarded() -> bool | None:
+            return (await rows() == 0 and not [each for each in folder.rglob("*") if each.is_file()]) or None
+
+        await until(has_begun)
+        writer.close()
+        await until(is_discarded)
+
+
+@pytest.mark.long
+async def test_files_and_batches_are_kept_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bucket_url(monkeypatch) as url:
+        async with live(tmp_path, blob_url=url) as server, new_user(server) as ai:
+            lines = [a_line(str(number), "x" * 1000) for number in range(1000)]
+            done = await ended(ai, await created(ai, *lines))
+            assert [line["custom_id"] for line in await results(ai, done.output_file_id)] == [
+                str(number) for number in range(1000)
+            ]
+            await ai.files.delete(done.output_file_id or "")
+            assert not (tmp_path / "data" / "blobs").exists()
+
+
+async def test_a_start_deletes_what_killed_uploads_have_left(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "blobs" / "files"
+    folder.mkdir(parents=True)
+    for name in ("file-old#1", "file-new#1"):
+        (folder / name).write_bytes(b"x")
+    os.utime(folder / "file-old#1", (0, 0))
+    async with live(tmp_path):
+
+        async def is_clean() -> bool | None:
+            return [path.name for path in folder.iterdir()] == ["file-new#1"] or None
+
+        await until(is_clean)

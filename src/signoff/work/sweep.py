@@ -14,7 +14,7 @@ from signoff.core.reviews.policy import Escalation
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
-from signoff.work.batches.files import collect_files
+from signoff.work.batches.files import collect_files, purge_partial_files
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
@@ -23,14 +23,20 @@ BATCH_SIZE = 100
 PURGE_BATCH_SIZE = 500
 ERASED_PAGES = 20
 PURGE_PAUSE_SECONDS = 0.05
+CLEAN_SECONDS = 3600.0
 log = structlog.get_logger()
 
 
 async def run_sweeper(services: Services) -> None:
-    """Sweep every `sweep_seconds`, until cancelled."""
+    """Sweep every `sweep_seconds`, until cancelled; at the start and every hour, also what killed uploads have left."""
+    clock = asyncio.get_running_loop().time
+    cleans_at = clock()
     while True:
         try:
             await sweep(services)
+            if clock() >= cleans_at:
+                cleans_at = clock() + CLEAN_SECONDS
+                await purge_partial_files(services)
         except Exception as error:  # noqa: BLE001 -- the store may be back at the next sweep
             log.warning("sweep_failed", error=repr(error))
         await asyncio.sleep(services.rules.sweep_seconds)
