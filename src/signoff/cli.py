@@ -248,6 +248,13 @@ def _add_jobs() -> None:
     cli.add(job_commands)
 
 
+@cli.part("batch")
+def _add_batches() -> None:
+    from signoff.commands.batches import batch_commands
+
+    cli.add(batch_commands)
+
+
 @cli.part("review")
 def _add_reviews() -> None:
     from signoff.commands.reviews import review_commands

@@ -5,6 +5,8 @@
     │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
     │   ├── UnsupportedEncoding 415, HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   ├── RunTooLarge 413
+    │   ├── InvalidType 400
+    │   │   └── InvalidValue 400
     │   └── BadPipeline 400
     ├── Unauthorized 401
     │   └── TokenExpired
@@ -15,7 +17,7 @@
     │       └── NoDefaultModel
     ├── Conflict 409
     │   └── Stale, ObjectHeld, IdTaken, NameTaken, PassLapsed
-    ├── Overloaded 503, Interrupted 503, SchemaOutdated 500, WrongKey 500
+    ├── Overloaded 503, Interrupted 503, BlobMissing 500, SchemaOutdated 500, WrongKey 500
     ├── LimitReached 429
     │   └── BudgetSpent, BacklogFull
     ├── ModelFailed 502
@@ -91,6 +93,22 @@ class MissingParameter(BadRequest):
     def __init__(self, param: str) -> None:
         super().__init__(f"Missing required parameter: {param!r}.")  # as OpenAI's API says it
         self.param = param
+
+
+class InvalidType(BadRequest):
+    """A parameter has a value of another type than the endpoint takes; correct the one that the message names."""
+
+    code = "invalid_type"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidValue(InvalidType):
+    """A parameter has a value that the endpoint does not take; correct the one that the message names."""
+
+    code = "invalid_value"
 
 
 class MethodNotAllowed(BadRequest):
@@ -291,6 +309,12 @@ class Overloaded(SignoffError):
 
     status, code = 503, "overloaded"
     retryable = True
+
+
+class BlobMissing(SignoffError):
+    """The contents of a file are missing from the blob store; restore them, or upload the file again."""
+
+    code = "blob_missing"
 
 
 class LimitReached(SignoffError):

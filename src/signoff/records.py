@@ -1,4 +1,4 @@
-"""Interfaces of the store for what belongs to single jobs: deliveries, departures of callers, receipts of reviews."""
+"""Interfaces of the store for what belongs to single jobs: steps of runs, deliveries, departures, receipts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -6,9 +6,56 @@ from typing import Protocol
 import msgspec
 
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.job import Job
+from signoff.core.job import FunctionCall, Job
 from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals
 from signoff.core.reviews.receipt import Head, KeyReceipt
+
+
+class Runs(Protocol):
+    """Records of the runs of pipelines: the jobs that are their steps, and their calls of functions.
+
+    A run's id, its round and a node of its tree identify one step or one call; there is never a second one.
+    """
+
+    async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
+        """Insert a step of a run and return it, leased with its own token `step.lease` for `lease_seconds`.
+
+        A step that has ended already, because the cache had its answer, is inserted as a `hit` without a lease. If the
+        run has a step for this round and node, return that one and insert nothing.
+
+        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
+        """
+        ...
+
+    async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
+        """Return the steps of one round of a run, or of all rounds, ordered by id. A pipeline's size bounds them."""
+        ...
+
+    async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
+        """Record a call of a function and return it, or the one that is recorded for this round and node.
+
+        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
+        """
+        ...
+
+    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
+        """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
+        ...
+
+    async def size_bytes(self, run_id: str) -> int:
+        """Return the bytes of all requests and answers of the outermost run of `run_id`, in its current rounds."""
+        ...
+
+    async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+        """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
+
+        Steps that have not ended are due at once, like the run itself. Return the run.
+        """
+        ...
+
+    async def stalled(self, limit: int) -> list[Job]:
+        """Return up to `limit` parked runs whose steps of the current round have all ended, so that none wakes them."""
+        ...
 
 
 class Deliveries(Protocol):

@@ -91,9 +91,11 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("data")
-    """Directory of the SQLite file, the encryption key, and sockets of processes and models."""
+    """Directory of the SQLite file, the encryption key, the contents of files, and sockets of processes and models."""
     database_url: str | None = None
     """URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir."""
+    blob_url: str | None = Field(None, pattern="^(s3|gs|az|file)://.")
+    """Store of the contents of files: s3://BUCKET/PREFIX, gs://…, az://… or file:///PATH; none: blobs in data_dir."""
     amqp_url: str | None = Field(None, pattern="^amqps?://.")
     """URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them."""
     queue_name: str = Field("signoff", min_length=1, max_length=MAX_NAME_LENGTH)
@@ -136,6 +138,8 @@ class Settings(BaseSettings):
     """If true, callers may ask the model `echo` to wait or to fail (`echo/hang`); for tests."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
+    max_file_bytes: int = Field(200 * 1024 * 1024, gt=0)
+    """Maximum bytes of an uploaded file; a larger one gets 413."""
     max_run_bytes: int = Field(64 * 1024 * 1024, gt=0)
     """Maximum bytes of the requests and answers of all calls of one run of a pipeline."""
     pass_headers: list[str] = [*DEFAULT_HEADERS]

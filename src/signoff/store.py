@@ -15,20 +15,21 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.accounts import Audit, People, Quotas, SavedViews, SignIns, UsageRecords
+from signoff.batches import Batches, Files
 from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
 from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter, Page
-from signoff.core.job import Decision, Event, FunctionCall, Job, Status
+from signoff.core.job import Decision, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
-from signoff.records import Deliveries, Departures, Erasures, Receipts
+from signoff.records import Deliveries, Departures, Erasures, Receipts, Runs
 from signoff.reviews import ReviewQueues, Reviews
 
 CachedTopic = Literal[
     "models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"
 ]
-Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
+Topic = Literal["job", "due", "delivery", "batch", CachedTopic, "any"]
 InitialVerb = Literal["submit", "hit", "refuse", "present"]
 Listener = Callable[[Topic, str], None]
 """A function that is called with a topic and a name when something has changed: see `Store.listen`."""
@@ -195,56 +196,9 @@ class Jobs(Protocol):
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         """Delete up to `limit` jobs that ended longer ago than that, with all records of them; return how many.
 
-        Jobs with a delivery that is due, and steps of a run that has not ended, stay. What the jobs used is still
-        counted by `UsageRecords.report`.
+        Jobs with a delivery that is due, steps of a run that has not ended, and lines of such a batch stay. What the
+        jobs used is still counted by `UsageRecords.report`.
         """
-        ...
-
-
-class Runs(Protocol):
-    """Records of the runs of pipelines: the jobs that are their steps, and their calls of functions.
-
-    A run's id, its round and a node of its tree identify one step or one call; there is never a second one.
-    """
-
-    async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
-        """Insert a step of a run and return it, leased with its own token `step.lease` for `lease_seconds`.
-
-        A step that has ended already, because the cache had its answer, is inserted as a `hit` without a lease. If the
-        run has a step for this round and node, return that one and insert nothing.
-
-        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
-        """
-        ...
-
-    async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
-        """Return the steps of one round of a run, or of all rounds, ordered by id. A pipeline's size bounds them."""
-        ...
-
-    async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
-        """Record a call of a function and return it, or the one that is recorded for this round and node.
-
-        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
-        """
-        ...
-
-    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
-        """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
-        ...
-
-    async def size_bytes(self, run_id: str) -> int:
-        """Return the bytes of all requests and answers of the outermost run of `run_id`, in its current rounds."""
-        ...
-
-    async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
-        """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
-
-        Steps that have not ended are due at once, like the run itself. Return the run.
-        """
-        ...
-
-    async def stalled(self, limit: int) -> list[Job]:
-        """Return up to `limit` parked runs whose steps of the current round have all ended, so that none wakes them."""
         ...
 
 
@@ -354,6 +308,16 @@ class Store(Protocol):
     @property
     def budgets(self) -> Budgets:
         """Error budgets and planted items."""
+        ...
+
+    @property
+    def files(self) -> Files:
+        """Files of users."""
+        ...
+
+    @property
+    def batches(self) -> Batches:
+        """Batches and the jobs of their lines."""
         ...
 
     @property

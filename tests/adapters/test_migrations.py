@@ -38,6 +38,7 @@ pytestmark = [
 # Columns of the table `jobs` that the old schemas of these tests do not have.
 LATER_COLUMNS = {
     *("headers", "ruling", "review_queue", "review_priority", "assignee", "held_at", "escalated_at", "copy_of"),
+    *("batch_id", "batch_line"),
 }
 COUNTER = msgspec.json.encode(Counter())
 

@@ -440,14 +440,14 @@ async def test_a_zero_byte_in_a_url_is_refused(tmp_path: Path, postgres_url: str
             "Expected `int` >= 1. `total` (query) is not valid: ",
         ),
         ("/api/users/x", ""),
-        ("/v1/files", "not passed on to models; queue jobs with POST /api/jobs."),
+        ("/v1/uploads", "send the whole file to POST /v1/files."),
         ("/signin/unknown", "This sign-in link was used already, or is too old."),
     ],
     ids=str,
 )
 async def test_an_error_names_the_parameter_and_the_fault_alone(path: str, text: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        method = "POST" if path == "/v1/files" else "GET"
+        method = "POST" if path == "/v1/uploads" else "GET"
         status, response = await server.ask(method, path, await server.token("admin"))
         assert 400 <= status < 500
         assert text in json.dumps(response)

@@ -266,7 +266,7 @@ async def test_an_answer_that_is_not_json_is_an_error_at_a_json_endpoint(tmp_pat
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        *((path, b" 404 ") for path in ["files", "batches", "a.b", "../admin", "%2e%2e/admin"]),
+        *((path, b" 404 ") for path in ["uploads", "files/x/y", "batches/x/y/z", "a.b", "../admin", "%2e%2e/admin"]),
         ("models", b" 405 "),
         ("nowhere", b" 403 "),  # an upstream might have it, for admins
     ],

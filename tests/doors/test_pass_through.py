@@ -398,7 +398,7 @@ async def test_a_model_without_the_route_is_a_404(kind: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/v1/files"),
+        ("GET", "/v1/uploads"),
         ("GET", "/v1/a.b/c"),
         ("GET", "/v1/a/../../admin"),
         ("GET", "/v1/things?" + "x" * 5000),

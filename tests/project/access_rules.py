@@ -13,6 +13,9 @@ INJECTED = "InjectedCaller"
 # Functions that raise an error, or return False, unless the caller they get may use the object.
 CHECKS = {
     "get_job",
+    "find_batch",
+    "find_file",
+    "may_read",
     "get_item",
     "get_model",
     "list_models",
@@ -29,9 +32,19 @@ CHECKS = {
     "_load_run",
     "_narrow",
     "_owner",
+    "_owner_of",
 }
 # Methods of the store that return one row by its id, whoever owns it.
-READS = {"jobs.get", "jobs.by_client_id", "jobs.events", "deliveries.get", "catalog.known_key", "people.user"}
+READS = {
+    "jobs.get",
+    "jobs.by_client_id",
+    "jobs.events",
+    "deliveries.get",
+    "catalog.known_key",
+    "people.user",
+    "files.get",
+    "batches.get",
+}
 # Parameters that name one object, beside those that end in `_id` and are not the cursor `after_id`.
 OBJECT_NAMES = {"key", "name", "who", "email"}
 

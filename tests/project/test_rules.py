@@ -365,10 +365,18 @@ def routes(tmp_path: Path) -> set[str]:
 
 
 def hot_routes() -> set[str]:
-    """Return the routes of the OpenAI door, without its pass-through, and of the predict and the cached door."""
+    """Return the routes of the OpenAI door that are not passed on, and of the predict and the cached door."""
     predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
     cached = {"POST /api/openai/{endpoint}", "POST /api/cache/{endpoint}", "GET /api/cache", "DELETE /api/cache"}
-    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached
+    files = {"POST /v1/files", "GET /v1/files", "GET /v1/files/{file_id}", "GET /v1/files/{file_id}/content"}
+    batches = {
+        f"{method} {prefix}/batches{rest}"
+        for prefix in ("/v1", "/v1/messages")
+        for method, rest in (("POST", ""), ("GET", ""), ("GET", "/{batch_id}"), ("POST", "/{batch_id}/cancel"))
+    }
+    messages = {"GET /v1/messages/batches/{batch_id}/results", "DELETE /v1/messages/batches/{batch_id}"}
+    local = {*files, "DELETE /v1/files/{file_id}", *batches, *messages}
+    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached | local
 
 
 def test_every_operation_on_a_model_is_documented() -> None:

@@ -185,6 +185,8 @@ class MemoryJobs:
             unfinished = self._tables.unfinished
             old = [job.id for job in ended if job.updated_at < before and job.id not in undelivered]
             old = [job_id for job_id in old if self._tables.jobs[job_id].parent_id not in unfinished]
+            unended = {batch.id for batch in self._tables.batches.values() if not batch.has_ended}
+            old = [job_id for job_id in old if self._tables.jobs[job_id].batch_id not in unended]
             tx.purged = old[:limit]
             return len(tx.purged)
 

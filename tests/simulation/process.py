@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from cryptography.fernet import Fernet
+from obstore.store import MemoryStore as MemoryBlobs
 
+from signoff.blobs.object_store import ObjectBlobs
 from signoff.brokers.local import LocalBroker
 from signoff.cache import CacheBounds
 from signoff.caches.memory import MemoryCache
@@ -230,6 +232,7 @@ class Process:
             store=store,  # type: ignore[arg-type]
             adapters=Adapters(
                 broker=SimBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
+                blobs=ObjectBlobs(MemoryBlobs(), description="memory"),
                 engines={"echo": SimEngine(self._network)},
                 deliverers={"webhook": SimDeliverer(self._network, self._checker)},
                 transport_to=_no_transport,

@@ -13,7 +13,7 @@ from simulation.tables import Connection, Tables, Tx
 
 
 class MemoryRuns:
-    """In-memory implementation of `store.Runs`."""
+    """In-memory implementation of `records.Runs`."""
 
     def __init__(self, tables: Tables, connection: Connection, jobs: MemoryJobs) -> None:
         self._tables = tables

@@ -13,6 +13,7 @@ from signoff.errors import Conflict, NotFound, Overloaded
 from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
 from simulation.audit import MemoryAudit
+from simulation.batches import MemoryBatches, MemoryFiles
 from simulation.budgets import MemoryBudgets
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
@@ -60,6 +61,8 @@ class MemoryStore:
         self.model_logs = MemoryModelLogs(tables, connection)
         self.policies = MemoryPolicies(tables, connection)
         self.budgets = MemoryBudgets(tables, connection)
+        self.files = MemoryFiles(tables, connection)
+        self.batches = MemoryBatches(tables, connection, self.jobs)
         self.audit = MemoryAudit(tables, connection)
 
     async def start(self) -> None:

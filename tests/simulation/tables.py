@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.audit import Actor, AuditChange, AuditEntry
+from signoff.core.batch import Batch, StoredFile
 from signoff.core.delivery import Delivery
 from signoff.core.job import Decision, Event, FunctionCall, Job, Vote
 from signoff.core.limits import Counter, Limit, LimitKind
@@ -206,6 +207,9 @@ class Tables:
         self.planted_items: dict[int, tuple[int, PlantedItem]] = {}
         self.planted_jobs: dict[str, tuple[str, str]] = {}
         self.catch_counts: dict[tuple[str, str], CatchCount] = {}
+        self.files: dict[str, StoredFile] = {}
+        self.deleted_files: dict[str, int] = {}
+        self.batches: dict[str, Batch] = {}
         self.listeners: list[Listener] = []
         self.before_commit: Callable[[Tx], None] = lambda _: None
 

@@ -1,15 +1,22 @@
 """Backup of all data into one file, and restore from such a file."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 import msgspec
 
+from signoff.errors import BlobMissing
 from signoff.infra.vault import add_keys
+from signoff.server.adapters import make_blobs
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
-from signoff.stores.archive import Manifest, check
+from signoff.stores.archive import CHUNK_BYTES, ArchiveWriter, Manifest, check, members
 from signoff.stores.sql import SqlStore
 from signoff.work.admin.registry import locked_models
+
+# Members of an archive with the contents of files, by the names of their blobs.
+FOLDER = "blobs"
 
 
 class RestoreResult(msgspec.Struct, frozen=True):
@@ -32,7 +39,7 @@ async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
     store = SqlStore(settings.store_url)
     try:
         await store.start()
-        return await store.backup(path, key=key)
+        return await store.backup(path, key=key, save_files=lambda archive: _save_files(settings, store, archive))
     finally:
         await store.close()
 
@@ -43,9 +50,45 @@ async def restore(settings: Settings, path: Path) -> RestoreResult:
     keys = (contents.key or b"").split()
     store = SqlStore(settings.store_url)
     try:
-        at_end = (lambda: add_keys(settings.key_path, keys)) if keys else (lambda: None)
+
+        def at_end() -> None:
+            """Write the keys and the contents of files; a failure undoes the transaction, in whose thread this runs."""
+            if keys:
+                add_keys(settings.key_path, keys)
+            asyncio.run(_restore_files(settings, path))
+
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
         await store.close()
     async with open_services(settings, checks_key=False) as services:
         return RestoreResult(contents.manifest, bool(keys), await locked_models(services))
+
+
+async def _save_files(settings: Settings, store: SqlStore, archive: ArchiveWriter) -> None:
+    """Add the contents of all files. Those of one that was deleted since the snapshot are left out."""
+    blobs = make_blobs(settings)
+    for name in await store.files.blobs():
+        with contextlib.suppress(BlobMissing):
+            number = 0
+            async with contextlib.aclosing(blobs.read(name)) as pieces:
+                async for piece in pieces:
+                    archive.add(f"{FOLDER}/{name}/{number:06}", piece)
+                    number += 1
+            if not number:
+                archive.add(f"{FOLDER}/{name}/{number:06}", b"")
+
+
+async def _restore_files(settings: Settings, path: Path) -> None:
+    """Write the contents of all files of a backup. Those of one file follow each other in the archive."""
+    blobs, present = make_blobs(settings), ""
+    async with contextlib.AsyncExitStack() as last:
+        writer = None
+        for member in members(path):
+            if not member.name.startswith(f"{FOLDER}/"):
+                continue
+            name = member.name.removeprefix(f"{FOLDER}/").rpartition("/")[0]
+            if writer is None or name != present:
+                await last.aclose()
+                present, writer = name, await last.enter_async_context(blobs.write(name))
+            while member.left_bytes:
+                await writer.write(member.read(min(member.left_bytes, CHUNK_BYTES)))

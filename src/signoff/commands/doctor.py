@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.model import Model
 from signoff.errors import NoDefaultModel
-from signoff.server.bootstrap import check_broker, check_data_dir, check_redis, open_services
+from signoff.server.bootstrap import check_broker, check_data_dir, check_files, check_redis, open_services
 from signoff.settings import Settings, ignored_variables
 from signoff.work.admin.registry import default_model
 
@@ -33,6 +33,7 @@ async def checks(settings: Settings) -> list[CheckResult]:
         *await _database(settings),
         await _run_check("broker", lambda: check_broker(settings)),
         await _run_check("Redis", lambda: check_redis(settings)),
+        await _run_check("files", lambda: check_files(settings)),
         _anonymous_callers(settings),
         *_variables(),
     ]

@@ -73,6 +73,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     """Id of the message, the same at every attempt."""
     job_id: str
+    """Id of the job or the batch that has ended."""
     kind: DeliveryKind
     address: str
     host: str

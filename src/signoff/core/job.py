@@ -224,6 +224,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the pipeline of a run; None for other jobs."""
     pipeline_version: int | None = None
     """Version of that pipeline."""
+    batch_id: str | None = None
+    """Id of the batch that this job is a line of; None for other jobs."""
+    batch_line: int | None = None
+    """Number of that line in the input file of the batch, from 1."""
     parked_at: int | None = None
     """Time since when a run waits for steps that are held or not due; None while it can go on."""
 

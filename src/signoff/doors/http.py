@@ -58,6 +58,10 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_body_bytes: int
     """Maximum size of a request body."""
+    max_file_bytes: int
+    """Maximum size of an uploaded file."""
+    public_url: str | None = None
+    """Address of this server for links; None for the one that the client used."""
     anonymous_role: Role | None
     """Role of callers without a token; None to refuse them."""
     enqueue_review: str

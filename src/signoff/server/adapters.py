@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from signoff.blob import Blobs
 from signoff.broker import Broker
 from signoff.brokers.local import LocalBroker
 from signoff.cache import Cache, CacheBounds
@@ -104,6 +105,16 @@ def make_broker(settings: Settings) -> Broker:
     from signoff.brokers.rabbitmq import RabbitBroker
 
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
+
+
+def make_blobs(settings: Settings) -> Blobs:
+    """Return the store of the contents of files. Raises BadSettings."""
+    from signoff.blobs.object_store import open_blobs
+
+    try:
+        return open_blobs(settings.blob_url, settings.data_dir / "blobs")
+    except ValueError as error:
+        raise BadSettings(str(error)) from None
 
 
 def make_deliverers(

@@ -55,6 +55,7 @@ from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.adapters import (
     BUILT_IN_KINDS,
+    make_blobs,
     make_broker,
     make_cache,
     make_deliverers,
@@ -181,6 +182,11 @@ async def check_redis(settings: Settings) -> str:
     return await redis.describe_redis(settings.redis_url)
 
 
+async def check_files(settings: Settings) -> str:
+    """Return a sentence on the store of the contents of files. Raises BadSettings, Overloaded."""
+    return await make_blobs(settings).check()
+
+
 def builtin_models(settings: Settings) -> list[Model]:
     """Return `inner` if its URL is set, `local` if it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
@@ -205,6 +211,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
         store=store,
         adapters=Adapters(
             broker=make_broker(settings),
+            blobs=make_blobs(settings),
             engines=make_engines(settings, upstream, logs),
             deliverers=make_deliverers(settings, webhooks, topics),
             mailer=make_mailer(settings),
@@ -305,6 +312,7 @@ def _rules(settings: Settings) -> Rules:
         model_share=settings.model_share,
         user_share=settings.user_share,
         max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
     )
 
 

@@ -44,6 +44,8 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     """Return the router with all doors."""
     door_settings = DoorSettings(
         max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        public_url=None if settings.public_url is None else settings.public_url.rstrip("/"),
         anonymous_role=settings.anonymous_role,
         enqueue_review=settings.enqueue_review,
         keep_alive_seconds=settings.keep_alive_seconds,

@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Protocol
 
 from signoff.runtime.invalidation import Invalidation
+from signoff.server.batches import BatchRunner
 from signoff.server.consumer import StreamConsumer
 from signoff.server.dispatcher import Dispatcher
 from signoff.server.worker import Worker
 from signoff.work.record import persist
 from signoff.work.reviews.notify import run_notifier
 from signoff.work.services import Services
-from signoff.work.sweep import run_sweeper
+from signoff.work.sweep import run_file_cleaner, run_sweeper
 
 FINISH_SECONDS = 5.0
 
@@ -50,7 +51,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         "functions": services.caches.functions.invalidate,
     }
     invalidation = Invalidation(services.store, invalidate, expiring=["people"])
-    workers = [worker, *dispatchers] if concurrency else []
+    workers = [worker, BatchRunner(services), *dispatchers] if concurrency else []
     for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
         services.store.listen(listener.on_change)
     chores = [
@@ -60,6 +61,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         services.runtime.caller_leases.run(),
         invalidation.run(),
         run_sweeper(services),
+        run_file_cleaner(services),
         services.runtime.logs.run(),
         services.caches.callers.run(),
         services.runtime.open_calls.run(),

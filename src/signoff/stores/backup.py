@@ -40,12 +40,15 @@ LENGTH_BYTES = 4
 
 
 def save(conn: Connection, archive: ArchiveWriter, *, key: bytes | None) -> Manifest:
-    """Write all tables as `conn` sees them, and `key` unless it is None, to an archive. Raises SchemaOutdated."""
+    """Write all tables as `conn` sees them, and `key` unless it is None, to an archive; return its manifest so far.
+
+    Raises SchemaOutdated.
+    """
     check_schema(conn)
     now = conn.execute(sa.select(now_us())).scalar_one()
     if key is not None:
         archive.add(KEY, key)
-    manifest = Manifest(
+    return Manifest(
         format=FORMAT,
         signoff=__version__,
         revision=current(conn) or "",
@@ -53,8 +56,6 @@ def save(conn: Connection, archive: ArchiveWriter, *, key: bytes | None) -> Mani
         tables={str(table.name): _save_table(conn, table, archive) for table in metadata.sorted_tables},
         members=archive.members,
     )
-    archive.finish(manifest)
-    return manifest
 
 
 def _save_table(conn: Connection, table: sa.Table, archive: ArchiveWriter) -> TableSummary:

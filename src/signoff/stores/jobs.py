@@ -17,6 +17,8 @@ from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionRequest
+from signoff.stores.batches_schema import IS_UNENDED
+from signoff.stores.batches_schema import batches as batches_table
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
 from signoff.stores.claims import claim_jobs
 from signoff.stores.created_objects import add_created_objects
@@ -345,9 +347,10 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     return len(ids) + len(call_ids)
 
 
-# A job stays until its deliveries have ended, and a step of a pipeline until its run has.
+# A job stays until its deliveries have ended, a step of a pipeline until its run has, and a line until its batch has.
 _HAS_DUE_DELIVERY = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
 _RUNS = jobs.alias("runs")
+_BATCH_IS_UNENDED = sa.exists().where(batches_table.c.id == jobs.c.batch_id, IS_UNENDED)
 _RUN_IS_UNFINISHED = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
 # Statuses are literals in the statement, because a partial index cannot serve a parameter.
 _OLD = (
@@ -357,6 +360,7 @@ _OLD = (
         jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger),
         ~_HAS_DUE_DELIVERY,
         ~_RUN_IS_UNFINISHED,
+        ~_BATCH_IS_UNENDED,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
     .with_for_update(skip_locked=True, of=jobs)

@@ -18,13 +18,13 @@ from signoff.stores.writer import Tx
 
 
 class SqlRuns:
-    """Steps and function calls in a SQL database; see `store.Runs`."""
+    """Steps and function calls in a SQL database; see `records.Runs`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
 
         def add(tx: Tx) -> Job:
             _check_lease(tx, step.parent_id, run_lease)
@@ -43,13 +43,13 @@ class SqlRuns:
             return await self._database.write(add)
 
     async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
         query = _STEPS if run_round is None else _STEPS.where(jobs.c.parent_round == run_round)
         rows = await self._database.read(lambda conn, _: conn.execute(query, {"run": run_id}).all())
         return [job_of(row) for row in rows]
 
     async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
 
         def add(tx: Tx) -> FunctionCall:
             _check_lease(tx, call.job_id, run_lease)
@@ -64,17 +64,17 @@ class SqlRuns:
         return await self._database.write(add)
 
     async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
         query = _CALLS if run_round is None else _CALLS.where(function_calls.c.round == run_round)
         rows = await self._database.read(lambda conn, _: conn.execute(query, {"run": run_id}).all())
         return [_call_of(row) for row in rows]
 
     async def size_bytes(self, run_id: str) -> int:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
         return await self._database.read(lambda conn, _: conn.execute(_SIZE, {"run": run_id}).scalar_one())
 
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
 
         def insert(tx: Tx) -> Job:
             for step in steps:
@@ -87,7 +87,7 @@ class SqlRuns:
         return await self._database.write(insert)
 
     async def stalled(self, limit: int) -> list[Job]:
-        """See `store.Runs`."""
+        """See `records.Runs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_STALLED, {"limit": limit}).all())
         return [job_of(row) for row in rows]
 

@@ -85,6 +85,8 @@ jobs = sa.Table(
     sa.Column("held_at", sa.BigInteger),
     sa.Column("escalated_at", sa.BigInteger),
     sa.Column("copy_of", sa.Text),
+    sa.Column("batch_id", sa.Text),
+    sa.Column("batch_line", sa.Integer),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -16,9 +16,10 @@ from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.infra.vault import Vault
 from signoff.store import Listener, Topic
-from signoff.stores.archive import BadBackup, Manifest, write_archive
+from signoff.stores.archive import ArchiveWriter, BadBackup, Manifest, write_archive
 from signoff.stores.audit import SqlAudit, record
 from signoff.stores.backup import fill, save
+from signoff.stores.batches import SqlBatches
 from signoff.stores.budgets import SqlBudgets
 from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
@@ -26,6 +27,7 @@ from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.departures import SqlDepartures
 from signoff.stores.erasures import SqlErasures
+from signoff.stores.files import SqlFiles
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
@@ -48,6 +50,7 @@ from signoff.stores.usage import SqlUsageRecords
 from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
+SaveFiles = Callable[[ArchiveWriter], Awaitable[None]]
 READY_SECONDS = 2.0
 # Anybody may ask whether the server is ready, so that must not cost a write each time.
 WRITABLE_SECONDS = 1.0
@@ -89,6 +92,8 @@ class SqlStore:
         self.model_logs = SqlModelLogs(self._database)
         self.policies = SqlPolicies(self._database)
         self.budgets = SqlBudgets(self._database)
+        self.files = SqlFiles(self._database)
+        self.batches = SqlBatches(self._database)
         self.audit = SqlAudit(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:
@@ -103,13 +108,18 @@ class SqlStore:
         """See `store.Store`."""
         await self._database.change_schema(migrate_schema)
 
-    async def backup(self, path: Path, *, key: bytes | None = None) -> Manifest:
+    async def backup(self, path: Path, *, key: bytes | None = None, save_files: SaveFiles | None = None) -> Manifest:
         """Write a snapshot of all data to the new file `path`, with the contents of the vault's key file in `key`.
 
-        Other processes may go on. Raises BadBackup, SchemaOutdated.
+        `save_files` adds the contents of files to the archive. Other processes may go on.
+        Raises BadBackup, SchemaOutdated.
         """
         with write_archive(path) as archive:
-            return await self._database.snapshot(lambda conn: save(conn, archive, key=key))
+            manifest = await self._database.snapshot(lambda conn: save(conn, archive, key=key))
+            if save_files is not None:
+                await save_files(archive)
+            archive.finish(manifest)
+            return manifest
 
     async def restore(self, path: Path, manifest: Manifest, *, at_end: Callable[[], None] = lambda: None) -> None:
         """Fill an empty database from the backup `path`, whose `manifest` `archive.check` has returned.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from signoff.blob import Blobs
 from signoff.broker import Broker
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
@@ -101,6 +102,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a worker's slots that one user's jobs may take."""
     max_body_bytes: int = 20 * 1024 * 1024
     """Largest request body or message."""
+    max_file_bytes: int = 200 * 1024 * 1024
+    """Largest file."""
 
 
 class Adapters(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +111,8 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
 
     broker: Broker
     """Sender and receiver of wake-ups for workers."""
+    blobs: Blobs
+    """Store of the contents of files."""
     engines: Mapping[str, Engine]
     """Engines by the kind of model that they answer for."""
     deliverers: Mapping[DeliveryKind, Deliverer]

@@ -15,6 +15,7 @@ from signoff.errors import JobNotFound, Stale
 from signoff.infra.tasks import repeat
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
+from signoff.work.batches.files import collect_files, purge_partial_files
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
@@ -23,6 +24,7 @@ BATCH_SIZE = 100
 PURGE_BATCH_SIZE = 500
 ERASED_PAGES = 20
 PURGE_PAUSE_SECONDS = 0.05
+CLEAN_SECONDS = 3600.0
 log = structlog.get_logger()
 
 
@@ -31,8 +33,13 @@ async def run_sweeper(services: Services) -> None:
     await repeat(lambda: sweep(services), seconds=services.rules.sweep_seconds, failure="sweep_failed")
 
 
+async def run_file_cleaner(services: Services) -> None:
+    """Delete what killed uploads have left, at the start and every hour, until cancelled."""
+    await repeat(lambda: purge_partial_files(services), seconds=CLEAN_SECONDS, failure="file_cleaning_failed")
+
+
 async def sweep(services: Services) -> None:
-    """Sweep once: rescue lapsed leases, apply due verdicts, expire reviews, wake runs, purge old jobs, erase users."""
+    """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users."""
     for job in await services.store.jobs.lapsed(BATCH_SIZE):
         await _transition(services, job, _lapse_transition(services, job))
     for job in await services.store.jobs.released(BATCH_SIZE):
@@ -46,6 +53,8 @@ async def sweep(services: Services) -> None:
         )
     if services.rules.retention_seconds is not None:
         await _purge(services, services.rules.retention_seconds)
+        await services.store.batches.purge(services.rules.retention_seconds, BATCH_SIZE)
+    await collect_files(services)
     await continue_erasures(services, max_pages=ERASED_PAGES)
 
 

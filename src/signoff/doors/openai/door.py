@@ -1,7 +1,7 @@
 """OpenAI's API: the endpoints that ask a model, and the list of models. Plain ASGI, because it is the hot path."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -35,11 +35,15 @@ from signoff.doors.http import (
     wait_seconds_of,
 )
 from signoff.doors.openai.anthropic_errors import error_body, is_anthropic
+from signoff.doors.openai.batches import serve_batches
 from signoff.doors.openai.errors import send_error
+from signoff.doors.openai.files import LocalRequest, serve_files
+from signoff.doors.openai.message_batches import is_local, serve_message_batches
 from signoff.doors.openai.responses import call_headers, send_body, send_events
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.call import begin_call, whole_answer
 from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
+from signoff.work.services import Services
 
 AZURE_PREFIX = "/openai/"
 PREFIXES = ("/openai/v1/", AZURE_PREFIX, "/v1/")
@@ -50,10 +54,13 @@ _DEPLOYMENT = re.compile(
 )
 # Methods besides POST that are passed on to an upstream.
 PASSED_METHODS = {"GET", "PUT", "PATCH", "DELETE"}
-NOT_PASSED_ON = "Files and batches are not passed on to models; queue jobs with POST /api/jobs."
+NOT_PASSED_ON = "Uploads in parts are not supported; send the whole file to POST /v1/files."
 # Media types of bodies that are not JSON. Any other type is read as JSON: clients without a better default, such as
 # curl, declare JSON as a form or as bytes.
 BINARY_TYPES = ("multipart/", "audio/", "image/", "video/")
+
+
+ServeCollection = Callable[[Services, LocalRequest, Send], Awaitable[None]]
 
 
 class _StreamOptions(msgspec.Struct):
@@ -82,13 +89,16 @@ class OpenAIDoor(AsgiDoor):
         caller = await caller_of(self._services, self._door_settings, scope)
         if scope["method"] == "POST" and (known := _KNOWN_PATHS.get(scope["path"])) is not None:  # nearly all requests
             await self._ask(scope, receive, send, caller, known)
-            return
+            return None
         deployment, path = _split_deployment(scope["path"])
         method = scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
         prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
         rest = path[len(prefix) :]
+        if (serve := _local_collection(scope, rest.split("/"))) is not None:
+            local = LocalRequest(self._door_settings, {**scope, "path": f"/v1/{rest}"}, receive, caller)
+            return await serve(self._services, local, send)
         match method, rest.split("/"):
             case "POST", _ if f"/v1/{rest}" in KNOWN:
                 await self._ask(scope, receive, send, caller, f"/v1/{rest}", deployment)
@@ -102,8 +112,8 @@ class OpenAIDoor(AsgiDoor):
                 raise MethodNotAllowed.at(path, method, _allowed(rest))
             case _, segments:
                 text = f"The path {path} does not exist, or does not support the method {method}."
-                is_batch = segments[0] in {"batches", "files", "uploads"}
-                raise NotFound(f"{text} {NOT_PASSED_ON}" if is_batch else text)
+                raise NotFound(f"{text} {NOT_PASSED_ON}" if segments[0] == "uploads" else text)
+        return None
 
     async def _ask(
         self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str, deployment: str | None = None
@@ -154,6 +164,22 @@ def _split_deployment(path: str) -> tuple[str | None, str]:
     """Return the model in one of Azure's paths, and the same path without it; None for any other path."""
     match = _DEPLOYMENT.fullmatch(path)
     return (None, path.rstrip("/")) if match is None else (match["model"], AZURE_PREFIX + match["rest"])
+
+
+def _local_collection(scope: Scope, segments: list[str]) -> ServeCollection | None:
+    """Return the function that serves files or batches of this server; None for all other paths.
+
+    Batches of messages are passed on if the request names a model, or a batch that is not of this server.
+    """
+    match segments:
+        case ["files", *_]:
+            return serve_files
+        case ["batches", *_]:
+            return serve_batches
+        case ["messages", "batches", *rest] if is_local(rest) and (rest or _model_and_query(scope)[0] is None):
+            return serve_message_batches
+        case _:
+            return None
 
 
 def _parse_body(scope: Scope, path: str, body: bytes) -> tuple[bytes, _RequestHead]:

@@ -8,6 +8,7 @@ import structlog
 
 from signoff.core.allow_list import checked_host
 from signoff.core.ask import Ask
+from signoff.core.batch import is_batch_id
 from signoff.core.delivery import (
     Delivery,
     DeliveryOutcome,
@@ -21,7 +22,7 @@ from signoff.core.job import Job
 from signoff.core.result import result_of
 from signoff.core.retry import scheduled_seconds
 from signoff.core.signing import Secret, secrets_in
-from signoff.core.webhook import webhook_body, webhook_headers
+from signoff.core.webhook import batch_webhook_body, webhook_body, webhook_headers
 from signoff.errors import BadRequest, SignoffError, Undelivered
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
@@ -53,11 +54,15 @@ def result_mirrors(services: Services, name: str) -> tuple[DeliveryTarget, ...]:
 
 def _webhook_target(services: Services, webhook: WebhookTarget) -> DeliveryTarget:
     host = checked_host(webhook.url, services.rules.allow_list)
+    return DeliveryTarget(address=host, host=host, sealed=seal_webhook(services, webhook))
+
+
+def seal_webhook(services: Services, webhook: WebhookTarget) -> bytes:
+    """Return the encrypted URL and secret of a webhook. Raises BadRequest without a secret to sign with."""
     if webhook.secret is None and not services.rules.webhook_secrets:
         raise BadRequest("`deliver` needs a `secret` (whsec_…), as the setting webhook_secret of this server is empty.")
     secret = None if webhook.secret is None else webhook.secret.reveal()
-    sealed = services.adapters.vault.seal(msgspec.json.encode(SealedWebhook(url=webhook.url, secret=secret)).decode())
-    return DeliveryTarget(address=host, host=host, sealed=sealed)
+    return services.adapters.vault.seal(msgspec.json.encode(SealedWebhook(url=webhook.url, secret=secret)).decode())
 
 
 async def deliver(services: Services, delivery: Delivery) -> None:
@@ -91,6 +96,8 @@ async def _send(services: Services, delivery: Delivery) -> int | None:
     deliverer = services.adapters.deliverers.get(delivery.kind)
     if deliverer is None:
         raise Undelivered(f"This server cannot deliver to {delivery.kind}.")
+    if is_batch_id(delivery.job_id):
+        return await deliverer.send(await _batch_message(services, delivery))
     job = await load_job(services, delivery.job_id)
     if delivery.kind == "redis" and not await _is_newest(services, job):
         return None
@@ -108,7 +115,8 @@ async def _is_newest(services: Services, job: Job) -> bool:
 def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessage:
     match delivery.kind:
         case "webhook":
-            url, secrets = _webhook_of(services, delivery, job)
+            sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
+            url, secrets = _webhook_of(services, delivery, sealed)
             body = webhook_body(job)
             return OutgoingMessage(
                 address=url, headers=webhook_headers(delivery.id, services.clock(), body, secrets), body=body
@@ -121,12 +129,23 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
             return OutgoingMessage(address=delivery.address, headers=headers, body=reply_for(job))
 
 
-def _webhook_of(services: Services, delivery: Delivery, job: Job) -> tuple[str, Sequence[Secret]]:
+async def _batch_message(services: Services, delivery: Delivery) -> OutgoingMessage:
+    """Return the message about the end of a batch. Raises Undelivered, Unreadable."""
+    batch = await services.store.batches.get(delivery.job_id)
+    if batch is None:
+        raise Undelivered("The batch was deleted.")
+    url, secrets = _webhook_of(services, delivery, batch.webhook)
+    body = batch_webhook_body(batch)
+    return OutgoingMessage(
+        address=url, headers=webhook_headers(delivery.id, services.clock(), body, secrets), body=body
+    )
+
+
+def _webhook_of(services: Services, delivery: Delivery, sealed: bytes | None) -> tuple[str, Sequence[Secret]]:
     """Return the URL of a webhook, and the secrets to sign its message with. Raises Undelivered, Unreadable.
 
     Jobs of earlier versions have the URL in clear, and encrypted only a secret of their own.
     """
-    sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
     text = "" if sealed is None else services.adapters.vault.open(sealed)
     webhook = SealedWebhook(url=delivery.address, secret=text or None)
     if text.startswith("{"):

@@ -1,0 +1,57 @@
+"""Interface of a blob store: the contents of files, by name, outside the database."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class BlobWriter(Protocol):
+    """A blob that is being written."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes that were written so far."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Append `data`."""
+        ...
+
+
+class Blobs(Protocol):
+    """Blobs by name. A name is one or more segments of letters, digits, `-`, `_` and `.`, joined by `/`.
+
+    A blob appears under its name when it is complete; a blob of the same name is replaced at that moment. Any method
+    may raise `Overloaded` if the store is unavailable, and `BlobMissing` where that is said.
+    """
+
+    def write(self, name: str) -> AbstractAsyncContextManager[BlobWriter]:
+        """Return a context with the writer of a blob.
+
+        The blob is complete and durable when the context ends; an exception in the context discards it.
+        """
+        ...
+
+    def read(self, name: str, *, offset: int = 0) -> AsyncGenerator[bytes]:
+        """Yield the contents from byte `offset` on, in pieces of at most a few megabytes.
+
+        Close the generator if it is not read to its end. Raises BlobMissing.
+        """
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Delete a blob; do nothing if there is none of this name."""
+        ...
+
+    async def purge_partial(self, before: int) -> int:
+        """Delete what writers left behind that were killed before that time; return how many blobs that were.
+
+        The time is in microseconds since 1970, UTC.
+
+        A store whose provider does so, by a rule of the bucket, deletes nothing here.
+        """
+        ...
+
+    async def check(self) -> str:
+        """Write, read and delete a small blob, and return a sentence on the store. Raises Overloaded with a remedy."""
+        ...

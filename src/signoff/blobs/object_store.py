@@ -1,0 +1,158 @@
+"""Blobs in a folder, or in a bucket of S3, Google Cloud Storage or Azure, through `obstore`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from signoff.errors import BlobMissing, Overloaded
+
+if TYPE_CHECKING:
+    from obstore import AsyncWritableFile
+    from obstore.store import ObjectStore
+
+BUFFER_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+# Segments have no other characters, so a name has one form in every store, and leads to no other folder.
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+# In a folder, a blob that is being written has a number after its name.
+_PARTIAL = re.compile(r"[A-Za-z0-9._-]+#\d+")
+SCHEMES = ("s3", "gs", "az", "file")
+_PROBE = "probe/signoff"
+
+
+class ObjectBlobs:
+    """Blobs in an object store; see `blob.Blobs`."""
+
+    def __init__(self, store: ObjectStore, *, description: str, folder: Path | None = None) -> None:
+        self._store = store
+        self._description = description
+        self._folder = folder
+
+    @contextlib.asynccontextmanager
+    async def write(self, name: str) -> AsyncGenerator[ObjectWriter]:
+        """See `blob.Blobs`."""
+        import obstore
+
+        _check_name(name)
+        with _mapped(name):
+            async with obstore.open_writer_async(self._store, name, buffer_size=BUFFER_BYTES) as file:
+                yield ObjectWriter(name, file)
+            if self._folder is not None:
+                await asyncio.to_thread(_sync, self._folder / name)
+
+    async def read(self, name: str, *, offset: int = 0) -> AsyncGenerator[bytes]:
+        """See `blob.Blobs`."""
+        import obstore
+
+        _check_name(name)
+        with _mapped(name):
+            if offset:
+                head = await obstore.head_async(self._store, name)
+                if offset >= head["size"]:
+                    return
+                result = await obstore.get_async(self._store, name, options={"range": {"offset": offset}})
+            else:
+                result = await obstore.get_async(self._store, name)
+            async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
+    async def delete(self, name: str) -> None:
+        """See `blob.Blobs`."""
+        import obstore
+
+        _check_name(name)
+        with contextlib.suppress(BlobMissing), _mapped(name):
+            await obstore.delete_async(self._store, name)
+
+    async def purge_partial(self, before: int) -> int:
+        """See `blob.Blobs`."""
+        return 0 if self._folder is None else await asyncio.to_thread(_purge_partial, self._folder, before)
+
+    async def check(self) -> str:
+        """See `blob.Blobs`."""
+        async with self.write(_PROBE) as writer:
+            await writer.write(b"signoff")
+        content = b"".join([chunk async for chunk in self.read(_PROBE)])
+        await self.delete(_PROBE)
+        if content != b"signoff":
+            raise Overloaded(f"The blob store {self._description} returned other bytes than were written to it.")
+        return f"{self._description} can be written and read"
+
+
+class ObjectWriter:
+    """A blob that is being written; see `blob.BlobWriter`."""
+
+    def __init__(self, name: str, file: AsyncWritableFile) -> None:
+        self._name = name
+        self._file = file
+        self.size_bytes = 0
+
+    async def write(self, data: bytes) -> None:
+        """See `blob.BlobWriter`."""
+        with _mapped(self._name):
+            await self._file.write(data)
+        self.size_bytes += len(data)
+
+
+def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
+    """Return the blobs at `url`, or in `folder` if that is None.
+
+    Credentials and endpoints come from the variables that each provider's own tools read, such as
+    `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT_URL`. Raises ValueError for a URL that cannot be used.
+    """
+    from obstore.store import LocalStore, from_url
+
+    if url is None or url.startswith("file:"):
+        path = folder if url is None else Path(url.removeprefix("file://"))
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return ObjectBlobs(LocalStore(path), description=f"the folder {path}", folder=path)
+    if url.partition("://")[0] not in SCHEMES:
+        raise ValueError(f"`blob_url` must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}.")
+    try:
+        return ObjectBlobs(from_url(url, client_options={"allow_http": True}), description=url.partition("?")[0])
+    except Exception as error:  # noqa: BLE001 -- each provider has errors of its own
+        raise ValueError(f"`blob_url` cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"The name of a blob must have letters, digits and -_./ only (got {name[:100]!r}).")
+
+
+@contextlib.contextmanager
+def _mapped(name: str) -> Generator[None]:
+    """Convert errors of the object store. Raises BlobMissing, Overloaded."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise BlobMissing(f"The contents of {name} are missing from the blob store.") from None
+    except (BaseError, OSError) as error:
+        raise Overloaded(f"The blob store cannot be used now: {str(error).splitlines()[0]}") from error
+
+
+def _sync(path: Path) -> None:
+    """Write a file and its entry in the folder to the disk."""
+    for each, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
+        descriptor = os.open(each, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _purge_partial(folder: Path, before: int) -> int:
+    count = 0
+    for path in folder.rglob("*#*"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+            if _PARTIAL.fullmatch(path.name) and path.stat().st_mtime_ns < before * 1000:
+                path.unlink()
+                count += 1
+    return count

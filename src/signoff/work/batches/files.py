@@ -1,0 +1,169 @@
+"""Files of users: storing what is uploaded, reading, listing and deleting."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import msgspec
+import structlog
+
+from signoff.blob import BlobWriter
+from signoff.core.access import Caller
+from signoff.core.batch import BATCH_INPUT, EXPIRY_SECONDS, FILE_SECONDS, PURPOSES, FileFilter, StoredFile
+from signoff.core.filters import Page
+from signoff.errors import InvalidValue, MissingParameter, NotFound, SignoffError
+from signoff.work.services import Services
+
+MAX_FILENAME_LENGTH = 255
+GARBAGE_FILES = 100
+PARTIAL_SECONDS = 24 * 3600
+log = structlog.get_logger()
+
+
+class UploadFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of an uploaded file."""
+
+    filename: str | None = None
+    """Name of the file; None if the form has no file."""
+    purpose: str | None = None
+    """Purpose of the file."""
+    anchor: str | None = None
+    """Time from which the lifetime counts; only `created_at` is known."""
+    seconds: str | None = None
+    """Lifetime of the file."""
+
+
+Fill = Callable[[BlobWriter], Awaitable[UploadFields]]
+"""A function that writes the contents of a file, and returns its description."""
+
+
+async def store_upload(services: Services, caller: Caller, fill: Fill) -> StoredFile:
+    """Store a file whose contents `fill` writes, and return it. A failure, or the client leaving, discards it.
+
+    Raises InvalidValue, MissingParameter, what `fill` raises, and NotFound if it was erased meanwhile.
+    """
+    file_id = f"file-{services.ids.new_id().replace('-', '')}"
+    file = StoredFile(id=file_id, user_id=caller.user_id, filename="", purpose=BATCH_INPUT)
+    await services.store.files.add(file)
+    try:
+        async with services.adapters.blobs.write(file.blob) as writer:
+            fields = await fill(writer)
+            lifetime_seconds = check_fields(fields)
+            size_bytes = writer.size_bytes
+        name = _plain_name(fields.filename or "")
+        whole = msgspec.structs.replace(file, filename=name, purpose=fields.purpose, size_bytes=size_bytes)
+        return await _complete(services, whole, lifetime_seconds)
+    except BaseException:
+        await asyncio.shield(services.runtime.background.spawn(_discard(services, file)))
+        raise
+
+
+async def _complete(services: Services, file: StoredFile, lifetime_seconds: float | None) -> StoredFile:
+    stored = await services.store.files.complete(file, lifetime_seconds=lifetime_seconds)
+    if stored is None:
+        raise NotFound("The file was deleted while it was uploaded.")
+    return stored
+
+
+async def _discard(services: Services, file: StoredFile) -> None:
+    """Delete what is left of an upload. If that fails, the sweeper does so in a day."""
+    with contextlib.suppress(SignoffError):
+        await services.adapters.blobs.delete(file.blob)
+        await services.store.files.purge([file.id])
+
+
+def check_fields(fields: UploadFields) -> float | None:
+    """Return the lifetime of a file in seconds, None for no end. Raises InvalidValue, MissingParameter."""
+    if fields.filename is None:
+        raise MissingParameter("file")
+    if fields.purpose is None:
+        raise MissingParameter("purpose")
+    if fields.purpose not in PURPOSES:
+        known = ", ".join(map(repr, PURPOSES))
+        raise InvalidValue("purpose", f"Invalid value: {fields.purpose[:100]!r}. Supported values are: {known}.")
+    if fields.anchor is None and fields.seconds is None:
+        return FILE_SECONDS if fields.purpose == BATCH_INPUT else None
+    if fields.anchor != "created_at":
+        text = "`expires_after[anchor]` must be 'created_at'"
+        raise InvalidValue("expires_after.anchor", f"{text} (got {(fields.anchor or '')[:100]!r}).")
+    return float(expiry_seconds("expires_after", fields.seconds or ""))
+
+
+def expiry_seconds(param: str, text: str) -> int:
+    """Return a lifetime that OpenAI's API allows, from its text in seconds. Raises InvalidValue."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) in EXPIRY_SECONDS):
+        limits = f"{EXPIRY_SECONDS.start} to {EXPIRY_SECONDS.stop - 1}"
+        raise InvalidValue(
+            f"{param}.seconds", f"`{param}[seconds]` must be an integer from {limits} (got {text[:100]!r})."
+        )
+    return int(text)
+
+
+def _plain_name(name: str) -> str:
+    """Return the last part of a file name, without characters that no name has."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    return "".join(each for each in last if each.isprintable())[:MAX_FILENAME_LENGTH] or "file"
+
+
+async def find_file(services: Services, caller: Caller, file_id: str) -> StoredFile:
+    """Return a file of the caller; an admin may have any. Raises NotFound."""
+    file = await services.store.files.get(file_id)
+    if file is None or not may_read(caller, file.user_id):
+        raise _no_file(file_id)
+    return file
+
+
+def may_read(caller: Caller, owner: int) -> bool:
+    """Return True if the caller may use the files and batches of a user."""
+    return caller.role == "admin" or caller.user_id == owner
+
+
+def _no_file(file_id: str) -> NotFound:
+    error = NotFound(f"No such File object: {file_id[:100]} was not found.")
+    error.param = "id"
+    return error
+
+
+async def list_files(services: Services, filters: FileFilter) -> Page[StoredFile]:
+    """Return a page of the files of a user."""
+    return await services.store.files.page(filters)
+
+
+async def read_file(services: Services, file: StoredFile) -> AsyncGenerator[bytes]:
+    """Return a generator of the contents of a file, once its first piece is there. Raises BlobMissing, Overloaded."""
+    chunks = services.adapters.blobs.read(file.blob)
+    first = await anext(chunks, b"")
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        async with contextlib.aclosing(chunks):
+            yield first
+            while piece := await anext(chunks, b""):
+                yield piece
+
+    return pieces()
+
+
+async def delete_file(services: Services, caller: Caller, file_id: str) -> None:
+    """Delete a file of the caller. Batches in progress go on with its contents. Raises NotFound."""
+    await find_file(services, caller, file_id)
+    if not await services.store.files.delete(file_id):
+        raise _no_file(file_id)
+    with contextlib.suppress(SignoffError):  # else the sweeper does so
+        await collect_files(services)
+
+
+async def collect_files(services: Services) -> None:
+    """Delete the blobs of files that were deleted or have expired, and what killed uploads have left."""
+    while garbage := await services.store.files.garbage(GARBAGE_FILES):
+        for file in garbage:
+            await services.adapters.blobs.delete(file.blob)
+        await services.store.files.purge([file.id for file in garbage])
+        if len(garbage) < GARBAGE_FILES:
+            break
+
+
+async def purge_partial_files(services: Services) -> None:
+    """Delete what uploads have left whose process was killed."""
+    count = await services.adapters.blobs.purge_partial(services.clock() - PARTIAL_SECONDS * 1_000_000)
+    if count:
+        log.info("partial_files_deleted", files=count)

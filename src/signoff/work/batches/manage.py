@@ -1,0 +1,80 @@
+"""Batches: creating, finding, listing, cancelling and deleting them."""
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.allow_list import checked_host
+from signoff.core.batch import WINDOW_SECONDS, Batch, BatchFilter, BatchTotals
+from signoff.core.delivery import WebhookTarget
+from signoff.core.endpoints import COUNT_TOKENS, KNOWN
+from signoff.core.filters import Page
+from signoff.errors import BadRequest, Conflict, JobNotFound, KeyReused, NotFound, Stale
+from signoff.work.batches.files import may_read
+from signoff.work.jobs.deliver import seal_webhook
+from signoff.work.services import Services
+
+ENDPOINTS = tuple(sorted(KNOWN - {COUNT_TOKENS}))
+"""Endpoints whose requests a batch may have."""
+
+
+def new_batch_id(services: Services, prefix: str) -> str:
+    """Return a new id, such as `batch_…`."""
+    return f"{prefix}_{services.ids.new_id().replace('-', '')}"
+
+
+async def create_batch(services: Services, batch: Batch, webhook: WebhookTarget | None = None) -> Batch:
+    """Store a batch, and return it, or the one that the caller has made with the same key.
+
+    Raises AddressRefused, BadRequest without a secret to sign with, and KeyReused.
+    """
+    if webhook is not None:
+        host = checked_host(webhook.url, services.rules.allow_list)
+        batch = msgspec.structs.replace(batch, webhook=seal_webhook(services, webhook), webhook_host=host)
+    stored = await services.store.batches.insert(batch, window_seconds=WINDOW_SECONDS)
+    if stored.id != batch.id and stored.fingerprint != batch.fingerprint:
+        raise KeyReused(f"`Idempotency-Key` {batch.idempotency_key!r} was used with another request; send a new one.")
+    return stored
+
+
+async def find_batch(services: Services, caller: Caller, batch_id: str) -> Batch:
+    """Return a batch of the caller; an admin may have any. Raises NotFound."""
+    batch = await services.store.batches.get(batch_id)
+    if batch is None or not may_read(caller, batch.user_id):
+        raise _no_batch(batch_id)
+    return batch
+
+
+async def list_batches(services: Services, filters: BatchFilter) -> Page[Batch]:
+    """Return a page of the batches of a user."""
+    return await services.store.batches.page(filters)
+
+
+async def totals_of(services: Services, batch: Batch) -> BatchTotals:
+    """Return the numbers of a batch at present."""
+    if batch.totals is not None:
+        return batch.totals
+    if batch.total is None:
+        return BatchTotals()
+    return msgspec.structs.replace(await services.store.batches.totals(batch.id), total=batch.total)
+
+
+async def cancel_batch(services: Services, caller: Caller, batch_id: str) -> Batch:
+    """Begin to cancel a batch; what is answered already stays. Raises NotFound, Conflict."""
+    await find_batch(services, caller, batch_id)
+    try:
+        return await services.store.batches.cancel(batch_id)
+    except Stale as error:
+        raise Conflict(error.message) from None
+    except JobNotFound:
+        raise _no_batch(batch_id) from None
+
+
+async def delete_batch(services: Services, caller: Caller, batch_id: str) -> None:
+    """Delete a batch that has ended, with its files. Raises NotFound, BadRequest."""
+    await find_batch(services, caller, batch_id)
+    if not await services.store.batches.delete(batch_id):
+        raise BadRequest(f"The batch {batch_id} has not ended; cancel it, and delete it once it has.")
+
+
+def _no_batch(batch_id: str) -> NotFound:
+    return NotFound(f"No batch found with id '{batch_id[:100]}'.")

@@ -1,0 +1,66 @@
+"""Batches of messages, whose requests come with their creation instead of in a file."""
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.batch import MESSAGES_INPUT, Batch, StoredFile
+from signoff.core.endpoints import MESSAGES
+from signoff.errors import NotFound
+from signoff.work.batches.manage import create_batch, new_batch_id
+from signoff.work.services import Services
+
+PREFIX = "msgbatch"
+WRITE_BYTES = 1024 * 1024
+
+
+class NewMessage(msgspec.Struct, frozen=True):
+    """A request of a batch of messages."""
+
+    custom_id: str
+    """Id that the caller chose, unique in the batch."""
+    params: msgspec.Raw
+    """Body of the request."""
+
+
+async def create_message_batch(services: Services, caller: Caller, requests: list[NewMessage]) -> Batch:
+    """Store a batch of these requests, and return it; it is in progress at once."""
+    batch_id = new_batch_id(services, PREFIX)
+    number = batch_id.rpartition("_")[2]
+    file = StoredFile(id=f"file-{number}-input", user_id=caller.user_id, filename="", purpose=MESSAGES_INPUT)
+    await services.store.files.add(file)
+    async with services.adapters.blobs.write(file.blob) as writer:
+        lines = bytearray()
+        for request in requests:
+            lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
+            if len(lines) >= WRITE_BYTES:
+                await writer.write(bytes(lines))
+                lines.clear()
+        await writer.write(bytes(lines))
+        size_bytes = writer.size_bytes
+    whole = msgspec.structs.replace(file, filename=f"{batch_id}.jsonl", size_bytes=size_bytes)
+    if await services.store.files.complete(whole, lifetime_seconds=None) is None:
+        raise NotFound("The user was erased.")
+    batch = Batch(
+        id=batch_id,
+        user_id=caller.user_id,
+        api="anthropic",
+        caller=caller,
+        endpoint=MESSAGES,
+        input_file_id=file.id,
+        status="in_progress",
+        total=len(requests),
+    )
+    return await create_batch(services, batch)
+
+
+def _on_one_line(params: msgspec.Raw) -> msgspec.Raw:
+    """Return JSON without line breaks, which it has between its tokens only."""
+    text = bytes(params)
+    return msgspec.Raw(text.replace(b"\n", b" ").replace(b"\r", b" ")) if b"\n" in text or b"\r" in text else params
+
+
+async def results_file(services: Services, batch: Batch) -> StoredFile:
+    """Return the file with the results of a batch. Raises NotFound while there is none."""
+    if batch.output_file_id is not None and (file := await services.store.files.get(batch.output_file_id)) is not None:
+        return file
+    raise NotFound(f"The batch {batch.id} has no results {'any more' if batch.has_ended else 'yet'}.")

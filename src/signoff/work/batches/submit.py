@@ -1,0 +1,154 @@
+"""Submission of the lines of a batch: each becomes one job, on the path that all requests take."""
+
+import contextlib
+
+import msgspec
+
+from signoff.batches import NewLine
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
+from signoff.core.batch import BATCH_PRIORITY, Batch
+from signoff.core.batch_lines import BatchLine, Line, parse_line
+from signoff.core.batch_results import metadata_of
+from signoff.core.job import Job
+from signoff.errors import BacklogFull, SignoffError
+from signoff.work.admit import admit
+from signoff.work.batches.callers import caller_of_batch
+from signoff.work.batches.read import read_lines
+from signoff.work.inference.caching import lookup_answer
+from signoff.work.inference.settle import job_error
+from signoff.work.services import Services
+
+DOOR = "batch"
+# Lines that are stored in one transaction.
+GROUP_LINES = 50
+GROUP_BYTES = 4 * 1024 * 1024
+# Lines of one batch that wait for a model at a time. More would not be answered earlier, and would fill the backlog
+# of the owner.
+QUEUED_LINES = 2000
+
+
+async def submit_lines(services: Services, batch: Batch) -> Batch:
+    """Store jobs for lines of a leased batch, until there are enough that wait; return the batch.
+
+    Once all lines are stored, the batch has an outcome.
+    Raises Stale if the lease was lost or the batch was cancelled, Unauthorized, and Overloaded.
+    """
+    caller = await caller_of_batch(services, batch)
+    free = QUEUED_LINES - (await services.store.batches.unended(batch.id, at_most=QUEUED_LINES)).queued
+    if free <= 0:
+        return batch
+    with contextlib.ExitStack() as slots:
+        group = _Group(services, caller, batch, slots)
+        async with contextlib.aclosing(read_lines(services, batch, from_place=True)) as lines:
+            async for line in lines:
+                try:
+                    await group.add(line)
+                except BacklogFull:
+                    return await group.store()
+                free -= 1
+                if group.is_full or free <= 0:
+                    await group.store()
+                if free <= 0:
+                    return group.batch
+        batch = await group.store()
+    return await services.store.batches.change(
+        batch.id, batch.lease or "", "in_progress", changes={"outcome": "completed"}
+    )
+
+
+class _Group:
+    """Lines that are stored together."""
+
+    def __init__(self, services: Services, caller: Caller, batch: Batch, slots: contextlib.ExitStack) -> None:
+        self.batch = batch
+        self._slots = slots
+        self._services = services
+        self._caller = caller
+        self._lines = list[NewLine]()
+        self._size_bytes = 0
+        self._end: Line | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """True if the lines should be stored now."""
+        return len(self._lines) >= GROUP_LINES or self._size_bytes >= GROUP_BYTES
+
+    async def add(self, line: Line) -> None:
+        """Admit the request of a line. Raises BacklogFull if the owner has too many jobs, and retryable errors."""
+        parsed = parse_line(line.content or b"")
+        new = await _new_line(self._services, self._caller, self.batch, line.number, parsed)
+        if not new.is_ended:
+            size_bytes = len(new.job.body) + len(new.job.metadata)
+            self._slots.enter_context(await self._services.runtime.backlogs.admit(self.batch.user_id, size_bytes))
+        self._lines.append(new)
+        self._size_bytes += len(line.content or b"")
+        self._end = line
+
+    async def store(self) -> Batch:
+        """Store the lines, and wake workers; return the batch. Raises Stale."""
+        if self._end is None:
+            return self.batch
+        lines, end = self._lines, self._end
+        self._lines, self._size_bytes, self._end = [], 0, None
+        with self._slots.pop_all():
+            self.batch = await self._services.store.batches.add_lines(
+                self.batch, lines, actor=self._caller.actor, next_line=end.number + 1, next_byte=end.end
+            )
+        for line in lines:
+            if not line.is_ended:
+                self._services.adapters.broker.notify(line.job.id, line.job.priority)
+        return self.batch
+
+
+async def _new_line(services: Services, caller: Caller, batch: Batch, number: int, line: BatchLine) -> NewLine:
+    ask = Ask(
+        door=DOOR,
+        caller=caller,
+        path=batch.endpoint,
+        body=bytes(line.body),
+        requires_members=True,
+        target=_model_of(line),
+        priority=BATCH_PRIORITY,
+        metadata=metadata_of(line.custom_id),
+    )
+    try:
+        job = await admit(services, ask)
+        hit = await lookup_answer(services, ask, job)
+    except SignoffError as error:
+        if error.retryable or error.status >= 500:
+            raise
+        return NewLine(_refused_job(services, batch, ask, number, error), is_ended=True)
+    job = job if hit is None else hit
+    # The results of lines are read from the files of the batch, and not from Redis.
+    placed = msgspec.structs.replace(job, batch_id=batch.id, batch_line=number, deliver=())
+    return NewLine(placed, is_ended=hit is not None)
+
+
+class _ModelMember(msgspec.Struct):
+    model: str | None = None
+
+
+def _model_of(line: BatchLine) -> str | None:
+    return msgspec.json.decode(line.body, type=_ModelMember).model
+
+
+def _refused_job(services: Services, batch: Batch, ask: Ask, number: int, error: SignoffError) -> Job:
+    """Return the job of a request that cannot be made; it has failed."""
+    return Job(
+        id=services.ids.new_id(),
+        status="fail",
+        door=DOOR,
+        lane=ask.lane,
+        user_id=ask.caller.user_id,
+        token_id=ask.caller.token_id,
+        target=(ask.target or "").replace("\0", "\ufffd"),
+        model="",
+        path=ask.path,
+        body=ask.body,
+        error=job_error(error),
+        metadata=ask.metadata,
+        priority=BATCH_PRIORITY,
+        batch_id=batch.id,
+        batch_line=number,
+    )

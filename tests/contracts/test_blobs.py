@@ -1,0 +1,147 @@
+"""Contract tests of blob stores, on a folder and on a bucket of a server that speaks S3."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fakes.bucket import bucket_url
+from signoff.blobs.object_store import CHUNK_BYTES, ObjectBlobs, open_blobs
+from signoff.errors import BlobMissing, Overloaded
+
+pytestmark = pytest.mark.anyio
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.long)])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectBlobs]:
+    """Yield an empty blob store."""
+    if request.param == "folder":
+        yield open_blobs(None, tmp_path / "blobs")
+        return
+    with bucket_url(request.getfixturevalue("monkeypatch")) as url:
+        yield open_blobs(url, tmp_path)
+
+
+async def put(blobs: ObjectBlobs, name: str, *pieces: bytes) -> None:
+    async with blobs.write(name) as writer:
+        for piece in pieces:
+            await writer.write(piece)
+
+
+async def content(blobs: ObjectBlobs, name: str, offset: int = 0) -> bytes:
+    return b"".join([chunk async for chunk in blobs.read(name, offset=offset)])
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 20 * MEGABYTE + 1])
+async def test_a_blob_of_any_size_is_read_as_it_was_written(blobs: ObjectBlobs, size: int) -> None:
+    data = os.urandom(1024) * (size // 1024 + 1)
+    data = data[:size]
+    pieces = [data[start : start + 3 * MEGABYTE] for start in range(0, size, 3 * MEGABYTE)]
+    await put(blobs, "files/a-1", *pieces)
+    assert await content(blobs, "files/a-1") == data
+    for offset in (1, size // 2, size, size + 1):
+        assert await content(blobs, "files/a-1", offset) == data[offset:]
+
+
+async def test_a_blob_is_read_in_pieces_of_bounded_size(blobs: ObjectBlobs) -> None:
+    await put(blobs, "a", *[b"x" * MEGABYTE] * 30)
+    sizes = [len(chunk) async for chunk in blobs.read("a")]
+    assert sum(sizes) == 30 * MEGABYTE
+    assert max(sizes) <= 8 * MEGABYTE
+
+
+async def test_a_writer_tells_how_much_it_has_written(blobs: ObjectBlobs) -> None:
+    async with blobs.write("a") as writer:
+        assert writer.size_bytes == 0
+        await writer.write(b"12345")
+        await writer.write(b"678")
+        assert writer.size_bytes == 8
+
+
+async def test_a_blob_appears_when_it_is_complete(blobs: ObjectBlobs) -> None:
+    async with blobs.write("a") as writer:
+        await writer.write(b"x" * 10 * MEGABYTE)
+        with pytest.raises(BlobMissing):
+            await content(blobs, "a")
+    assert len(await content(blobs, "a")) == 10 * MEGABYTE
+
+
+@pytest.mark.parametrize("size", [3, 10 * MEGABYTE])
+async def test_an_error_while_it_is_written_discards_a_blob(blobs: ObjectBlobs, size: int) -> None:
+    await put(blobs, "a", b"old")
+    with pytest.raises(ZeroDivisionError):
+        async with blobs.write("a") as writer:
+            await writer.write(b"x" * size)
+            raise ZeroDivisionError
+    assert await content(blobs, "a") == b"old"
+    with pytest.raises(asyncio.CancelledError):
+        async with blobs.write("b") as writer:
+            await writer.write(b"x" * size)
+            raise asyncio.CancelledError
+    with pytest.raises(BlobMissing):
+        await content(blobs, "b")
+
+
+async def test_a_blob_replaces_the_one_of_the_same_name(blobs: ObjectBlobs) -> None:
+    await put(blobs, "a", b"first, which is longer")
+    await put(blobs, "a", b"second")
+    assert await content(blobs, "a") == b"second"
+
+
+async def test_a_deleted_blob_is_missing_and_deleting_it_again_does_nothing(blobs: ObjectBlobs) -> None:
+    await put(blobs, "a/b", b"x")
+    await blobs.delete("a/b")
+    await blobs.delete("a/b")
+    for offset in (0, 1):
+        with pytest.raises(BlobMissing, match="a/b"):
+            await content(blobs, "a/b", offset)
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/", "../a", "a/../b", "a//b", ".a", "a b", "a#1", "ä", "a\0"])
+async def test_a_name_that_could_lead_elsewhere_is_refused(blobs: ObjectBlobs, name: str) -> None:
+    with pytest.raises(ValueError, match="name of a blob"):
+        await put(blobs, name, b"x")
+    with pytest.raises(ValueError, match="name of a blob"):
+        await content(blobs, name)
+    with pytest.raises(ValueError, match="name of a blob"):
+        await blobs.delete(name)
+
+
+async def test_a_check_writes_and_reads_and_leaves_nothing(blobs: ObjectBlobs) -> None:
+    assert (await blobs.check()).endswith("can be written and read")
+    with pytest.raises(BlobMissing):
+        await content(blobs, "probe/signoff")
+
+
+async def test_what_killed_writers_left_in_a_folder_is_purged(tmp_path: Path) -> None:
+    blobs = open_blobs(f"file://{tmp_path}", tmp_path)
+    await put(blobs, "files/whole", b"x")
+    left = tmp_path / "files" / "file-1#1"
+    left.write_bytes(b"x")
+    written_us = left.stat().st_mtime_ns // 1000
+    assert await blobs.purge_partial(written_us - 1) == 0
+    assert await blobs.purge_partial(written_us + 1) == 1
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["whole"]
+
+
+async def test_a_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
+    blobs = open_blobs(None, tmp_path / "blobs")
+    (tmp_path / "blobs" / "files").write_bytes(b"a file where a folder should be")
+    with pytest.raises(Overloaded, match=r"^The blob store cannot be used now: [^\n]*$"):
+        await put(blobs, "files/a", b"x")
+
+
+async def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    open_blobs(None, tmp_path / "blobs")
+    assert (tmp_path / "blobs").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("url", ["ftp://host/a", "nonsense", "http://host/a", "s3://"])
+def test_a_url_of_no_known_store_is_refused_with_the_known_ones(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="blob_url"):
+        open_blobs(url, tmp_path)

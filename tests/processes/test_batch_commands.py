@@ -1,0 +1,93 @@
+"""`signoff batch`, and the contents of files in a backup."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from support.batches import CHAT, a_line, as_file
+from support.processes import SIGNOFF, clean_environment, first_token, free_port, run_command, served, signoff, until
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def command(environment: dict[str, str], cwd: Path, *words: str) -> tuple[int, str]:
+    """Run a command; return its exit code, and what it printed."""
+    done = run_command((*SIGNOFF, *words), env=environment, cwd=cwd)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_file_is_answered_beside_itself_and_an_interrupted_command_resumes(tmp_path: Path) -> None:
+    environment, port = clean_environment(tmp_path / "data"), free_port()
+    (tmp_path / "in.jsonl").write_bytes(as_file(*(a_line(str(number), f"text {number}") for number in range(20))))
+    (tmp_path / "bad.jsonl").write_bytes(as_file(a_line("a"), "{"))
+    with served(environment, tmp_path, port):
+        code, text = command(environment, tmp_path, "batch", "in.jsonl")
+        assert (code, "completed: 20 answered, 0 not, of 20." in text) == (0, True), text
+        answers = read(tmp_path / "in.output.jsonl")
+        assert [line["custom_id"] for line in answers] == [str(number) for number in range(20)]
+        assert not (tmp_path / "in.errors.jsonl").exists()
+        assert not (tmp_path / "in.jsonl.batch").exists()
+        # a file with a fault is reported with its line
+        code, text = command(environment, tmp_path, "batch", "bad.jsonl", "--user", "admin@localhost")
+        assert code == 1
+        assert "bad.jsonl:2: This line is not parseable as valid JSON. (invalid_json_line)" in text
+        # and a command that was interrupted waits for the batch that it has created
+        ai = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=first_token(tmp_path), max_retries=0)
+        first = ai.batches.list().data[0]
+        content = (tmp_path / "bad.jsonl").read_bytes()
+
+        state = {"batch_id": first.id, "sha256": hashlib.sha256(content).hexdigest()}
+        (tmp_path / "bad.jsonl.batch").write_text(json.dumps(state))
+        code, text = command(environment, tmp_path, "batch", "bad.jsonl", "--user", "admin@localhost")
+        assert f"Waiting for the batch {first.id}" in text
+        assert len(ai.batches.list().data) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["missing.jsonl"], "missing.jsonl is not a file"),
+        (["in.jsonl", "--endpoint", "/v1/models"], "--endpoint must be one of"),
+        (["in.jsonl", "--user", "nobody@example.com"], "No active user has the e-mail address nobody@example.com"),
+    ],
+    ids=str,
+)
+def test_an_invalid_argument_is_refused_in_one_line(words: list[str], text: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(as_file(a_line("a")))
+    code, printed = command(clean_environment(tmp_path / "data"), tmp_path, "batch", *words)
+    assert code == 1
+    assert text in printed
+
+
+def test_a_backup_contains_the_contents_of_files(tmp_path: Path) -> None:
+    environment, port = clean_environment(tmp_path / "data"), free_port()
+    large = b"x" * 9_000_000
+    with served(environment, tmp_path, port):
+        token = first_token(tmp_path)
+        ai = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0)
+        contents = {}
+        for content in (b"", b"small", large):
+            contents[ai.files.create(file=("a.jsonl", content), purpose="user_data").id] = content
+        lines = as_file(*(a_line(str(number)) for number in range(3)))
+        file = ai.files.create(file=("in.jsonl", lines), purpose="batch")
+        batch = ai.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        done = until(lambda: each if (each := ai.batches.retrieve(batch.id)).status == "completed" else None)
+        contents[done.output_file_id or ""] = ai.files.content(done.output_file_id or "").content
+        signoff(environment, "backup", str(tmp_path / "all.signoff"), "--with-key")
+    # restored elsewhere, with the same token
+    restored, port = clean_environment(tmp_path / "restored"), free_port()
+    signoff(restored, "restore", str(tmp_path / "all.signoff"))
+    with served(restored, tmp_path, port):
+        ai = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0)
+        assert ai.batches.retrieve(batch.id) == done
+        for file_id, content in contents.items():
+            assert ai.files.content(file_id).content == content
+        assert {file.id for file in ai.files.list()} == {*contents, file.id}
