@@ -19,7 +19,7 @@ from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.model import Model
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
-from signoff.stores.schema import counters
+from signoff.stores.limits_schema import counters
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
 from support.ages import grow_older

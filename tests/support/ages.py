@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 
 from signoff.core.limits import SECOND, Admission
-from signoff.stores.schema import counters
+from signoff.stores.limits_schema import counters
 from signoff.stores.writer import Tx
 
 

@@ -19,7 +19,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.limits import SECOND, Counter, ReservationRequest
 from signoff.errors import Overloaded
-from signoff.stores.schema import counters
+from signoff.stores.limits_schema import counters
 from support.ages import grow_older
 from support.live_server import Live, chat, client, live, until, words
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from signoff.runtime.invalidation import Invalidation
@@ -35,22 +35,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     dispatchers = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
     consumer = StreamConsumer(services)
 
-    def streams_changed() -> None:
-        services.caches.streams.invalidate()
-        consumer.refresh()
-
-    invalidate = {
-        "streams": streams_changed,
-        "models": lambda: _invalidate_models(services),
-        "people": lambda: _invalidate_people(services),
-        "prices": services.caches.prices.invalidate,
-        "limits": services.caches.limits.invalidate,
-        "policies": services.caches.policies.invalidate,
-        "cache": services.caches.responses.invalidate,
-        "compositions": services.caches.library.invalidate,
-        "functions": services.caches.functions.invalidate,
-    }
-    invalidation = Invalidation(services.store, invalidate, expiring=["people"])
+    invalidation = Invalidation(services.store, _invalidations(services, consumer), expiring=["people"])
     workers = [worker, BatchRunner(services), *dispatchers] if concurrency else []
     for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
         services.store.listen(listener.on_change)
@@ -77,6 +62,26 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
                 yield
         finally:
             await services.runtime.background.finish(FINISH_SECONDS)
+
+
+def _invalidations(services: Services, consumer: StreamConsumer) -> dict[str, Callable[[], None]]:
+    """Return what each topic of changes makes out of date in this process."""
+
+    def streams_changed() -> None:
+        services.caches.streams.invalidate()
+        consumer.refresh()
+
+    return {
+        "streams": streams_changed,
+        "models": lambda: _invalidate_models(services),
+        "people": lambda: _invalidate_people(services),
+        "prices": services.caches.prices.invalidate,
+        "limits": services.caches.limits.invalidate,
+        "policies": services.caches.policies.invalidate,
+        "cache": services.caches.responses.invalidate,
+        "compositions": services.caches.library.invalidate,
+        "functions": services.caches.functions.invalidate,
+    }
 
 
 def _invalidate_people(services: Services) -> None:

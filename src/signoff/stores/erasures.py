@@ -16,6 +16,7 @@ from signoff.stores.audit import record
 from signoff.stores.audits import close_unjudged
 from signoff.stores.database import Database
 from signoff.stores.deletion import delete_calls, delete_jobs
+from signoff.stores.limits_schema import limits
 from signoff.stores.people_schema import saved_views, tokens, users
 from signoff.stores.receipts_schema import erasures
 from signoff.stores.schema import (
@@ -27,7 +28,6 @@ from signoff.stores.schema import (
     compositions,
     jobs,
     keys,
-    limits,
     model_logs,
 )
 from signoff.stores.transitions import SECOND

@@ -1,9 +1,28 @@
-"""The table of refusals: a row for each hour, limit, kind, user and token, which the refusing transaction adds to."""
+"""The tables of limits, of what is used of them, and of what they refused, for both SQLite and PostgreSQL."""
 
 import sqlalchemy as sa
 
+from signoff.core.limits import Counter, Limit
+from signoff.stores.json_column import JsonColumn
 from signoff.stores.metadata import metadata
 
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("limit", JsonColumn(Limit), nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("counter", JsonColumn(Counter), nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+# A row for each hour, limit, kind, user and token, which the refusing transaction adds to.
 refusal_hours = sa.Table(
     "refusal_hours",
     metadata,

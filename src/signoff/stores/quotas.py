@@ -24,9 +24,8 @@ from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
-from signoff.stores.limits_schema import refusal_hours
+from signoff.stores.limits_schema import counters, limits, refusal_hours
 from signoff.stores.people_schema import users
-from signoff.stores.schema import counters, limits
 from signoff.stores.statements import insert_into
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx

@@ -7,7 +7,6 @@ import sqlalchemy as sa
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.dialects.answer import Usage
 from signoff.core.job import Decision, Draft, JobError
-from signoff.core.limits import Counter, Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
@@ -376,22 +375,6 @@ functions = sa.Table(
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("function", JsonColumn(Function), nullable=False),
-)
-
-limits = sa.Table(
-    "limits",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("limit", JsonColumn(Limit), nullable=False),
-    sa.Column("updated_at", sa.BigInteger, nullable=False),
-)
-
-counters = sa.Table(
-    "counters",
-    metadata,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("counter", JsonColumn(Counter), nullable=False),
-    sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 
 versions = sa.Table(
