@@ -84,8 +84,8 @@ def check(content: StoreContent) -> None:
             assert content.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
     positions = [(job.parent_id, job.parent_round, job.node) for job in content.jobs.values() if job.parent_id]
     assert len(positions) == len({*positions}), "a step is made once"
-    for job_id, number in content.decisions:
-        assert len([vote for vote in content.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
+    for (job_id, number), (decision, _) in content.decisions.items():
+        assert (job_id, number, decision.reviewer) in content.votes, "a decision is the vote of its reviewer"
     deliveries = [(delivery.job_id, delivery.kind) for delivery in content.deliveries.values()]
     assert sorted(deliveries) == sorted(expected_deliveries(content)), (
         "ends are told once of each kind, cancels are not"

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome, DeliveryTarget
 from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
-from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
+from signoff.core.job import STATUSES, Decision, Draft, Edit, Job, JobError, Verdict
 from signoff.core.reviews.policy import OnDeadline, Policy
 from signoff.core.turn import Turn
 from signoff.errors import KeyReused, SignoffError, Stale
@@ -289,7 +289,7 @@ class Machine(RuleBasedStateMachine):
             "assign": {"changes": {"assignee": reviewer}},
             "escalate": {"changes": {"review_queue": "chief"}, "after_seconds": {"escalated_at": 0}},
             "vote": {"vote": Decision(verdict="approve", reviewer=reviewer), "seq": job.seq - behind},
-            "draft": {"changes": {"draft": edit}},
+            "draft": {"changes": {"draft": Draft(payload=edit.payload, response=edit.response, author=reviewer)}},
             "undo": {},
         }
         self.request_transition(
