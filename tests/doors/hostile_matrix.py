@@ -207,6 +207,7 @@ _OWN = [
     Row("DELETE /api/sessions", "404 200 404 200", "/api/sessions?user_id=<user>", is_last=True),
     Row("DELETE /api/sessions", "200 200 200 200", is_last=True),
     Row("GET /api/limits", "200 200 200 200"),
+    Row("GET /api/limits/refusals", "200 200 200 200"),
     Row("GET /api/usage", "200 200 200 200", "/api/usage?by=user,token,target,prompt"),
     Row("GET /api/usage", "200 200 200 200", "/api/usage?by=user,target&format=csv"),
     Row("GET /api/prices", "200 200 200 200"),
@@ -322,7 +323,7 @@ _PAGES = [
     Row("GET /dashboard/cache", "200 200 200 200"),
     Row("POST /dashboard/cache/clear", "303 303 303 303", body="", headers=FORM, is_last=True),
     Row("GET /dashboard/people", "200 200 200 200"),
-    Row("POST /dashboard/people/tokens", "403 200 403 200", body="email=<email>", headers=FORM),
+    Row("POST /dashboard/people/tokens", "403 303 403 303", body="email=<email>", headers=FORM),
     Row(
         "POST /dashboard/people/tokens/{token_id}/revoke",
         "404 303 404 303",
@@ -336,6 +337,15 @@ _PAGES = [
         "POST /dashboard/people/users/{user_id}", "403 403 403 303", "/dashboard/people/users/<user>", "role=user", FORM
     ),
     Row("GET /dashboard/models", "403 403 403 200"),
+    Row("GET /dashboard/models/{name}", "403 403 403 200", "/dashboard/models/echo"),
+    Row("GET /dashboard/policies", "403 403 403 200"),
+    Row("GET /dashboard/policies/{name}", "403 403 403 200", "/dashboard/policies/policy"),
+    Row("POST /dashboard/policies", "403 403 403 400", body="name=x&policy=x", headers=FORM),
+    Row("POST /dashboard/policies/{name}/delete", "403 403 403 404", "/dashboard/policies/none/delete", "", FORM),
+    Row("GET /dashboard/limits", "200 200 200 200"),
+    Row("POST /dashboard/limits", "403 403 403 400", body="who=nobody", headers=FORM),
+    Row("GET /dashboard/quality", "403 403 403 200"),
+    Row("GET /dashboard/playground", "200 200 200 200"),
     Row("GET /dashboard/audit", "403 403 403 200"),
 ]
 _FOR_ANYBODY = [

@@ -91,7 +91,7 @@ async def test_the_cursor_of_an_export_is_the_newest_receipt(tmp_path: Path) -> 
         ("feedback?kind=all", "`kind` must be one of decisions, supervised, preference, rejected (got 'all')."),
         ("feedback?since=x", "'x' is not a valid time"),
         ("feedback?after=-1", "after"),
-        ("figures?by=user", "`by` must be a list of policy, target, reviewer, hour, day"),
+        ("figures?by=user", "`by` must be a list of policy, target, prompt, prompt_version, reviewer, hour, day"),
         ("figures?limit=0", "limit"),
     ],
     ids=["kind", "since", "after", "by", "limit"],

@@ -102,7 +102,7 @@ GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
 
 def matches_events(job: Job, replayed: Row) -> bool:
     """Return True if the row of `job` agrees with its events; the body is stored only in the row."""
-    row = msgspec.to_builtins(job) | {"metadata": msgspec.json.decode(job.metadata)}
+    row = msgspec.json.decode(msgspec.json.encode(job)) | {"metadata": msgspec.json.decode(job.metadata)}
     row["response"] = None if job.response is None else msgspec.json.decode(job.response)
     names = row.keys() & replayed.keys()
     return {name: row[name] for name in names} == {name: replayed[name] for name in names}

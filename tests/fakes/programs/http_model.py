@@ -82,7 +82,8 @@ def handler(*, deaf: bool, plain: bool) -> type[BaseHTTPRequestHandler]:
             if request.get("crash"):
                 os._exit(3)
             report = {"pid": os.getpid(), "arguments": sys.argv[1:], "environment": dict(os.environ)}
-            self.reply(200, json.dumps(report | {"choices": []}).encode())
+            message = {"role": "assistant", "content": ""}
+            self.reply(200, json.dumps(report | {"choices": [{"index": 0, "message": message}]}).encode())
 
         def reply(self, status: int, body: bytes) -> None:
             self.send_response(status)
