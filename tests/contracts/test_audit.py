@@ -149,7 +149,8 @@ OTHERS = {
     *("People.user", "People.users", "People.owner", "People.token", "People.tokens", "SignIns.begin"),
     *("SignIns.succeed", "Catalog.models", "Catalog.key", "Catalog.known_key", "Catalog.keys", "UsageRecords.prices"),
     *("UsageRecords.record", "UsageRecords.report", "Quotas.limits", "Quotas.reserve", "Quotas.settle", "Quotas.renew"),
-    *("Quotas.counters", "Streams.all", "Streams.acquire_lead", "Streams.release_lead", "Library.get", "Library.list"),
+    *("Quotas.counters", "Quotas.refusals"),
+    *("Streams.all", "Streams.acquire_lead", "Streams.release_lead", "Library.get", "Library.list"),
     *("Library.versions", "Library.functions", "Secrets.page", "Secrets.replace", "Secrets.key_fingerprints"),
     *("ModelLogs.add", "ModelLogs.read", "ModelLogs.clean"),
 }

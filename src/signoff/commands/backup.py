@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -52,10 +53,11 @@ async def restore(settings: Settings, path: Path) -> RestoreResult:
     try:
 
         def at_end() -> None:
-            """Write the keys and the contents of files; a failure undoes the transaction, in whose thread this runs."""
+            """Write the keys and the contents of files; a failure undoes the transaction, in which this runs."""
             if keys:
                 add_keys(settings.key_path, keys)
-            asyncio.run(_restore_files(settings, path))
+            with ThreadPoolExecutor(1) as thread:  # because the thread of a transaction may have an event loop
+                thread.submit(asyncio.run, _restore_files(settings, path)).result()
 
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
