@@ -1,0 +1,46 @@
+"""The playground in a real browser: two models answer side by side, as their answers come."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.async_api import expect
+
+from support.browser import Enter
+from support.live_server import Live
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_two_models_answer_side_by_side(server: Live, enter: Enter) -> None:
+    for name in ("parrot", "magpie"):
+        await server.model(name)
+    owner = await enter("owner", "user")
+    await owner.visit("/dashboard/playground")
+    page = owner.page
+    await page.get_by_label("Ask", exact=True).fill("parrot")
+    await page.get_by_label("Compare with").fill("magpie")
+    await page.get_by_label("Message", exact=True).fill("two <b>words</b>")
+    await owner.press("Control+Enter")
+    for side in ("left", "right"):
+        await expect(page.locator(f"#state-{side}")).to_have_text("Answered")
+        await expect(page.locator(f"#text-{side}")).to_have_text("two <b>words</b>")
+        await expect(page.locator(f"#facts-{side}")).to_contain_text("tokens in")
+    await expect(page).to_have_url(re.compile(r"/dashboard/playground$"))
+    await page.locator("#job-right").click()
+    await expect(page.locator("main")).to_contain_text("magpie")
+
+
+async def test_a_fault_of_one_side_is_shown_there(server: Live, enter: Enter) -> None:
+    await server.model("starling")
+    owner = await enter("other", "user")
+    await owner.visit("/dashboard/playground")
+    page = owner.page
+    await page.get_by_label("Ask", exact=True).fill("starling")
+    await page.get_by_label("Compare with").fill("nosuch")
+    await page.get_by_label("Message", exact=True).fill("hello")
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state-left")).to_have_text("Answered")
+    await expect(page.locator("#state-right")).to_have_text("Failed")
+    await expect(page.locator("#text-right")).to_contain_text("nosuch")
