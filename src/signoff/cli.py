@@ -59,7 +59,7 @@ def options(
 def main() -> None:
     """Run one command; an expected error is printed as one line, with exit code 1."""
     log_to_stderr()
-    cli.add_parts(sys.argv[1:])
+    cli.add_needed(sys.argv[1:])
     try:
         cli()
     except (SignoffError, BadSettings, OSError) as error:
@@ -236,108 +236,23 @@ async def _example_options(services: Services) -> dict[str, object]:
     return {"temperature": 0, "max_tokens": 40} if default.name == "local" else {}
 
 
-@cli.part("serve", "work")
-def _add_servers() -> None:
-    cli.add(servers)
-
-
-@cli.part("jobs")
-def _add_jobs() -> None:
-    from signoff.commands.jobs import job_commands
-
-    cli.add(job_commands)
-
-
-@cli.part("batch")
-def _add_batches() -> None:
-    from signoff.commands.batches import batch_commands
-
-    cli.add(batch_commands)
-
-
-@cli.part("review")
-def _add_reviews() -> None:
-    from signoff.commands.reviews import review_commands
-
-    cli.add(review_commands)
-
-
-@cli.part("verify", "review-figures", "feedback", "receipts")
-def _add_receipts() -> None:
-    from signoff.commands.receipts import feedback_commands, receipt_commands, report_commands
-
-    cli.add(report_commands)
-    cli.add(feedback_commands, "feedback")
-    cli.add(receipt_commands, "receipts")
-
-
-@cli.part("budget")
-def _add_budget() -> None:
-    from signoff.commands.budget import budgets
-
-    cli.add(budgets, "budget")
-
-
-@cli.part("policy")
-def _add_policies() -> None:
-    from signoff.commands.policies import policies
-
-    cli.add(policies, "policy")
-
-
-@cli.part("migrate", "doctor", "backup", "restore")
-def _add_data() -> None:
-    from signoff.commands.data import maintenance
-
-    cli.add(maintenance)
-
-
-@cli.part("audit")
-def _add_audit() -> None:
-    from signoff.commands.audit import audit_commands
-
-    cli.add(audit_commands)
-
-
-@cli.part("cache")
-def _add_cache() -> None:
-    from signoff.commands.cache import caches
-
-    cli.add(caches, "cache")
-
-
-@cli.part("key")
-def _add_keys() -> None:
-    from signoff.commands.keys import encryption_keys
-
-    cli.add(encryption_keys, "key")
-
-
-@cli.part("user", "token", "session")
-def _add_people() -> None:
-    from signoff.commands.people import sessions, tokens, users
-
-    cli.add(users, "user")
-    cli.add(tokens, "token")
-    cli.add(sessions, "session")
-
-
-@cli.part("model")
-def _add_models() -> None:
-    from signoff.commands.models import models
-
-    cli.add(models, "model")
-
-
-@cli.part("price")
-def _add_prices() -> None:
-    from signoff.commands.prices import prices
-
-    cli.add(prices, "price")
-
-
-@cli.part("limit")
-def _add_limits() -> None:
-    from signoff.commands.limits import limits
-
-    cli.add(limits, "limit")
+# In the order of the help.
+cli.add_later("signoff.cli:servers", "serve", "work")
+cli.add_later("signoff.commands.jobs:job_commands", "jobs")
+cli.add_later("signoff.commands.batches:batch_commands", "batch")
+cli.add_later("signoff.commands.reviews:review_commands", "review")
+cli.add_later("signoff.commands.receipts:report_commands", "verify", "review-figures")
+cli.add_later("signoff.commands.receipts:feedback_commands", name="feedback")
+cli.add_later("signoff.commands.receipts:receipt_commands", name="receipts")
+cli.add_later("signoff.commands.budget:budgets", name="budget")
+cli.add_later("signoff.commands.policies:policies", name="policy")
+cli.add_later("signoff.commands.data:maintenance", "migrate", "doctor", "backup", "restore")
+cli.add_later("signoff.commands.audit:audit_commands", "audit")
+cli.add_later("signoff.commands.cache:caches", name="cache")
+cli.add_later("signoff.commands.keys:encryption_keys", name="key")
+cli.add_later("signoff.commands.people:users", name="user")
+cli.add_later("signoff.commands.people:tokens", name="token")
+cli.add_later("signoff.commands.people:sessions", name="session")
+cli.add_later("signoff.commands.models:models", name="model")
+cli.add_later("signoff.commands.prices:prices", name="price")
+cli.add_later("signoff.commands.limits:limits", name="limit")

@@ -62,7 +62,7 @@ def commands_of_signoff() -> list[tuple[str, str]]:
 
 
 def test_each_command_on_a_page_can_be_parsed() -> None:
-    cli.add_parts()
+    cli.add_needed()
     commands = commands_of_signoff()
     assert len(commands) > 20
     for page, words in commands:

@@ -413,7 +413,7 @@ def test_the_help_of_every_command_has_an_example_that_works_and_names_values_as
 
     from signoff.cli import cli
 
-    cli.add_parts()
+    cli.add_needed()
     for words, command in commands(typer.main.get_command(cli)):
         lines = [line for line in (command.epilog or "").split("\n\n") if "signoff " in line]
         assert lines, words
@@ -434,7 +434,7 @@ def test_every_command_and_every_option_is_documented() -> None:
 
     from signoff.cli import cli
 
-    cli.add_parts()
+    cli.add_needed()
     lines = re.findall(r"`(signoff [^`\n]+)`", documented("cli.md"))
     for words, command in commands(typer.main.get_command(cli)):
         line = next((line for line in lines if f"{line} ".startswith(f"signoff {words} ")), None)

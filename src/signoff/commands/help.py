@@ -1,6 +1,7 @@
 """Help of commands, in the form of `gh` and `uv`: `--port <PORT>`, flags without a value, and examples."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, cast
 
 import typer
@@ -39,29 +40,30 @@ class CommandGroup(typer.Typer):
         super().__init__(help=text or None, cls=Group, add_completion=False, no_args_is_help=bool(text))
         self.panel = panel
         """Heading under which the help of `signoff` lists the commands; None for the general one."""
-        self._parts = dict[Callable[[], None], tuple[str, ...]]()
-        self._added = set[Callable[[], None]]()
+        self._later = list[tuple[str, str | None, tuple[str, ...]]]()
 
     def add(self, group: "CommandGroup", name: str | None = None) -> None:
         """Add the commands of `group`, under a name unless they are commands of this group."""
         self.add_typer(group, name=name, rich_help_panel=group.panel)
 
-    def part(self, *names: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-        """Return a decorator for a function that imports and adds the commands `names`; `add_parts` calls it."""
+    def add_later(self, path: str, *commands: str, name: str | None = None) -> None:
+        """Add a group once `add_needed` needs it, so that its module is imported only then.
 
-        def keep(add: Callable[[], None]) -> Callable[[], None]:
-            self._parts[add] = names
-            return add
+        Args:
+            path: `MODULE:VARIABLE` of the group.
+            commands: Names of its commands, if they are commands of this group.
+            name: Name of the group otherwise.
+        """
+        self._later.append((path, name, commands))
 
-        return keep
-
-    def add_parts(self, arguments: Sequence[str] = ()) -> None:
-        """Add the commands that the command line `arguments` needs: those of a part, or all for the help and errors."""
+    def add_needed(self, arguments: Sequence[str] = ()) -> None:
+        """Add the groups that the command line `arguments` needs: that of its command, or all for help and errors."""
         command = next((argument for argument in arguments if not argument.startswith("-")), None)
-        for add in [add for add, names in self._parts.items() if command in names] or [*self._parts]:
-            if add not in self._added:
-                self._added.add(add)
-                add()
+        needed = [each for each in self._later if command is not None and command in (each[1], *each[2])] or self._later
+        self._later = [each for each in self._later if each not in needed]
+        for path, name, _ in needed:
+            module, _, variable = path.partition(":")
+            self.add(getattr(import_module(module), variable), name)
 
     def register(self, name: str, *examples: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that registers a function as a command.
