@@ -18,7 +18,7 @@ from signoff.core.job import Decision, Edit, JobError
 from signoff.core.reviews.policy import Policy
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.stores import claims, deliveries, jobs, transitions
-from stateful.machine import Machine
+from stateful.machine import TICK_SECONDS, Machine
 from stateful.model import GUARDS
 from stateful.place import ControlledDatabase
 
@@ -74,8 +74,9 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 
     if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # few runs park a job that is then woken, leave a lease until it lapses, or reject an answer
+    # few runs park a job that is then woken, leave a lease until it lapses, pass a deadline, or reject an answer
     wake_a_parked_run(place)
+    expire_an_answer(place)
     lapse_a_lease(place)
     reject_an_answer(place)
     vote_on_an_answer(place)
@@ -100,6 +101,19 @@ def lapse_a_lease(place: ControlledDatabase) -> None:
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=-1)
     machine.sweep(index=0, is_mistake=True, verb="lapse")
+    machine.teardown()
+
+
+def expire_an_answer(place: ControlledDatabase) -> None:
+    """Take the steps of the machine that lead to `expire`, and compare the store with its model after them."""
+    machine = Machine(place)
+    policy = Policy(review="always", deadline_seconds=TICK_SECONDS, on_deadline="reject")
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": policy, "deliver": ()}
+    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
+    machine.claim(limit=1, lease=3)
+    machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    machine.time_passes(index=0, extra_ticks=1)
+    machine.sweep(index=0, is_mistake=True, verb="expire")
     machine.teardown()
 
 

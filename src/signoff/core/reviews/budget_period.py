@@ -178,7 +178,7 @@ def claim_of(period: BudgetPeriod) -> str:
     terms = period.terms
     promise = (
         f"Of each {terms.answers:,} answers that leave without a review, at most {terms.allowed:,} "
-        f"({terms.share:.4g} of them) are wrong, with a confidence of {100 * terms.confidence:g} %."
+        f"({100 * terms.share:.4g} %) are wrong, with a confidence of {100 * terms.confidence:g} %."
     )
     if period.catch_rate is None:
         return f"{promise} Assumption: reviewers catch every wrong answer that they see."
