@@ -282,6 +282,8 @@ class Machine(RuleBasedStateMachine):
     def review(self, verb: str, index: int, reviewer: str, edit: Edit, behind: int) -> None:
         """Take a step of a reviewer without a decision, perhaps for an earlier round or on an earlier state."""
         job = self.job(verb, index, reviewer=reviewer)
+        if verb == "vote" and (job.id, job.round, reviewer) in self.model.content.votes:
+            return  # no caller of the store lets somebody vote twice
         details: dict[str, dict[str, Any]] = {
             "open": {"changes": {"review_lease": reviewer}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
             "renew": {"after_seconds": {"review_lease_until": 2 * TICK_SECONDS}},

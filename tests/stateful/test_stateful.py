@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
-from signoff.core.job import Decision, Edit, JobError
+from signoff.core.job import Decision, Edit, JobError, Verdict
 from signoff.core.reviews.policy import Policy
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.stores import claims, deliveries, jobs, transitions
@@ -74,11 +74,12 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 
     if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # few runs park a job that is then woken, leave a lease until it lapses, pass a deadline, or reject an answer
+    # few runs park a job that is then woken, leave a lease until it lapses, pass a deadline, or decide at once
     wake_a_parked_run(place)
     expire_an_answer(place)
     lapse_a_lease(place)
-    reject_an_answer(place)
+    for verdict in get_args(Verdict):
+        decide_on_an_answer(place, verdict)
     vote_on_an_answer(place)
     assert verbs_to_do() == set()
 
@@ -129,14 +130,14 @@ def vote_on_an_answer(place: ControlledDatabase) -> None:
     machine.teardown()
 
 
-def reject_an_answer(place: ControlledDatabase) -> None:
-    """Take the steps of the machine that lead to `reject`, and compare the store with its model after them."""
+def decide_on_an_answer(place: ControlledDatabase, verdict: Verdict) -> None:
+    """Take the steps of the machine that lead to a verdict, and compare the store with its model after them."""
     machine = Machine(place)
     fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
-    machine.decide(index=0, decision=Decision(verdict="reject", reviewer="ann"), undo=0, behind=0)
+    machine.decide(index=0, decision=Decision(verdict=verdict, reviewer="ann"), undo=0, behind=0)
     machine.teardown()
 
 
