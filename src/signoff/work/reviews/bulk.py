@@ -69,7 +69,7 @@ async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
 async def undo_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
     """Undo each decision of a bulk that has not taken effect. Raises NotFound, and Conflict if it was not applied."""
     bulk = await _load_own(services, caller, bulk_id)
-    if all(item.state == "selected" for item in bulk.items):
+    if bulk.items and all(item.state == "selected" for item in bulk.items):
         raise Conflict("The bulk decision was not applied, so there is nothing to undo.")
     return await _apply(services, bulk, "decided", "undone", lambda item: undo_verdict(services, caller, item.job_id))
 
