@@ -305,7 +305,7 @@ class Story:
     async def decide_in_bulk(self) -> None:
         """Select answers, apply the verdict or undo it; audits and votes stay out."""
         services = self.server.services
-        filters = await with_queues(services, OTHERS[1], None, ReviewFilter(queues=(), limit=3))
+        filters = await with_queues(services, OTHERS[1], None, ReviewFilter(queues=(), limit=100))
         verdict: Verdict = self.random.choice(["approve", "reject"])
         bulk = await select_bulk(services, OTHERS[1], filters, verdict, "r")
         jobs = {job.id: job for job in await self.stored()}
