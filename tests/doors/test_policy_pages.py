@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from signoff.dashboard.policies import MAX_LISTED
 from support.live_server import Live, chat, live
 from support.pages import Browser, cells, signed_in, words
 
@@ -101,6 +102,18 @@ async def test_a_new_policy_does_not_replace_one_of_the_same_name(server: Live) 
     page = await admin.submit("/dashboard/policies", status=400, name="only", body=json.dumps(POLICY))
     assert "There is a policy" in page
     assert (await admin.api("GET", "/api/policies/only"))["version"] == 1
+
+
+async def test_a_new_policy_never_replaces_one_of_the_same_name_however_many_there_are(server: Live) -> None:
+    admin = await signed_in(server, "admin", "many")
+    names = [*(f"n{number:02}" for number in range(MAX_LISTED)), "nz"]
+    for name in names:
+        await admin.api("PUT", f"/api/policies/{name}", json=POLICY | {"target": f"{name}-model"})
+    page = await admin.submit("/dashboard/policies", status=400, name="nz", body=json.dumps(POLICY))
+    assert "There is a policy" in page
+    assert (await admin.api("GET", "/api/policies/nz"))["version"] == 1
+    for name in names:
+        await admin.api("DELETE", f"/api/policies/{name}", status=204)
 
 
 async def test_the_rules_show_what_they_did_and_a_dry_run_says_what_a_draft_would_do(server: Live) -> None:

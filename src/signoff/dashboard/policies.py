@@ -20,7 +20,7 @@ from signoff.dashboard.shell import POLICIES, SECOND, format_unit, page, redirec
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form, parse_json
-from signoff.errors import BadRequest, SignoffError
+from signoff.errors import BadRequest, NotFound, SignoffError
 from signoff.work.reviews.budget_report import drop_planted, restart_budget
 from signoff.work.reviews.dry_run import DryRun, dry_run
 from signoff.work.reviews.library import get_policy, list_policies, list_policy_versions, remove_policy, save_policy
@@ -71,7 +71,7 @@ async def post_policy(
     form = await _form(request)
     name = form.name.strip()
     try:
-        if any(each.name == name for each in await list_policies(services, caller, after=name[:-1], limit=MAX_LISTED)):
+        if await _exists(services, caller, name):
             raise BadRequest(f"There is a policy {name!r} already; choose another `name`, or open it to change it.")
         await save_policy(services, caller, name, _draft(form))
     except SignoffError as error:
@@ -150,6 +150,14 @@ async def post_unplant(
     check_same_site(scope_of(request))
     await drop_planted(services, caller, name, item_id)
     return redirect(f"{_address(name)}#budget")
+
+
+async def _exists(services: Services, caller: Caller, name: str) -> bool:
+    try:
+        await get_policy(services, caller, name)
+    except NotFound:
+        return False
+    return True
 
 
 async def _list_page(
