@@ -10,6 +10,7 @@ from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, lowest_catch_rate
 from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import VerdictReceipt
+from signoff.core.reviews.votes import cohens_kappa
 
 FigureDimension = Literal["policy", "target", "prompt", "prompt_version", "reviewer", "hour", "day"]
 
@@ -109,14 +110,13 @@ def outcome_of(before: Job, after: Job) -> Outcome:
 def kappa_of(totals: FigureTotals) -> float | None:
     """Return Cohen's kappa of the pairs of votes; None if it is not defined, or not known of earlier votes.
 
-    Each pair counts for both reviewers. See `core.reviews.votes.agreement` for the formula.
+    Each pair counts for both reviewers.
     """
     own = (totals.own_approvals, totals.own_redos, totals.own_rejections)
     others = (totals.other_approvals, totals.other_redos, totals.other_rejections)
-    pairs, by_chance = totals.vote_pairs, sum(one * other for one, other in zip(own, others, strict=True))
-    if sum(own) != pairs or by_chance == pairs**2:
+    if sum(own) != totals.vote_pairs:
         return None
-    return (totals.agreed_pairs * pairs - by_chance) / (pairs**2 - by_chance)
+    return cohens_kappa(totals.vote_pairs, totals.agreed_pairs, zip(own, others, strict=True))
 
 
 _VERDICTS = {"approve": "approvals", "redo": "redos", "reject": "rejections"}

@@ -5,7 +5,7 @@ decides alone.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -72,19 +72,25 @@ def decision_of(needed: int, votes: Sequence[Decision]) -> Decision | None:
 def agreement(pairs: Sequence[tuple[str, str]]) -> Agreement:
     """Return the agreement of pairs of verdicts on the same answers.
 
-    kappa = (p_o - p_e) / (1 - p_e), where p_o is the share of equal pairs, and p_e the share that is expected if first
-    and second votes were independent: the sum of the products of the shares of each verdict among both. Source: J.
-    Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20 (1960), 37-46.
-
     >>> agreement([("approve", "approve")] * 20 + [("approve", "reject")] * 5 + [("reject", "approve")] * 10
     ...     + [("reject", "reject")] * 15)
     Agreement(items=50, raw=0.7, kappa=0.4)
     """
     if not pairs:
         return Agreement(items=0, raw=None, kappa=None)
-    total = len(pairs)
     first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
     equal = sum(one == other for one, other in pairs)
-    by_chance = sum(first[verdict] * second[verdict] for verdict in first)
-    kappa = None if by_chance == total**2 else (equal * total - by_chance) / (total**2 - by_chance)
-    return Agreement(items=total, raw=equal / total, kappa=kappa)
+    kappa = cohens_kappa(len(pairs), equal, ((first[verdict], second[verdict]) for verdict in first))
+    return Agreement(items=len(pairs), raw=equal / len(pairs), kappa=kappa)
+
+
+def cohens_kappa(pairs: int, equal: int, counts: Iterable[tuple[int, int]]) -> float | None:
+    """Return Cohen's kappa of `pairs` of verdicts, of which `equal` are the same; None if it is not defined.
+
+    `counts` tells of each verdict how often it is the first and the second of a pair. kappa = (p_o - p_e) / (1 - p_e),
+    where p_o is the share of equal pairs, and p_e the share that is expected if first and second verdicts were
+    independent: the sum of the products of the shares of each verdict among both. Source: J. Cohen, "A coefficient of
+    agreement for nominal scales", Educational and Psychological Measurement 20 (1960), 37-46.
+    """
+    by_chance = sum(first * second for first, second in counts)
+    return None if by_chance == pairs**2 else (equal * pairs - by_chance) / (pairs**2 - by_chance)
