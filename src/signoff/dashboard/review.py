@@ -95,7 +95,7 @@ async def show_item(  # noqa: PLR0913 -- one parameter for each part of the addr
     skip: FromQuery[str] = "",
 ) -> Template:
     """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
-    job = as_seen_by(await load_held(services, caller, job_id), caller.email)
+    job = await load_held(services, caller, job_id)
     card = await held_card(services, caller, job)
     return await _review_page(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
 
@@ -160,11 +160,10 @@ async def post_draft(
 ) -> Template:
     """Save the text as the draft of the answer, and return its difference to the model's answer."""
     form = await _form(request)
-    job = as_seen_by(await load_held(services, caller, job_id), caller.email)
+    job = await load_held(services, caller, job_id)
     desk_edit = read_edit(job, form, for_draft=True)
     if desk_edit.edit != Edit() and is_savable(desk_edit.faults):
-        saved = await save_draft(services, caller, job_id, desk_edit.edit, review_round=_round(form))
-        job = as_seen_by(saved, caller.email)
+        job = await save_draft(services, caller, job_id, desk_edit.edit, review_round=_round(form))
     card = await held_card(services, caller, job, form, desk_edit.faults)
     return page(request, services, caller, "desk_changes.html", REVIEW.name, card=card, count=count_words)
 
