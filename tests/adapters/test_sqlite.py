@@ -47,6 +47,7 @@ pytestmark = pytest.mark.anyio
 
 TESTS = Path(__file__).parents[1]
 JOBS_EACH = 300
+WRITERS = 4
 
 
 @pytest.fixture
@@ -90,9 +91,9 @@ class Program:
 
 
 @contextlib.contextmanager
-def programs(path: Path, count: int, jobs: int) -> Iterator[list[Program]]:
-    """Yield `count` processes that write at once; kill those that still run at the end."""
-    running = [Program(path, f"p{number}", jobs) for number in range(count)]
+def programs(path: Path, count: int, jobs: int, *, first: int = 0) -> Iterator[list[Program]]:
+    """Yield `count` processes that write at once, numbered from `first`; kill those that still run at the end."""
+    running = [Program(path, f"p{number}", jobs) for number in range(first, first + count)]
     try:
         yield running
     finally:
@@ -154,13 +155,15 @@ async def test_a_killed_process_loses_no_write_that_it_has_acknowledged(path: Pa
 async def test_a_store_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
     recorder, counts = ChangeRecorder(store), [0]
 
-    with programs(path, 1, JOBS_EACH) as [writer]:
-        reading = asyncio.ensure_future(read_all([writer]))
-        while not reading.done():
-            counts.append(await store.jobs.count(JobFilter(), at_most=10_000))
-            jobs = await store.jobs.list(JobFilter(limit=20, newest_first=True))
-            assert all(job.seq == 3 for job in jobs if job.status == "success"), "a row is never half a move"
-        await reading
+    for turn in range(WRITERS):
+        with programs(path, 1, JOBS_EACH // WRITERS, first=turn) as [writer]:
+            reading = asyncio.ensure_future(read_all([writer]))
+            while not reading.done():
+                counts.append(await store.jobs.count(JobFilter(), at_most=10_000))
+                jobs = await store.jobs.list(JobFilter(limit=20, newest_first=True))
+                assert all(job.seq == 3 for job in jobs if job.status == "success"), "a row is never half a move"
+            await reading
+        counts.append(await store.jobs.count(JobFilter(), at_most=10_000))
 
     assert counts == sorted(counts)
     assert len({*counts}) > 3, "it saw the other one write"
