@@ -235,9 +235,9 @@ class Story:
         job = await self.random_held(lambda job: votes_needed(job) == 1)
         if job is None:
             return
-        verdict = self.random.choice(["approve", "edit", "edit", "draft", "reject"])
+        verdict = self.random.choice(["approve", "edit", "edit", "draft", "reject", "redo"])
         edit, calls = Edit(), tool_calls_of(job.response, job.body)
-        if verdict == "draft" or (job.response is None and verdict != "reject"):
+        if verdict == "draft" or (job.response is None and verdict not in {"reject", "redo"}):
             self.written += 1
             edit = Edit(response=json.dumps(f"secret-9{self.written:06}"))
             self.signed |= {*secrets_in(edit.response or "")} if verdict != "draft" else set[str]()
@@ -247,6 +247,8 @@ class Story:
             edit = Edit(response=json.dumps({"tool_calls": [{"id": calls[0].id} | change]} if calls else "Nothing."))
             # what the upstream repeats beside the call stays, and is signed
             self.signed |= {*secrets_in((job.response or b"").decode())[:-1]} if calls else set[str]()
+        elif verdict == "redo":
+            self.send_back(job)
         elif verdict == "approve":
             self.signed |= {*secrets_in((job.response or b"").decode())}
         self.verdicts.append(f"{verdict} {'person' if job.response is None else 'calls' if calls else 'text'}")
@@ -254,9 +256,14 @@ class Story:
             if verdict == "draft":
                 await save_draft(self.server.services, REVIEWER, job.id, edit)
                 return
-            chosen: Verdict = "reject" if verdict == "reject" else "approve"
+            chosen: Verdict = verdict if verdict in {"reject", "redo"} else "approve"  # type: ignore[assignment]
             request = VerdictRequest(verdict=chosen, reason="r", edit=edit)
             await decide(self.server.services, OTHERS[0] if self.more_steps else REVIEWER, job.id, request)
+
+    def send_back(self, job: Job) -> None:
+        """Remember that an answer is asked for again: what was answered before is withdrawn."""
+        self.withdrawn |= {*secrets_in((job.response or b"").decode())[-1:]} - self.signed
+        self.operations["redo"] += 1
 
     async def vote(self) -> None:
         """Save a draft on an answer that needs several votes, look at it as another voter does, and vote."""
@@ -306,20 +313,22 @@ class Story:
         """Select answers, apply the verdict or undo it; audits and votes stay out."""
         services = self.server.services
         filters = await with_queues(services, OTHERS[1], None, ReviewFilter(queues=(), limit=100))
-        verdict: Verdict = self.random.choice(["approve", "reject"])
+        verdict: Verdict = self.random.choice(["approve", "reject", "redo"])
         bulk = await select_bulk(services, OTHERS[1], filters, verdict, "r")
         jobs = {job.id: job for job in await self.stored()}
         assert not [item for item in bulk.items if stays_out_of_bulk(jobs[item.job_id])]
         is_undone = self.random.random() < 0.3
-        if verdict == "approve" and not is_undone:
-            for item in bulk.items:
+        for item in [] if is_undone else bulk.items:
+            if verdict == "approve":
                 self.signed |= {*secrets_in((jobs[item.job_id].response or b"").decode())}
+            elif verdict == "redo":
+                self.send_back(jobs[item.job_id])
         await apply_bulk(services, OTHERS[1], bulk.id)
         if is_undone:
             await undo_bulk(services, OTHERS[1], bulk.id)
         else:
             await self.release()
-        self.operations["bulk"] += len(bulk.items)
+        self.operations[f"bulk {verdict}"] += len(bulk.items)
 
     async def release(self) -> None:
         """Let the verdicts of bulk decisions take effect, which they do after the time of the desk."""
@@ -436,7 +445,9 @@ async def test_no_text_is_readable_before_its_verdict_whatever_the_desk_does(see
             "vote": story.vote,
             "draft of a voter": story.vote,
             "undo": story.undo,
-            "bulk": story.decide_in_bulk,
+            "bulk approve": story.decide_in_bulk,
+            "bulk reject": story.decide_in_bulk,
+            "bulk redo": story.decide_in_bulk,
             "cancel": story.cancel,
         }.items():
             for _ in range(STEPS):
