@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import dialects
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from signoff.core.reviews.queues import NextReview
-from signoff.stores.next_review import CANDIDATES, first_statement, lock_statement
+from signoff.stores.next_review import CANDIDATES, open_first_statement, open_next, open_unlocked_statement
 from signoff.stores.schema import jobs
 from signoff.stores.sql import SqlStore
 from support.stores import held, opened, rows
@@ -20,15 +21,19 @@ pytestmark = pytest.mark.anyio
 INDEXES = {"jobs_by_assignee", "jobs_free_to_review", "jobs_opened_to_review"}
 QUEUES = ("", "a", "b")
 HELD, OPENED = 3000, 100
+# PostgreSQL keeps a plan after five executions, https://www.postgresql.org/docs/current/sql-prepare.html
+PLANNED = 8
 
 
 @pytest.mark.parametrize("skipped", [0, 2])
 async def test_sqlite_reads_the_next_answer_from_the_end_of_an_index(tmp_path: Path, skipped: int) -> None:
-    statement = str(first_statement(len(QUEUES), skipped).compile(dialect=dialects.sqlite.dialect()))
-    statement = re.sub(r"LIMIT \?", "LIMIT 1", statement).replace("?", "NULL")
+    statement = str(open_first_statement(len(QUEUES), skipped).compile(dialect=dialects.sqlite.dialect()))
+    statement = statement.partition(" RETURNING ")[0].replace("?", "NULL")
     async with opened(f"sqlite:///{tmp_path}/store.db") as store:
         steps = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}"))
-    reads = [step["detail"] for step in steps if re.search(r"\bjobs\b", step["detail"])]
+    reads = [
+        step["detail"] for step in steps if re.search(r"\bjobs\b", step["detail"]) and " (id=?)" not in step["detail"]
+    ]
     assert len(reads) == 1 + 2 * len(QUEUES)
     assert {re.search(r"SEARCH jobs USING (?:COVERING )?INDEX (\w+)", detail)[1] for detail in reads} == INDEXES
     # Only the first answers of the ranges are sorted, never a range.
@@ -41,8 +46,9 @@ async def test_postgresql_reads_as_many_rows_as_candidates_for_the_next_answer(p
     async with opened(postgres_url) as store:
         assert isinstance(store, SqlStore)
         await fill(store)
-        parameters = {"now": 1, "me": "ann", "not_user": -1, "queues": list(QUEUES), "skip": [], "limit": CANDIDATES[0]}
-        plan = await explained(store, lock_statement(), parameters)
+        change = {"to": "human", "reviewer": "ann", "new_review_lease": "ann", "new_review_lease_until": 2**60}
+        parameters = {"now": 1, "me": "ann", "not_user": -1, "queues": list(QUEUES), "skip": [], **change}
+        plan = await explained(store, open_unlocked_statement(CANDIDATES[0]), parameters)
     scans = [line for line in plan if "Scan" in line and re.search(r" on jobs\b", line)]
     used = {match[1] for line in scans if (match := re.search(r"using (\w+)", line))}
     assert used >= INDEXES
@@ -62,7 +68,23 @@ async def test_an_opened_answer_is_skipped_without_a_look_at_the_others(postgres
     assert len({job.id for job in taken if job is not None} - set(query.skip)) == len(taken)
 
 
-async def fill(store: SqlStore) -> None:
+async def test_postgresql_keeps_no_plan_that_reads_a_table_from_its_start(postgres_url: str) -> None:
+    query, lease = NextReview(reviewer="ann", queues=QUEUES), {"actor": "user:ann", "lease_seconds": 60.0}
+    scans = sa.text("SELECT sum(seq_scan) FROM pg_stat_xact_user_tables WHERE relname IN ('jobs', 'votes')")
+
+    def open_one(tx: Any) -> int:
+        assert open_next(tx, query, "user:ann", 60) is not None
+        return tx.conn.execute(scans).scalar_one()
+
+    async with opened(postgres_url) as store:
+        assert isinstance(store, SqlStore)
+        for _ in range(PLANNED):  # while there is nothing to read
+            assert await store.reviews.open_next(query, **lease) is None
+        await fill(store, is_analyzed=False)
+        assert await store._database.write(open_one) == 0
+
+
+async def fill(store: SqlStore, *, is_analyzed: bool = True) -> None:
     """Insert held answers in all queues; some are open."""
     first = await held(store)
     columns = [column.name for column in jobs.c if column.name not in {"id", "review_queue"}]
@@ -77,12 +99,13 @@ async def fill(store: SqlStore) -> None:
     def write(tx: Any) -> None:
         tx.conn.execute(sa.text(copy), {"id": first.id})
         tx.conn.execute(sa.text(lease))
-        tx.conn.execute(sa.text("ANALYZE jobs"))
+        if is_analyzed:
+            tx.conn.execute(sa.text("ANALYZE jobs"))
 
     await store._database.write(write)
 
 
-async def explained(store: SqlStore, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[str]:
+async def explained(store: SqlStore, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[str]:
     """Return the lines of the plan with which PostgreSQL has executed a statement."""
 
     def explain(tx: Any) -> list[str]:

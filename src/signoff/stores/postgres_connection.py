@@ -118,7 +118,7 @@ def make_engine(
 
     async def open_one() -> Any:
         conn = await open_connection(address, answer_seconds, is_pooled=is_pooled)
-        return conn if is_pooled or answer_seconds is None else await _limit_idle_transactions(conn)
+        return conn if is_pooled or answer_seconds is None else await _set_up(conn)
 
     if is_pooled:
         options["creator"] = lambda: _adapt_unprepared(engine, open_one)
@@ -144,10 +144,16 @@ def _adapt_unprepared(engine: AsyncEngine, open_one: Callable[[], Awaitable[Any]
     )
 
 
-async def _limit_idle_transactions(conn: Any) -> Any:
-    """Let the server release the locks if this process is suspended or cut off in a transaction."""
+async def _set_up(conn: Any) -> Any:
+    """Apply the settings of a session.
+
+    The server releases the locks if this process is suspended or cut off in a transaction. It reads small tables by an
+    index too, because it keeps the plans of statements, and they must fit when the tables have grown.
+    """
+    idle_ms = f"{IDLE_SECONDS * 1000:.0f}"
+    settings = {"idle_in_transaction_session_timeout": idle_ms, "enable_seqscan": "off", "jit": "off"}
     try:
-        await conn.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
+        await conn.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()))
     except Exception as error:
         conn.terminate()
         raise ConnectionError(f"The connection to PostgreSQL was lost as soon as it was open: {error}") from error

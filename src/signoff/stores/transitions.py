@@ -49,13 +49,13 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
         with tx.conn.begin_nested():
             versions = [_apply_one(tx, job_id, request) for request in requests]
     for job, request in zip(versions, requests, strict=True):
-        _record_transition(tx, job, request)
+        record_transition(tx, job, request)
         draft = None if before is None else draft_of(request.verb, before, job, decision)
         if draft is not None:
             tx.at_end(append_receipts, draft)
     if is_redone_copy(versions[-1]):
         versions.append(_apply_one(tx, job_id, END_OF_COPY))
-        _record_transition(tx, versions[-1], END_OF_COPY)
+        record_transition(tx, versions[-1], END_OF_COPY)
     if versions[-1].is_terminal:
         _propagate_end(tx, versions[-1], requests[-1].actor)
     return versions[-1]
@@ -78,7 +78,7 @@ def is_redone_copy(job: Job) -> bool:
     return job.copy_of is not None and job.status == "bot"
 
 
-def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
+def record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
     tx.add(events, event_of(job, request.verb, request.actor, changed_columns(job, request)))
     if "response" in request.changes:
@@ -113,7 +113,7 @@ def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
     unfinished = update_for("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
     rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | parameters_of(tx, request)).all()
     for job in map(job_of, rows):
-        _record_transition(tx, job, request)
+        record_transition(tx, job, request)
         if job.pipeline_id is not None:
             _cancel_steps(tx, job, actor)
 
@@ -126,7 +126,7 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
     tx.conn.execute(_LOCK, {"job": run_id})
     request = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
     for run in changed_jobs(tx, _statement("wake", ("due_at",)), {"job": run_id} | parameters_of(tx, request)):
-        _record_transition(tx, run, request)
+        record_transition(tx, run, request)
 
 
 def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
