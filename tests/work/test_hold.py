@@ -47,6 +47,11 @@ STEPS = 60
 STEPS_TO_A_LOOK = 10
 
 
+def seeds(number: int) -> list[Any]:
+    """Return that many seeds, of which `make test` takes two."""
+    return [seed if seed < 2 else pytest.param(seed, marks=pytest.mark.long) for seed in range(number)]
+
+
 async def send(server: Live, token: str, method: str, path: str, **more: Any) -> tuple[int, Any]:
     """Send a request whose caller waits for no review."""
     return await server.ask(method, path, token, headers={"prefer": "wait=0"}, **more)
@@ -399,7 +404,7 @@ def secrets_in(text: str) -> list[str]:
     return re.findall(r"secret-\d+", text)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(8))
 async def test_no_text_that_waits_for_a_review_is_readable_by_its_caller(seed: int, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await add_models(server, fake)
@@ -409,7 +414,7 @@ async def test_no_text_that_waits_for_a_review_is_readable_by_its_caller(seed: i
         await story.go_on(lambda: any(verdict.startswith("edit") for verdict in story.verdicts))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(8))
 async def test_no_text_that_policies_hold_or_reject_is_readable_by_its_caller(seed: int, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await add_models(server, fake)
@@ -427,7 +432,7 @@ async def test_no_text_that_policies_hold_or_reject_is_readable_by_its_caller(se
 AUDITED = {"answers": 400, "share": 0.5, "audit_rate": 0.4}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(8))
 async def test_no_text_is_readable_before_its_verdict_whatever_the_desk_does(seed: int, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, release_after_seconds=600) as server:
         await add_models(server, fake)
