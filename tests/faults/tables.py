@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -47,9 +48,15 @@ class Tables:
 
     def __init__(self, url: str) -> None:
         self._store = SqlStore(url)
+        self._is_open = url.startswith("sqlite:")  # whose file the processes make
+        self._opening = asyncio.Lock()
 
     async def rows(self, query: sa.Select[Any] | sa.TextClause) -> list[Any]:
         """Return the rows of a query."""
+        async with self._opening:
+            if not self._is_open:
+                await self._store._database.start()
+                self._is_open = True
         return await self._store._database.read(lambda conn, _: list(conn.execute(query).all()))
 
     async def leased_jobs(self, actor: str | None = None) -> list[str]:
