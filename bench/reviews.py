@@ -1,12 +1,11 @@
 """Time of the next review among many held answers, through the store and over HTTP.
 
-Run as `.venv/bin/python bench/reviews.py [--held N] [--reviewers N] [--takes N] [--database sqlite|postgresql]
-[--json FILE]`. It inserts N held answers in ten queues, in an embedded database in a temporary folder, and in a
-PostgreSQL server that it starts (`--database` for one of them). Reviewers then take one answer after another at the
-same time, each from all queues, and decide on it: first through the store, then over HTTP from a server
-process. It prints percentiles in milliseconds, and those of an empty write transaction in the same minute: what the
-machine and its disk take at least. In `next, others held`, nobody decides, so that all that was
-taken stays open.
+Run as `.venv/bin/python bench/reviews.py sqlite|postgresql [--held N] [--reviewers N] [--takes N] [--out FILE]`. It
+inserts N held answers in ten queues, in an embedded database in a temporary folder, or in a PostgreSQL server that it
+starts. Reviewers then take one answer after another at the same time, without a pause, each from all queues, and decide
+on it: first through the store, then over HTTP from a server process. It prints percentiles in milliseconds, and those
+of an empty write transaction in the same minute: what the machine and its disk take at least. In `next, others held`,
+nobody decides, so that all that was taken stays open.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -27,6 +25,7 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from result import Result
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.core.reviews.policy import Policy
@@ -41,6 +40,7 @@ from signoff.work.reviews.leases import take_next
 from signoff.work.services import Services
 from support import service_supervisor
 
+LIMITS_MS = {"store: next": 10, "store: next, others held": 10}
 ROOT = Path(__file__).parent.parent
 QUEUES = 10
 MEMBERS = 100
@@ -209,24 +209,25 @@ async def read_pages(services: Services) -> list[float]:
     return times
 
 
-def percentiles(times: list[float]) -> dict[str, float]:
-    """Return the distribution of some durations, in milliseconds."""
+def percentiles(times: list[float]) -> list[str]:
+    """Return p50, p95 and p99 of some durations in milliseconds, and the longest."""
     ordered = sorted(times)
-    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-    figures = {name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in shares.items()}
-    return {"n": len(ordered)} | {name: round(value, 2) for name, value in figures.items()}
+    places = [min(len(ordered) - 1, int(len(ordered) * share)) for share in (0.5, 0.95, 0.99, 1.0)]
+    return [f"{ordered[place]:.1f}" for place in places]
 
 
-async def measure(folder: Path, url: str | None, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the figures of one database."""
+async def measure(folder: Path, url: str | None, options: argparse.Namespace, result: Result) -> None:
+    """Add the figures of one database to the result."""
     settings = Settings(data_dir=folder / "data", database_url=url)
     if url is not None:
         await migrate(settings)
-    reviewers, takes, figures = options.reviewers, options.takes, dict[str, dict[str, float]]()
+    reviewers, takes = options.reviewers, options.takes
 
     def add(name: str, times: list[float]) -> None:
-        figures[name] = percentiles(times)
-        print(f"{name:32} " + "  ".join(f"{key} {value:8}" for key, value in figures[name].items()), flush=True)
+        figures = percentiles(times)
+        bound = LIMITS_MS.get(name)
+        holds = "" if bound is None else "yes" if float(figures[2]) <= bound else "NO"
+        result.add(name, *figures, "" if bound is None else f"p99 ≤ {bound:g}", holds)
 
     async with open_services(settings) as services:
         await fill(services, options.held)
@@ -242,7 +243,6 @@ async def measure(folder: Path, url: str | None, options: argparse.Namespace) ->
         await review_over_http(port, tokens, 10)
         for name, times in (await review_over_http(port, tokens, takes)).items():
             add(f"http: {name}", times)
-    return figures
 
 
 @contextlib.contextmanager
@@ -260,26 +260,21 @@ def postgresql() -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure, and print a line for each figure."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("database", choices=["sqlite", "postgresql"])
     parser.add_argument("--held", type=int, default=100_000)
     parser.add_argument("--reviewers", type=int, default=8)
     parser.add_argument("--takes", type=int, default=200)
-    parser.add_argument("--database", choices=["sqlite", "postgresql"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
-    result = dict[str, object]()
-    for name in ("sqlite", "postgresql") if options.database is None else (options.database,):
-        with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
-            url = stack.enter_context(postgresql()) if name == "postgresql" else None
-            before = os.getloadavg()[0]
-            print(f"{name}, {options.held} held, {options.reviewers} reviewers, load {before:.1f}", flush=True)
-            result[name] = {"load_before": before, "figures": asyncio.run(measure(folder, url, options))}
-    if options.json is not None:
-        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-        run = {"held": options.held, "reviewers": options.reviewers, "takes": options.takes}
-        options.json.write_text(json.dumps({"machine": machine, **run, **result}, indent=1) + "\n")
+    title = f"{options.held:,} held, {options.reviewers} reviewers, {options.database}"
+    result = Result(title, "p50 ms", "p95 ms", "p99 ms", "longest ms", "bound", "holds")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
+        url = stack.enter_context(postgresql()) if options.database == "postgresql" else None
+        asyncio.run(measure(folder, url, options, result))
+    result.save(options.out)
 
 
 if __name__ == "__main__":

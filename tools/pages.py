@@ -79,7 +79,17 @@ def measured(name: str) -> str:
     return "\n".join([place, "", head, rule, *rows])
 
 
-MEASUREMENTS = ("start", "calls", "history-sqlite", "history-postgresql", "jobs-sqlite", "jobs-postgresql", "restore")
+MEASUREMENTS = (
+    "start",
+    "calls",
+    "history-sqlite",
+    "history-postgresql",
+    "jobs-sqlite",
+    "jobs-postgresql",
+    "reviews-sqlite",
+    "reviews-postgresql",
+    "restore",
+)
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     **{("docs/performance.md", name): partial(measured, name) for name in MEASUREMENTS},
     ("ARCHITECTURE.md", "transitions"): transitions,

@@ -20,10 +20,11 @@ from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.audits import END_OF_COPY, check_pass, record_coin, record_verdict
 from signoff.stores.created_objects import add_created_objects
+from signoff.stores.decisions import record_decision, record_vote
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
-from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
-from signoff.stores.statements import execute_on_sqlite, insert_into
+from signoff.stores.schema import calls, decisions, deliveries, events, jobs
+from signoff.stores.statements import execute_on_sqlite
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -140,9 +141,9 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
         raise _transition_error(tx, job_id, request)
     [job] = changed
     if request.vote is not None:
-        _record_vote(tx, job, request.vote)
+        record_vote(tx, job, request.vote)
     if request.decision is not None:
-        _record_decision(tx, job, request.decision)
+        record_decision(tx, job, request.decision)
     return job
 
 
@@ -282,20 +283,6 @@ _STATE = (
 
 
 _STATUS_OF_CALL = sa.select(calls.c.status).where(calls.c.id == sa.bindparam("job", type_=sa.Text))
-
-
-def _record_decision(tx: Tx, job: Job, decision: Decision) -> None:
-    """Insert the decision of the job's round, and its vote. The primary key allows one decision for each round."""
-    row = {"job_id": job.id, "round": job.round, "at": tx.now}
-    vote = row | {"reviewer": decision.reviewer, "verdict": decision.verdict, "decision": None}
-    tx.conn.execute(insert_into(votes, tx.conn.dialect.name).on_conflict_do_nothing(), vote)
-    tx.conn.execute(sa.insert(decisions), row | {"decision": decision})
-
-
-def _record_vote(tx: Tx, job: Job, vote: Decision) -> None:
-    """Insert a blind vote. The primary key allows each reviewer one vote for each round."""
-    row = {"job_id": job.id, "round": job.round, "at": tx.now, "decision": vote}
-    tx.conn.execute(sa.insert(votes), row | {"reviewer": vote.reviewer, "verdict": vote.verdict})
 
 
 def job_of(row: Row[Any]) -> Job:
