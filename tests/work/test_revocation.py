@@ -218,3 +218,32 @@ async def test_callers_without_a_token_have_the_rights_of_the_settings(tmp_path:
     async with live(tmp_path, anonymous_role="user") as server:
         anonymous = Caller(user_id=0, token_id=0, role="user", email="anonymous")
         assert await CallerCache(server.services.store.people).refresh(anonymous, 0) is anonymous
+
+
+async def test_a_former_admin_reads_nothing_of_what_their_policies_asked_a_judge(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a policy of an admin whose role became smaller
+        await server.model("checked")
+        admin = await server.token("admin")
+        former = await server.token("admin", "former@example.com")
+        policy = {"target": "checked", "judge": "echo", "rules": [{"if": "signals.judge < 2", "then": "hold"}]}
+        status, saved = await server.ask("PUT", "/api/policies/judged", former, json=policy)
+        assert status == 200, saved
+        await take_rights(server, "former@example.com", "role")
+        # when somebody's answer is judged, and held
+        owner = await server.token("user", "owner@example.com")
+        _, job = await server.ask("POST", "/api/jobs", owner, json={"body": chat("amber", "checked")})
+        await server.job_when(owner, job["job_id"], lambda job: job["status"] == "human")
+        # then the author of the policy owns the call of the judge, and reads nothing of it
+        _, listed = await server.ask("GET", "/api/jobs", former)
+        [call] = listed["data"]
+        path = f"/api/jobs/{call['job_id']}"
+        _, again = await server.ask("POST", f"{path}/retry", former)
+        paths = [path, f"{path}/events", f"{path}/deliveries", f"/api/jobs/{again['job_id']}?wait=5", "/api/jobs"]
+        paths += ["/jobs", f"/job?id={call['job_id']}", "/dashboard/jobs", f"/dashboard{path.removeprefix('/api')}"]
+        paths += [f"/dashboard/playground?job={call['job_id']}"]
+        assert [each for each in paths if "amber" in str(await server.ask("GET", each, former))] == []
+        _, found = await server.ask("GET", "/dashboard/jobs?q=amber", former)
+        assert call["job_id"] not in found
+        # and admins still do
+        assert "amber" in str(await server.ask("GET", path, admin))

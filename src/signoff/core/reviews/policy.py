@@ -10,6 +10,8 @@ Review = Literal["always", "never"]
 OnDeadline = Literal["stay", "approve", "reject"]
 # Beyond this number of versions, which many changes between retries can add up to, every answer is held.
 MAX_VERSIONS = 16
+# Door of the jobs by which a policy asks a judge or a moderation model about an answer.
+POLICY_DOOR = "policy"
 
 
 class Escalation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, JobError
 from signoff.core.reviews.marks import as_held, event_without_marks, sees_marks, without_marks
+from signoff.core.reviews.policy import POLICY_DOOR
 from signoff.core.reviews.votes import event_as_seen_by
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
@@ -250,10 +251,13 @@ def redacted(caller: Caller, job: Job) -> Job:
     """Return the job as `caller` may see it.
 
     Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage. Nobody sees
-    before the verdict why an answer is held, and reviewers do not see it afterwards.
+    before the verdict why an answer is held, and reviewers do not see it afterwards. The author of a policy who may not
+    review any more sees nothing of what it asked, as that contains answers of others.
     """
     if not sees_marks(caller, job):
         job = without_marks(job)
+    if job.door == POLICY_DOOR and not may_review(caller):
+        return msgspec.structs.replace(job, body=b"null", response=None, error=None)
     if job.status not in {"human", "fail"} or may_review(caller):
         return job
     hidden = msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)

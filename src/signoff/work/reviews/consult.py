@@ -1,6 +1,7 @@
 """Consultations: what a policy asks of other models and of a webhook about an answer, before the answer leaves.
 
 A call of a model is a job of the user who saved the policy, as it contains the answer, which nobody else may see yet.
+That user reads it as long as they may review.
 It is never held and judged by no policy, so that no policy waits for itself.
 """
 
@@ -19,7 +20,7 @@ from signoff.core.dialects.answer import answer_text
 from signoff.core.endpoints import CHAT, MODERATIONS
 from signoff.core.job import INTERRUPTED, Job
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import POLICY_DOOR, Policy
 from signoff.core.reviews.rules import ReviewPolicy, Webhook
 from signoff.core.webhook import webhook_headers
 from signoff.core.wire import format_time
@@ -121,7 +122,7 @@ async def _ask(
 ) -> bytes | None:
     """Return the answer of a prompt or model, asked on behalf of the user who saved `policy`; None if it fails."""
     author = Caller(user_id=policy.user_id, token_id=policy.token_id, role="user", email="")
-    ask = Ask(door="policy", caller=author, path=path, body=body, target=target, lane="now", cache="never")
+    ask = Ask(door=POLICY_DOOR, caller=author, path=path, body=body, target=target, lane="now", cache="never")
     try:
         admitted = await admit(services, msgspec.structs.replace(ask, caller=await _author(services, author)))
         if admitted.pipeline_id is not None:
