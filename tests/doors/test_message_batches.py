@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from anthropic.types.messages import MessageBatch
 
+from fakes.http_server import RecordedRequest, Reply, json_reply
 from fakes.upstream import fake_upstream
 from signoff.stores.batches_schema import batches
 from support.live_server import Live, live, until
@@ -190,3 +191,17 @@ async def test_batches_of_an_upstream_are_passed_on_where_a_request_names_them(s
             "messages/batches",
             "messages/batches/msgbatch_01HkcTjaV5uDC8jWR4ZsDV8d",
         ]
+
+
+async def test_an_admin_can_open_batches_of_an_upstream_to_users_who_read_their_own(server: Live) -> None:
+    async def answer(_: RecordedRequest) -> Reply:
+        return json_reply({"id": "msgbatch_01HkcTjaV5uDC8jWR4ZsDV8d", "type": "message_batch"})
+
+    async with fake_upstream(answer) as fake:
+        await server.model("opened", kind="openai", url=fake.url, routes=("batches",))
+        owner, other = await server.token(), await server.token(email="stranger@example.com")
+        batch = {"requests": [{"custom_id": "a", "params": {"model": "opened"}}]}
+        status, created = await server.ask("POST", "/v1/messages/batches?model=opened", owner, json=batch)
+        assert status == 200, created
+        path = f"/v1/messages/batches/{created['id']}/results"
+        assert [(await server.ask("GET", path, token))[0] for token in (owner, other)] == [200, 404]

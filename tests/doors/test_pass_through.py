@@ -435,6 +435,10 @@ ADMIN_ROUTES = [
     ("POST", "/v1/Organization/invites"),
     ("POST", "/v1/fine_tuning/jobs"),
     ("DELETE", "/v1/organization/users/user_123"),
+    # each request of such a batch names a model of its own
+    ("POST", "/v1/messages/batches?model=mine"),
+    ("POST", "/v1/messages/Batches"),
+    ("GET", "/v1/messages/batches/msgbatch_01AbC/results?model=mine"),
 ]
 
 

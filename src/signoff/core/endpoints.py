@@ -75,6 +75,7 @@ _COLLECTIONS = {
 _ACTIONS = {
     ("graders", "run"),
     ("graders", "validate"),
+    ("messages", "batches"),
     ("responses", "compact"),
     ("responses", "input_tokens"),
     ("threads", "runs"),
@@ -93,8 +94,12 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def first_segment(self) -> str:
-        """The segment after /v1, such as `audio`."""
-        return self.path.split("/")[2]
+        """The segment after /v1, such as `audio`; `batches` for batches of messages.
+
+        Each request of such a batch names a model of its own, which no policy sees.
+        """
+        first, *rest = self.path.split("/")[2:]
+        return "batches" if first == "messages" and rest and rest[0].lower() == "batches" else first
 
     @property
     def object_id(self) -> str | None:
