@@ -15,6 +15,7 @@ from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 HUGE = (2**31, 2**40, 2**63, 2**70)
+BATCH = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"}
 # `str.isdigit` accepts both; `int` refuses `²`, and numbers of more than 4300 digits.
 DIGITS = ("²", "9" * 5000)
 
@@ -67,6 +68,26 @@ def requests_with(number: int | str) -> list[tuple[str, str, Any]]:
         *[("PUT", "/api/limits/each", {name: number}) for name in counts],
         ("PUT", f"/api/limits/token:{number}", {"parallel": 1}),
         ("DELETE", f"/api/limits/token:{number}", None),
+        ("GET", f"/api/policies/p?version={number}", None),
+        ("POST", "/api/policies/p/dry-run", {"last": number}),
+        ("GET", f"/api/policies/p/planted?after={number}", None),
+        ("DELETE", f"/api/policies/p/planted/{number}", None),
+        ("PUT", "/api/policies/p", {"target": "x", "budget": {"answers": number, "share": 0.1, "audit_rate": 0.1}}),
+        ("PUT", "/api/review-queues/q", {"digest_seconds": number}),
+        ("GET", f"/api/receipts?after={number}", None),
+        ("GET", f"/api/reviews/feedback?after={number}", None),
+        ("GET", f"/api/reviews/figures?offset={number}", None),
+        ("GET", f"/api/audit?after={number}", None),
+        ("POST", "/api/reviews/{held}/draft", {"round": number}),
+        ("GET", f"/v1/files?limit={number}", None),
+        ("GET", f"/v1/batches?limit={number}", None),
+        ("POST", "/v1/batches", BATCH | {"output_expires_after": {"anchor": "created_at", "seconds": number}}),
+        ("GET", f"/v1/messages/batches?limit={number}", None),
+        ("GET", f"/dashboard/jobs?token={number}", None),
+        ("GET", f"/dashboard/review/{{held}}/media/{number}", None),
+        ("POST", f"/dashboard/people/tokens/{number}/revoke", None),
+        ("POST", f"/dashboard/people/users/{number}", None),
+        ("POST", f"/dashboard/policies/p/planted/{number}/delete", None),
     ]
 
 
@@ -86,7 +107,7 @@ async def test_a_number_out_of_range_causes_no_server_error(database_url: str | 
         for number in HUGE:
             for method, path, body in requests_with(number):
                 data = json.dumps(body).replace("{held}", job_id) if body else None
-                status, response = await server.ask(method, path, token, data=data)
+                status, response = await server.ask(method, path.replace("{held}", job_id), token, data=data)
                 if status >= 500:
                     faults.append((method, path, body, response))
                 await server.ask("DELETE", "/api/limits/each", token)

@@ -24,6 +24,7 @@ from signoff.work.services import Services
 
 MAX_ITEM_BYTES = 1024 * 1024
 MAX_POINTS = 40
+MAX_ID = 2**31 - 1
 
 
 class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +147,7 @@ async def drop_planted(services: Services, caller: Caller, name: str, item_id: i
     """Remove a planted item, which reviewers then get no more. Raises Forbidden, NotFound."""
     check_identified(caller)
     check_admin(caller)
-    if not await services.store.budgets.drop_planted(name, item_id):
+    if not 0 < item_id <= MAX_ID or not await services.store.budgets.drop_planted(name, item_id):
         raise NotFound(f"The policy {name!r} has no planted item {item_id}.")
 
 
