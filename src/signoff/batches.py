@@ -40,6 +40,10 @@ class Files(Protocol):
         """Delete the file for its owner. Return False if it does not exist."""
         ...
 
+    async def stored_bytes(self, user_id: int) -> int:
+        """Return the bytes of all files of a user whose blobs exist, deleted ones included."""
+        ...
+
     async def garbage(self, limit: int) -> list[StoredFile]:
         """Return up to `limit` files whose blobs may be deleted.
 
@@ -163,6 +167,10 @@ class Batches(Protocol):
 
     async def totals(self, batch_id: str) -> BatchTotals:
         """Return the numbers of ended lines at present; `total` and the tokens are 0. An index is read for it."""
+        ...
+
+    async def open_count(self, user_id: int, *, at_most: int) -> int:
+        """Return the number of batches of a user that have not ended; counting stops at `at_most`."""
         ...
 
     async def unended(self, batch_id: str, *, at_most: int) -> LineCounts:

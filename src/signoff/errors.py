@@ -132,6 +132,12 @@ class TooLarge(BadRequest):
     status, code = 413, "body_too_large"
 
 
+class StorageFull(TooLarge):
+    """The files of the caller would have more bytes than the setting `max_stored_bytes` allows; delete some of them."""
+
+    code = "storage_full"
+
+
 class UnsupportedEncoding(BadRequest):
     """The `Content-Encoding` of the body is not gzip, deflate or identity; use one of them, or none."""
 

@@ -115,6 +115,17 @@ async def test_the_input_of_a_batch_that_has_not_ended_is_no_garbage(store: ASto
     assert [each.id for each in await store.files.garbage(10)] == [file.id]
 
 
+async def test_the_files_of_a_user_count_until_their_blobs_are_gone(store: AStore, other: AStore) -> None:
+    files = [await stored_file(store) for _ in range(2)]
+    await stored_file(store, user_id=8)
+    await store.files.add(a_file())
+    size_bytes = files[0].size_bytes or 0
+    await store.files.delete(files[0].id)
+    assert await other.files.stored_bytes(7) == 2 * size_bytes > 0
+    await store.files.purge([files[0].id])
+    assert [await store.files.stored_bytes(user) for user in (7, 9)] == [size_bytes, 0]
+
+
 async def test_an_upload_that_was_deleted_meanwhile_does_not_complete(store: AStore) -> None:
     file = a_file()
     await store.files.add(file)
@@ -217,6 +228,16 @@ async def test_a_change_needs_the_lease_and_the_status(store: AStore) -> None:
         with pytest.raises(Stale):
             await store.batches.change(batch.id, lease, status, changes={"total": 9})  # type: ignore[arg-type]
     assert await store.batches.get(batch.id) == changed
+
+
+async def test_the_batches_of_a_user_that_have_not_ended_are_counted(store: AStore) -> None:
+    for _ in range(3):
+        await stored_batch(store)
+    await stored_batch(store, user_id=8)
+    assert [await store.batches.open_count(7, at_most=number) for number in (2, 9)] == [2, 3]
+    [batch, *_] = await store.batches.claim(lease="mine", limit=1, lease_seconds=60)
+    await store.batches.finish(batch, "failed", changes={})
+    assert await store.batches.open_count(batch.user_id, at_most=9) == 2
 
 
 async def test_lines_are_inserted_once_with_the_place_of_the_next_one(store: AStore, other: AStore) -> None:

@@ -68,6 +68,13 @@ class MemoryFiles:
 
         return await self._connection.send(delete, writes=True)
 
+    async def stored_bytes(self, user_id: int) -> int:
+        def read(_: Tx) -> int:
+            own = [file for file in self._tables.files.values() if file.user_id == user_id]
+            return sum(file.size_bytes or 0 for file in own)
+
+        return await self._connection.send(read, writes=False)
+
     async def garbage(self, limit: int) -> list[StoredFile]:
         def read(tx: Tx) -> list[StoredFile]:
             batches = self._tables.batches.values()
@@ -265,6 +272,13 @@ class MemoryBatches:
         def read(_: Tx) -> BatchTotals:
             ended = [job.status for job in self._tables.ended.values() if job.batch_id == batch_id]
             return BatchTotals(completed=ended.count("success"), failed=ended.count("fail"))
+
+        return await self._connection.send(read, writes=False)
+
+    async def open_count(self, user_id: int, *, at_most: int) -> int:
+        def read(_: Tx) -> int:
+            own = [each for each in self._tables.batches.values() if each.user_id == user_id and not each.has_ended]
+            return min(len(own), at_most)
 
         return await self._connection.send(read, writes=False)
 

@@ -26,6 +26,7 @@ from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
+from signoff.runtime.file_sizes import FileSizes
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
 from signoff.runtime.keys import UpstreamKeyCache
@@ -258,6 +259,7 @@ class Process:
                 passes=Passes(store.budgets, lambda: f"lease-{world.number()}"),
                 backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),
+                file_sizes=FileSizes(2**30),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 caller_leases=CallerLeases(store.departures, background, lease_seconds=15, heartbeat_seconds=5),
                 missing_endpoints=MissingEndpoints(),

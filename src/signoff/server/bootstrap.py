@@ -31,6 +31,7 @@ from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
+from signoff.runtime.file_sizes import FileSizes
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
 from signoff.runtime.keys import UpstreamKeyCache
@@ -228,6 +229,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             passes=Passes(store.budgets, _new_id),
             backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
+            file_sizes=FileSizes(settings.max_stored_bytes),
             watcher=JobWatcher(store),
             caller_leases=CallerLeases(store.departures, background, **renewal),
             missing_endpoints=MissingEndpoints(),

@@ -146,6 +146,12 @@ class SqlBatches:
         numbers = {row.status: row.number for row in rows}
         return BatchTotals(completed=numbers.get("success", 0), failed=numbers.get("fail", 0))
 
+    async def open_count(self, user_id: int, *, at_most: int) -> int:
+        """See `batches.Batches`."""
+        is_open = sa.select(batches.c.id).where(batches.c.user_id == user_id, IS_UNENDED).limit(at_most)
+        query = sa.select(sa.func.count()).select_from(is_open.subquery())
+        return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
+
     async def unended(self, batch_id: str, *, at_most: int) -> LineCounts:
         """See `batches.Batches`."""
 

@@ -65,6 +65,11 @@ class SqlFiles:
 
         return await self._database.write(delete)
 
+    async def stored_bytes(self, user_id: int) -> int:
+        """See `batches.Files`."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(files.c.size_bytes), 0)).where(files.c.user_id == user_id)
+        return await self._database.read(lambda conn, _: int(conn.execute(query).scalar_one()))
+
     async def garbage(self, limit: int) -> list[StoredFile]:
         """See `batches.Files`."""
         return await self._database.read(lambda conn, now: _garbage(conn, now(), limit))

@@ -21,6 +21,7 @@ from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
+from signoff.runtime.file_sizes import FileSizes
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
 from signoff.runtime.keys import UpstreamKeyCache
@@ -171,6 +172,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on the unfinished jobs of each user."""
     run_sizes: RunSizes
     """Sizes of the runs that this process performs."""
+    file_sizes: FileSizes
+    """Sizes of the files of each user, with the uploads to this process."""
     watcher: JobWatcher
     """Watcher that wakes callers who wait for a job to change."""
     caller_leases: CallerLeases

@@ -15,6 +15,7 @@ from signoff.errors import BadRequest, InvalidType, InvalidValue, MethodNotAllow
 from signoff.work.batches.manage import (
     ENDPOINTS,
     cancel_batch,
+    check_open_batches,
     create_batch,
     find_batch,
     list_batches,
@@ -95,6 +96,7 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
     key = header(scope, b"idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters (got {len(key)}).")
+    await check_open_batches(services, caller)
     batch = Batch(
         id=new_batch_id(services, "batch"),
         user_id=caller.user_id,

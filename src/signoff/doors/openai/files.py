@@ -18,7 +18,15 @@ from signoff.doors.http import (
     read_body,
     send_json,
 )
-from signoff.errors import BadRequest, InvalidValue, MethodNotAllowed, NotFound, TooLarge, UnsupportedEncoding
+from signoff.errors import (
+    BadRequest,
+    InvalidValue,
+    MethodNotAllowed,
+    NotFound,
+    StorageFull,
+    TooLarge,
+    UnsupportedEncoding,
+)
 from signoff.work.batches.files import (
     BlobWriter,
     UploadFields,
@@ -99,15 +107,19 @@ class _Upload:
             raise UnsupportedEncoding("The form of an upload must not be compressed; leave `Content-Encoding` out.")
 
     async def fill(self, writer: BlobWriter) -> UploadFields:
-        """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge."""
+        """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge, StorageFull."""
         if (parse_digits(header(self._scope, b"content-length")) or 0) > self._limit + FORM_BYTES:
             await self._refuse(0)
         size, has_more = 0, True
         while has_more:
             data, has_more = await self._next()
             size += len(data)
-            for piece in self._form.feed(data):
-                await writer.write(piece)
+            try:
+                for piece in self._form.feed(data):
+                    await writer.write(piece)
+            except StorageFull:
+                await self._discard(size, has_more=has_more)
+                raise
             if writer.size_bytes > self._limit or size > self._limit + FORM_BYTES:
                 await self._refuse(size)
         self._form.finish()
@@ -126,12 +138,18 @@ class _Upload:
         return message.get("body", b""), message.get("more_body", False)
 
     async def _refuse(self, size: int) -> None:
-        """Read on for a while, so that the client sees the response, and raise TooLarge."""
-        discarded, has_more = 0, (header(self._scope, b"expect") or "").lower() != "100-continue" or size > 0
+        """Raise TooLarge, once the client can see the response."""
+        await self._discard(size, has_more=True)
+        raise TooLarge(f"The file must not be larger than {self._limit} bytes (setting `max_file_bytes`); split it.")
+
+    async def _discard(self, size: int, *, has_more: bool) -> None:
+        """Read on for a while after `size` bytes, so that the client sees the response."""
+        if size == 0 and (header(self._scope, b"expect") or "").lower() == "100-continue":
+            return
+        discarded = 0
         while has_more and discarded < MAX_DISCARDED_BYTES:
             data, has_more = await self._next()
             discarded += len(data)
-        raise TooLarge(f"The file must not be larger than {self._limit} bytes (setting `max_file_bytes`); split it.")
 
 
 async def _page(services: Services, caller: Caller, scope: Scope) -> dict[str, Any]:

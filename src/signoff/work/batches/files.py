@@ -12,6 +12,7 @@ from signoff.core.access import Caller
 from signoff.core.batch import BATCH_INPUT, EXPIRY_SECONDS, FILE_SECONDS, PURPOSES, FileFilter, StoredFile
 from signoff.core.filters import Page
 from signoff.errors import InvalidValue, MissingParameter, NotFound, SignoffError
+from signoff.runtime.file_sizes import UploadSize
 from signoff.work.services import Services
 
 MAX_FILENAME_LENGTH = 255
@@ -38,24 +39,58 @@ Fill = Callable[[BlobWriter], Awaitable[UploadFields]]
 
 
 async def store_upload(services: Services, caller: Caller, fill: Fill) -> StoredFile:
-    """Store a file whose contents `fill` writes, and return it. A failure, or the client leaving, discards it.
+    """Store a file whose contents `fill` writes, and return it.
 
-    Raises InvalidValue, MissingParameter, what `fill` raises, and NotFound if it was erased meanwhile.
+    Raises InvalidValue, MissingParameter, and what `fill` and `store_file` raise.
     """
     file_id = f"file-{services.ids.new_id().replace('-', '')}"
     file = StoredFile(id=file_id, user_id=caller.user_id, filename="", purpose=BATCH_INPUT)
+
+    async def describe(writer: BlobWriter) -> tuple[StoredFile, float | None]:
+        fields = await fill(writer)
+        lifetime_seconds = check_fields(fields)
+        name = _plain_name(fields.filename or "")
+        return msgspec.structs.replace(file, filename=name, purpose=fields.purpose), lifetime_seconds
+
+    return await store_file(services, file, describe)
+
+
+async def store_file(
+    services: Services, file: StoredFile, fill: Callable[[BlobWriter], Awaitable[tuple[StoredFile, float | None]]]
+) -> StoredFile:
+    """Store `file`, and return it. A failure, or the client leaving, discards it.
+
+    `fill` writes the contents, and returns the file with its name and purpose, and its lifetime in seconds.
+    Raises StorageFull, NotFound if the file was erased meanwhile, and what `fill` raises.
+    """
     await services.store.files.add(file)
     try:
-        async with services.adapters.blobs.write(file.blob) as writer:
-            fields = await fill(writer)
-            lifetime_seconds = check_fields(fields)
-            size_bytes = writer.size_bytes
-        name = _plain_name(fields.filename or "")
-        whole = msgspec.structs.replace(file, filename=name, purpose=fields.purpose, size_bytes=size_bytes)
-        return await _complete(services, whole, lifetime_seconds)
+        async with services.runtime.file_sizes.counting(file.user_id, services.store.files.stored_bytes) as size:
+            async with services.adapters.blobs.write(file.blob) as writer:
+                described, lifetime_seconds = await fill(_CountedWriter(writer, size))
+            whole = msgspec.structs.replace(described, size_bytes=writer.size_bytes)
+            return await _complete(services, whole, lifetime_seconds)
     except BaseException:
         await asyncio.shield(services.runtime.background.spawn(_discard(services, file)))
         raise
+
+
+class _CountedWriter:
+    """Writer of a blob that counts among the files of its owner; see `blob.BlobWriter`."""
+
+    def __init__(self, writer: BlobWriter, size: UploadSize) -> None:
+        self._writer = writer
+        self._size = size
+
+    @property
+    def size_bytes(self) -> int:
+        """See `blob.BlobWriter`."""
+        return self._writer.size_bytes
+
+    async def write(self, data: bytes) -> None:
+        """See `blob.BlobWriter`. Raises StorageFull."""
+        self._size.add(len(data))
+        await self._writer.write(data)
 
 
 async def _complete(services: Services, file: StoredFile, lifetime_seconds: float | None) -> StoredFile:

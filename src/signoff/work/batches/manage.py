@@ -4,22 +4,32 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.allow_list import checked_host
-from signoff.core.batch import WINDOW_SECONDS, Batch, BatchFilter, BatchTotals
+from signoff.core.batch import MAX_OPEN_BATCHES, WINDOW_SECONDS, Batch, BatchFilter, BatchTotals
 from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import COUNT_TOKENS, KNOWN
 from signoff.core.filters import Page
-from signoff.errors import BadRequest, Conflict, JobNotFound, KeyReused, NotFound, Stale
+from signoff.errors import BacklogFull, BadRequest, Conflict, JobNotFound, KeyReused, NotFound, Stale
 from signoff.work.batches.files import may_read
 from signoff.work.jobs.deliver import seal_webhook
 from signoff.work.services import Services
 
 ENDPOINTS = tuple(sorted(KNOWN - {COUNT_TOKENS}))
 """Endpoints whose requests a batch may have."""
+RETRY_SECONDS = 60.0
 
 
 def new_batch_id(services: Services, prefix: str) -> str:
     """Return a new id, such as `batch_…`."""
     return f"{prefix}_{services.ids.new_id().replace('-', '')}"
+
+
+async def check_open_batches(services: Services, caller: Caller) -> None:
+    """Raise BacklogFull if the caller has too many batches that have not ended."""
+    if await services.store.batches.open_count(caller.user_id, at_most=MAX_OPEN_BATCHES) >= MAX_OPEN_BATCHES:
+        raise BacklogFull(
+            f"You have {MAX_OPEN_BATCHES} batches that have not ended; wait for some to end, or cancel some.",
+            retry_after_seconds=RETRY_SECONDS,
+        )
 
 
 async def create_batch(services: Services, batch: Batch, webhook: WebhookTarget | None = None) -> Batch:

@@ -2,11 +2,13 @@
 
 import msgspec
 
+from signoff.blob import BlobWriter
 from signoff.core.access import Caller
 from signoff.core.batch import MESSAGES_INPUT, Batch, StoredFile
 from signoff.core.endpoints import MESSAGES
 from signoff.errors import NotFound
-from signoff.work.batches.manage import create_batch, new_batch_id
+from signoff.work.batches.files import store_file
+from signoff.work.batches.manage import check_open_batches, create_batch, new_batch_id
 from signoff.work.services import Services
 
 PREFIX = "msgbatch"
@@ -23,23 +25,20 @@ class NewMessage(msgspec.Struct, frozen=True):
 
 
 async def create_message_batch(services: Services, caller: Caller, requests: list[NewMessage]) -> Batch:
-    """Store a batch of these requests, and return it; it is in progress at once."""
+    """Store a batch of these requests, and return it; it is in progress at once.
+
+    Raises StorageFull, BacklogFull, and NotFound if the user was erased meanwhile.
+    """
+    await check_open_batches(services, caller)
     batch_id = new_batch_id(services, PREFIX)
     number = batch_id.rpartition("_")[2]
     file = StoredFile(id=f"file-{number}-input", user_id=caller.user_id, filename="", purpose=MESSAGES_INPUT)
-    await services.store.files.add(file)
-    async with services.adapters.blobs.write(file.blob) as writer:
-        lines = bytearray()
-        for request in requests:
-            lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
-            if len(lines) >= WRITE_BYTES:
-                await writer.write(bytes(lines))
-                lines.clear()
-        await writer.write(bytes(lines))
-        size_bytes = writer.size_bytes
-    whole = msgspec.structs.replace(file, filename=f"{batch_id}.jsonl", size_bytes=size_bytes)
-    if await services.store.files.complete(whole, lifetime_seconds=None) is None:
-        raise NotFound("The user was erased.")
+
+    async def fill(writer: BlobWriter) -> tuple[StoredFile, None]:
+        await _write_lines(writer, requests)
+        return msgspec.structs.replace(file, filename=f"{batch_id}.jsonl"), None
+
+    await store_file(services, file, fill)
     batch = Batch(
         id=batch_id,
         user_id=caller.user_id,
@@ -51,6 +50,16 @@ async def create_message_batch(services: Services, caller: Caller, requests: lis
         total=len(requests),
     )
     return await create_batch(services, batch)
+
+
+async def _write_lines(writer: BlobWriter, requests: list[NewMessage]) -> None:
+    lines = bytearray()
+    for request in requests:
+        lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
+        if len(lines) >= WRITE_BYTES:
+            await writer.write(bytes(lines))
+            lines.clear()
+    await writer.write(bytes(lines))
 
 
 def _on_one_line(params: msgspec.Raw) -> msgspec.Raw:
