@@ -145,3 +145,20 @@ async def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_url_of_no_known_store_is_refused_with_the_known_ones(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="blob_url"):
         open_blobs(url, tmp_path)
+
+
+@pytest.mark.parametrize("made", ["blobs", "blobs/files"])
+async def test_only_the_owner_can_read_blobs_whatever_their_folder_allows(made: str, tmp_path: Path) -> None:
+    (tmp_path / made).mkdir(mode=0o755, parents=True)
+    before = os.umask(0o022)
+    try:
+        blobs = open_blobs(None, tmp_path / "blobs")
+        async with blobs.write("files/a") as writer:
+            await writer.write(b"x" * 20 * MEGABYTE)
+            partial = [each for each in (tmp_path / "blobs" / "files").iterdir() if "#" in each.name]
+            if made == "blobs":  # the folder is new
+                assert partial
+                assert oct((tmp_path / "blobs" / "files").stat().st_mode & 0o777) == "0o700"
+        assert oct((tmp_path / "blobs" / "files" / "a").stat().st_mode & 0o777) == "0o600"
+    finally:
+        os.umask(before)

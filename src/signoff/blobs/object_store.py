@@ -41,6 +41,8 @@ class ObjectBlobs:
 
         _check_name(name)
         with _mapped(name):
+            if self._folder is not None:
+                await asyncio.to_thread(_make_folder, (self._folder / name).parent)
             async with obstore.open_writer_async(self._store, name, buffer_size=BUFFER_BYTES) as file:
                 yield ObjectWriter(name, file)
             if self._folder is not None:
@@ -138,8 +140,14 @@ def _mapped(name: str) -> Generator[None]:
         raise Overloaded(f"The blob store cannot be used now: {str(error).splitlines()[0]}") from error
 
 
+def _make_folder(path: Path) -> None:
+    """Create a folder that nobody else can read; one that exists stays as it is."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def _sync(path: Path) -> None:
-    """Write a file and its entry in the folder to the disk."""
+    """Write a file, which nobody else can read, and its entry in the folder to the disk."""
+    path.chmod(0o600)
     for each, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
         descriptor = os.open(each, flags)
         try:
