@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,21 @@ async def test_the_model_of_the_query_never_reaches_the_upstream_beside_another_
         async with server.http.post(url, json={"input": "hi"}, headers=headers) as response:
             assert response.status == 200
         assert [request.path for request in fake.requests] == ["/mirror/v1/audio/speech?limit=1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Host", "Authorization", "x-api-key", "api-key", "x-signoff-model", "Idempotency-Key", "Content-Type"]
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/enqueue", "/api/prompts", "/v1/batches"])
+async def test_a_second_header_that_parsers_read_differently_is_refused(name: str, path: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        url, token = URL(server.url), await server.token()
+        values = {"host": "here", "authorization": f"Bearer {token}", "content-type": "application/json"}
+        value = values.pop(name.lower(), token if "key" in name else "echo")
+        lines = [f"{name}: {value}", *(f"{each}: {value}" for each, value in values.items()), f"{name}: other"]
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write("\r\n".join([f"POST {path} HTTP/1.1", *lines, "Content-Length: 2", "", "{}"]).encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.read(1000)
+        writer.close()
+        assert (head.split()[1], name.lower() in str(body)) == (b"400", True), body

@@ -21,6 +21,8 @@ SECURE_SESSION_COOKIE = "__Host-signoff_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LABEL_SELECTOR = b"x-label-selector"
 KEY_HEADERS = (b"x-api-key", b"api-key")
+# Headers of which a proxy, or another parser, could read another one than the first.
+SINGLE_HEADERS = (b"host", b"authorization", *KEY_HEADERS, b"x-signoff-model", b"idempotency-key", b"content-type")
 LOCALHOST = "localhost"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_HOST_LENGTH = 255
@@ -41,8 +43,11 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         Unauthorized: There is no valid token or session, and `anonymous_role` is None.
         Forbidden: The request has no token, and a page of another site sends it.
         MisdirectedRequest: The request has no token, and its `Host` is not one for anonymous callers.
-        BadRequest: The path or the query has a NUL character, or the request asks for models with certain labels.
+        BadRequest: The path or the query has a NUL character, a header of SINGLE_HEADERS occurs twice, or the request
+            asks for models with certain labels.
     """
+    if len(headers_of(scope)) < len(scope["headers"]):
+        _check_single(scope)
     caller = await _identify(services, door_settings, scope, sessions=sessions)
     USER_ID.set(caller.user_id)
     act_as(Actor(name=caller.actor, client=client_of(scope) or None))
@@ -50,6 +55,13 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         raise BadRequest("`X-Label-Selector` is not supported, as models have no labels here; leave the header out.")
     check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
     return caller
+
+
+def _check_single(scope: Scope) -> None:
+    names = [name for name, _ in scope["headers"]]
+    for name in SINGLE_HEADERS:
+        if names.count(name) > 1:
+            raise BadRequest(f"The header `{name.decode()}` must occur once, as parsers differ about a second one.")
 
 
 async def _identify(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool) -> Caller:
