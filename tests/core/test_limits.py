@@ -316,7 +316,9 @@ def test_a_busy_counter_stays_small_and_drops_nothing_too_early(mean_millisecond
         ({"prompt": "x" * 4, "max_completion_tokens": 1, "max_tokens": 900}, 1, 900, True),
         ({"prompt": "x" * 4, "max_tokens": None}, 1, DEFAULT_OUTPUT_TOKENS, False),
         ({"prompt": "x" * 4, "max_tokens": 1e300}, 1, 2**31 - 1, True),
-        ({"prompt": "x" * 4, "max_tokens": -7}, 1, 0, True),
+        # llama.cpp takes -1 for no maximum
+        ({"prompt": "x" * 4, "max_tokens": -1}, 1, DEFAULT_OUTPUT_TOKENS, False),
+        ({"prompt": "x" * 4, "max_tokens": -0.5, "n": -2}, 1, DEFAULT_OUTPUT_TOKENS, False),
         ([], 0, DEFAULT_OUTPUT_TOKENS, False),
     ],
 )

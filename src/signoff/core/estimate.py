@@ -60,16 +60,19 @@ def estimate_tokens(path: str, body: bytes) -> Estimate:
         request = _Maximum()
     names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
     maxima = [most for name in names if (most := _whole_number(request, name)) is not None]
-    each = max(0, *maxima) if maxima else DEFAULT_OUTPUT_TOKENS
+    each = max(maxima) if maxima else DEFAULT_OUTPUT_TOKENS
     answers = max(1, _whole_number(request, "n") or 1, _whole_number(request, "best_of") or 1)
     return Estimate(prompt=prompt, output=each * answers, is_explicit=bool(maxima))
 
 
 def _whole_number(request: _Maximum, name: str) -> int | None:
-    """Return a member, rounded up and at most MAX_NUMBER; None if it is missing or null. Raises BadRequest."""
+    """Return a member, rounded up and at most MAX_NUMBER; None if it is missing, null or negative. Raises BadRequest.
+
+    Some servers, such as that of llama.cpp, take a negative maximum for none.
+    """
     raw = bytes(getattr(request, name))
     try:
         number = msgspec.json.decode(raw, type=int | float | None)
     except ValueError:
         raise BadRequest(f"`{name}` must be an integer (got {raw[:40].decode(errors='replace')}).") from None
-    return None if number is None else ceil(min(number, MAX_NUMBER))
+    return None if number is None or number < 0 else ceil(min(number, MAX_NUMBER))
