@@ -5,48 +5,8 @@ The statuses are written here by hand, from what the documentation promises, and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-# Callers with a valid token, in the order of the statuses of a row. `owner` owns every object of the table.
-KNOWN_CALLERS = ("other", "owner", "reviewer", "admin")
-# Callers without one, who get a 401 except from public routes.
-UNKNOWN_CALLERS = ("no token", "disabled user", "expired token")
-PUBLIC = "public"
-CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
-FIRST = "version=1"
-FORM = {"content-type": "application/x-www-form-urlencoded"}
-
-
-class Row(NamedTuple):
-    """A request, and its statuses. Texts such as `<ended>` stand for objects of the owner."""
-
-    route: str
-    """Method and path, as in the OpenAPI document."""
-    statuses: str
-    """Statuses for KNOWN_CALLERS; or PUBLIC and the status for every caller, or two statuses as in `200/503`."""
-    address: str = ""
-    """Path and query; empty for the path of the route."""
-    body: Any = None
-    """Body, as JSON unless it is a text."""
-    headers: dict[str, str] = {}  # noqa: RUF012 -- a default that nothing changes
-    """Headers beside the token."""
-    is_last: bool = False
-    """True if the request takes away what other requests of its caller need, so that it comes after them."""
-
-    @property
-    def path(self) -> str:
-        """Path and query of the request."""
-        return self.address or self.route.partition(" ")[2]
-
-    @property
-    def is_new(self) -> bool:
-        """True if the request creates an object, with a name that each caller has for itself."""
-        return "<caller>" in f"{self.path}{self.body}"
-
-    @property
-    def names_object(self) -> bool:
-        """True if the request names an object of the owner."""
-        return not self.is_new and "<" in f"{self.path}{self.body}"
+from doors.hostile_pages import PAGES
+from doors.hostile_row import CHAT, FORM, Row
 
 
 def _library(kind: str, body: str, creation: str) -> list[Row]:
@@ -255,6 +215,37 @@ _UPSTREAM = [
     Row("PATCH /v1/{path}", "404 200 404 200", "/v1/responses/<object>"),
     Row("DELETE /v1/{path}", "404 200 404 200", "/v1/responses/<spare_object>"),
 ]
+UPLOAD = (
+    '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    '--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nhello\r\n--b--\r\n'
+)
+_MESSAGES = {"requests": [{"custom_id": "a", "params": CHAT | {"max_tokens": 9}}]}
+_BATCH = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+_BATCHES = [
+    Row("GET /v1/files", "200 200 200 200"),
+    Row("POST /v1/files", "200 200 200 200", body=UPLOAD, headers={"content-type": "multipart/form-data; boundary=b"}),
+    Row("GET /v1/files/{file_id}", "404 200 404 200", "/v1/files/<file>"),
+    Row("GET /v1/files/{file_id}", "404 200 404 200", "/openai/files/<file>?api-version=1"),
+    Row("GET /v1/files/{file_id}/content", "404 200 404 200", "/v1/files/<file>/content"),
+    Row("GET /v1/files/{file_id}/content", "404 200 404 200", "/openai/v1/files/<output>/content"),
+    # the output of a batch of which an answer is held
+    Row("GET /v1/files/{file_id}/content", "404 404 404 404", "/v1/files/file-<held_number>-output/content"),
+    Row("DELETE /v1/files/{file_id}", "404 200 404 200", "/v1/files/<spare_file>"),
+    Row("GET /v1/batches", "200 200 200 200"),
+    # the input file is looked for once the batch is checked
+    Row("POST /v1/batches", "200 200 200 200", body=_BATCH | {"input_file_id": "file-<caller>"}),
+    Row("GET /v1/batches/{batch_id}", "404 200 404 200", "/v1/batches/<batch>"),
+    Row("GET /v1/batches/{batch_id}", "404 200 404 200", "/v1/batches/batch_<held_number>"),
+    Row("POST /v1/batches/{batch_id}/cancel", "404 409 404 409", "/v1/batches/<batch>/cancel"),
+    Row("GET /v1/messages/batches", "200 200 200 200"),
+    Row("POST /v1/messages/batches", "200 200 200 200", body=_MESSAGES),
+    # each request of a batch at an upstream names a model of its own
+    Row("POST /v1/messages/batches", "403 403 403 200", "/v1/messages/batches?model=mine", _MESSAGES),
+    Row("GET /v1/messages/batches/{batch_id}", "404 200 404 200", "/v1/messages/batches/<messages>"),
+    Row("GET /v1/messages/batches/{batch_id}/results", "404 200 404 200", "/v1/messages/batches/<messages>/results"),
+    Row("POST /v1/messages/batches/{batch_id}/cancel", "404 200 404 200", "/v1/messages/batches/<messages>/cancel"),
+    Row("DELETE /v1/messages/batches/{batch_id}", "404 200 404 200", "/v1/messages/batches/<spare_messages>"),
+]
 _PLAIN = [
     *(
         Row(
@@ -289,65 +280,6 @@ _PLAIN = [
     # a reviewer may decide, but not on an answer that the page did not show
     Row("POST /dashboard/decide", "404 409 409 409", body="id=<held>&verdict=approve&round=0&seen=x", headers=FORM),
 ]
-_PAGES = [
-    Row("GET /dashboard/review", "403 403 200 200"),
-    Row("GET /dashboard/review/{job_id}", "403 403 200 200", "/dashboard/review/<held>"),
-    Row("POST /dashboard/review/next", "403 403 303 303", body="", headers=FORM),
-    Row("GET /dashboard/review/queue", "403 403 200 200", "/dashboard/review/queue"),
-    Row("GET /dashboard/review/{job_id}/media/{number}", "403 403 404 404", "/dashboard/review/<held>/media/0"),
-    Row("POST /dashboard/review/{job_id}/open", "403 403 303 303", "/dashboard/review/<held>/open", "", FORM),
-    Row("POST /dashboard/review/{job_id}/leave", "403 403 303 303", "/dashboard/review/<held>/leave", "", FORM),
-    Row("POST /dashboard/review/{job_id}/skip", "403 403 303 303", "/dashboard/review/<held>/skip", "", FORM),
-    Row("POST /dashboard/review/{job_id}/draft", "403 403 400 400", "/dashboard/review/<held>/draft", "", FORM),
-    Row("POST /dashboard/review/{job_id}/undo", "403 403 409 409", "/dashboard/review/<held>/undo", "", FORM),
-    Row("GET /dashboard/jobs", "200 200 200 200"),
-    Row("GET /dashboard/jobs/{job_id}", "404 200 200 200", "/dashboard/jobs/<ended>"),
-    Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 403 409", "/dashboard/jobs/<ended>/cancel", "", FORM),
-    Row("POST /dashboard/jobs/{job_id}/repeat", "404 303 403 303", "/dashboard/jobs/<ended>/repeat", "", FORM),
-    Row("GET /dashboard/usage", "200 200 200 200"),
-    *(
-        row
-        for kind in ("prompt", "pipeline")
-        for path in (f"/dashboard/{kind}s/<{kind}>",)
-        for row in (
-            Row(f"GET /dashboard/{kind}s", "200 200 200 200"),
-            Row(f"POST /dashboard/{kind}s", "400 400 400 400", body="name=&body=x", headers=FORM),
-            Row(f"GET /dashboard/{kind}s/{{name}}", "404 200 404 200", path),
-            Row(f"POST /dashboard/{kind}s/{{name}}", "404 400 404 400", path, "body=", FORM),
-            Row(f"POST /dashboard/{kind}s/{{name}}/production", "404 303 404 303", f"{path}/production", FIRST, FORM),
-            Row(f"POST /dashboard/{kind}s/{{name}}/run", "404 303 404 303", f"{path}/run", "argument.x=1", FORM),
-        )
-    ),
-    Row("GET /dashboard/functions", "200 200 200 200"),
-    Row("POST /dashboard/functions/sync", "403 403 403 200", body="", headers=FORM),
-    Row("GET /dashboard/cache", "200 200 200 200"),
-    Row("POST /dashboard/cache/clear", "303 303 303 303", body="", headers=FORM, is_last=True),
-    Row("GET /dashboard/people", "200 200 200 200"),
-    Row("POST /dashboard/people/tokens", "403 303 403 303", body="email=<email>", headers=FORM),
-    Row(
-        "POST /dashboard/people/tokens/{token_id}/revoke",
-        "404 303 404 303",
-        "/dashboard/people/tokens/<spare_token>/revoke",
-        "",
-        FORM,
-        is_last=True,
-    ),
-    Row("POST /dashboard/people/users", "403 403 403 409", body="email=<email>&role=user", headers=FORM),
-    Row(
-        "POST /dashboard/people/users/{user_id}", "403 403 403 303", "/dashboard/people/users/<user>", "role=user", FORM
-    ),
-    Row("GET /dashboard/models", "403 403 403 200"),
-    Row("GET /dashboard/models/{name}", "403 403 403 200", "/dashboard/models/echo"),
-    Row("GET /dashboard/policies", "403 403 403 200"),
-    Row("GET /dashboard/policies/{name}", "403 403 403 200", "/dashboard/policies/policy"),
-    Row("POST /dashboard/policies", "403 403 403 400", body="name=x&policy=x", headers=FORM),
-    Row("POST /dashboard/policies/{name}/delete", "403 403 403 404", "/dashboard/policies/none/delete", "", FORM),
-    Row("GET /dashboard/limits", "200 200 200 200"),
-    Row("POST /dashboard/limits", "403 403 403 400", body="who=nobody", headers=FORM),
-    Row("GET /dashboard/quality", "403 403 403 200"),
-    Row("GET /dashboard/playground", "200 200 200 200"),
-    Row("GET /dashboard/audit", "403 403 403 200"),
-]
 _FOR_ANYBODY = [
     # callers with a token are led to the first page of their role
     Row("GET /", "public 200/303"),
@@ -373,15 +305,16 @@ TABLE = [
     # nobody else may call the owner's prompt
     *_library("pipeline", "<prompt>(x)", "400 201 400 201"),
     *_UPSTREAM,
+    *_BATCHES,
     *_PLAIN,
-    *_PAGES,
+    *PAGES,
     *_FOR_ANYBODY,
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.
 ROLE_FIRST = {
     *("POST /reviewJob", "PATCH /api/users/{user_id}", "DELETE /api/users/{user_id}"),
     *(row.route for row in _REVIEWS),
-    *(row.route for row in _PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
+    *(row.route for row in PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
 }
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.
