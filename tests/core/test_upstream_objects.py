@@ -43,6 +43,11 @@ def test_every_id_of_a_path_counts_however_short(path: str, ids: set[str]) -> No
     assert ids_in_route(Route("GET", path, None)) == ids
 
 
+def test_a_parameter_of_the_query_that_refers_to_an_object_names_it_however_short_its_id() -> None:
+    query = "assistant_id=a1&file_ids[]=f1&file_ids%5B%5D=f2&conversation=&limit=20&order=desc&after=conv_1"
+    assert ids_in_route(Route("GET", "/v1/threads", query)) == {"a1", "f1", "f2", "conv_1"}
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -22,7 +22,7 @@ _TEXT = re.compile(b'"' + _ID + rb'"(?!\s*:)')  # no name of a member, such as `
 _FIELD = re.compile(b"\n" + _ID + rb"(?=\r?\n)")
 _SEGMENT = re.compile(_ID.decode())
 _ESCAPED = re.compile(rb'"(?:[0-9A-Za-z_-]|\\u00[2-7][0-9A-Fa-f]){4,255}+"')
-# Members that refer to objects (OpenAI's API reference) by ids of any length and form.
+# Members, and parameters of queries, that refer to objects (OpenAI's API reference) by ids of any length and form.
 _REFERRING = (
     "assistant_id",
     "batch_id",
@@ -115,8 +115,9 @@ def can_change(object_id: str) -> bool:
 def ids_in_route(route: Route) -> set[str]:
     """Return the ids of upstream objects in the path and the query of a request."""
     segments = route.path.split("/")[3:]
-    values = [value for _, value in parse_qsl(route.query or "")]
-    ids = {segment for segment in segments + values if _SEGMENT.fullmatch(segment)}
+    parameters = parse_qsl(route.query or "")
+    ids = {text for text in (*segments, *(value for _, value in parameters)) if _SEGMENT.fullmatch(text)}
+    ids |= {value for name, value in parameters if name.removesuffix("[]") in _REFERRING}
     if route.object_id is None:
         return ids
     below = segments[segments.index(route.object_id) :]  # such as `thread_1/runs/1/steps/2`
