@@ -247,3 +247,27 @@ async def test_a_former_admin_reads_nothing_of_what_their_policies_asked_a_judge
         assert call["job_id"] not in found
         # and admins still do
         assert "amber" in str(await server.ask("GET", path, admin))
+
+
+@pytest.mark.parametrize("how", ["user", "token"])
+async def test_a_batch_whose_lines_all_wait_is_cancelled_with_the_rights_of_its_caller(
+    how: str, tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server:
+        await server.model("checked", review="always")
+        admin, owner = await server.token("admin"), await server.token("user", "owner@example.com")
+        request = {"custom_id": "a", "params": chat("hello", "checked", max_tokens=9)}
+        _, batch = await server.ask("POST", "/v1/messages/batches", owner, json={"requests": [request]})
+        await until(lambda: held_line(server, owner))
+        await take_rights(server, "owner@example.com", how)
+
+        async def look() -> dict[str, Any] | None:
+            _, present = await server.ask("GET", f"/v1/messages/batches/{batch['id']}", admin)
+            return present if present["processing_status"] == "ended" else None
+
+        assert (await until(look))["request_counts"]["canceled"] == 1
+
+
+async def held_line(server: Live, token: str) -> bool | None:
+    _, page = await server.ask("GET", "/api/jobs?status=human", token)
+    return bool(page["data"]) or None

@@ -11,6 +11,7 @@ import structlog
 from signoff.core.batch import BATCH_CANCELLED, BATCH_EXPIRED, Batch
 from signoff.core.job import JobError
 from signoff.errors import Stale, Unauthorized
+from signoff.work.batches.callers import caller_of_batch
 from signoff.work.batches.check import check_batch
 from signoff.work.batches.finish import finish_batch
 from signoff.work.batches.submit import submit_lines
@@ -88,6 +89,7 @@ async def _advance(services: Services, batch: Batch) -> float | None:
 async def _progress(services: Services, batch: Batch) -> Batch | float:
     """Submit lines, and return the batch once all have ended; else the seconds to wait. Raises Stale."""
     try:
+        await caller_of_batch(services, batch)  # its rights may be gone while its lines wait
         counts = await services.store.batches.unended(batch.id, at_most=1)
         if batch.outcome is None and not counts.is_overdue:
             batch = await submit_lines(services, batch)
