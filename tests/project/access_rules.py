@@ -45,6 +45,23 @@ READS = {
     "files.get",
     "batches.get",
 }
+# Methods of the store that return rows that belong to an object, a user, or nobody in particular.
+LISTS = {
+    "batches.lines",
+    "batches.totals",
+    "deliveries.of_job",
+    "jobs.list",
+    "jobs.statuses",
+    "library.versions",
+    "objects.creators",
+    "people.tokens",
+    "reviews.blind_votes",
+    "reviews.bulk",
+    "reviews.decisions",
+    "reviews.votes",
+    "runs.calls",
+    "runs.steps",
+}
 # Parameters that name one object, beside those that end in `_id` and are not the cursor `after_id`.
 OBJECT_NAMES = {"key", "name", "who", "email"}
 
@@ -143,10 +160,10 @@ def store_method(call: ast.Call) -> str | None:
 
 
 def direct_loads(module: str, tree: ast.AST, loaders: Mapping[str, str]) -> list[str]:
-    """Return the functions that call `load_job`, or a method in READS, and are not in `loaders`."""
+    """Return the functions that call `load_job`, or a method in READS or LISTS, and are not in `loaders`."""
     names = set[str]()
     for function in functions(tree):
-        if any(called(call) == "load_job" or store_method(call) in READS for call in calls(function)):
+        if any(called(call) == "load_job" or store_method(call) in READS | LISTS for call in calls(function)):
             names.add(f"{module} {function.name}")
     return sorted(names - loaders.keys())
 
@@ -155,3 +172,44 @@ def unused(exempt: Mapping[str, str], modules: Mapping[str, ast.Module]) -> list
     """Return the entries of an exception list that name no function, so that a list cannot grow old."""
     known = {f"{module} {function.name}" for module, tree in modules.items() for function in functions(tree)}
     return sorted(exempt.keys() - known)
+
+
+def unused_callers(module: str, tree: ast.AST, exempt: Mapping[str, str]) -> list[str]:
+    """Return the routes of a module that identify their caller and then treat all callers alike, except `exempt`."""
+    names = list[str]()
+    for function in handlers(tree):
+        is_used = any(getattr(each, "id", "") == "caller" for each in ast.walk(function) if isinstance(each, ast.Name))
+        if _injects_caller(function) and not is_used:
+            names.append(f"{module} {function.name}")
+    return sorted(name for name in names if name not in exempt)
+
+
+def without_caller(module: str, tree: ast.AST, work: Mapping[str, ast.Module], exempt: Mapping[str, str]) -> list[str]:
+    """Return the operations that a module imports from `work`, by path, and that get no caller, except `exempt`.
+
+    The caller may be within an `Ask`.
+    """
+    names = set[str]()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("signoff.work."):
+            continue
+        path = (node.module or "").removeprefix("signoff.").replace(".", "/") + ".py"
+        imported = {alias.name for alias in node.names}
+        for function in functions(work[path]) if path in work else ():
+            parameters = [*function.args.args, *function.args.kwonlyargs]
+            takes_services = any(each.arg == "services" for each in parameters)
+            has_caller = any(each.arg == "caller" or getattr(each.annotation, "id", "") == "Ask" for each in parameters)
+            if function.name in imported and takes_services and not has_caller:
+                names.add(f"{path} {function.name}")
+    return sorted(names - exempt.keys())
+
+
+def foreign_filters(module: str, tree: ast.AST) -> list[str]:
+    """Return the lines of a door that list the rows of another user than the caller."""
+    lines = list[str]()
+    for call in calls(tree):
+        for keyword in call.keywords:
+            is_owner = called(call).endswith("Filter") and keyword.arg == "user_id"
+            if is_owner and ast.unparse(keyword.value) not in {"caller.user_id", "request.caller.user_id"}:
+                lines.append(f"{module} {call.lineno}")
+    return lines

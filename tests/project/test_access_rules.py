@@ -8,7 +8,16 @@ from typing import Any, cast
 
 import pytest
 
-from project.access_rules import direct_loads, handlers, unchecked, unidentified, unused
+from project.access_rules import (
+    direct_loads,
+    foreign_filters,
+    handlers,
+    unchecked,
+    unidentified,
+    unused,
+    unused_callers,
+    without_caller,
+)
 from signoff.doors.http import AsgiDoor
 from signoff.server.http import _litestar_app, make_router
 from signoff.settings import Settings
@@ -78,6 +87,63 @@ LOADERS = {
     "work/admin/sign_in.py _check_password": "checks the password",
     "work/admin/sign_in.py sign_in_with_link": "reads the row of the link's own user",
     "work/admin/cache.py _narrow": "refuses other users' addresses first, except to admins",
+    "work/accept.py _resend_reply": "sends the answer to a message again to the topic of its stream",
+    "work/admin/erasure.py erase_page": "is for erasures that an admin has begun",
+    "work/admin/latencies.py recent_latencies": "checks `check_admin` first, and returns times alone",
+    "work/admin/people.py list_tokens": "lists those of the caller, except for admins",
+    "work/batches/finish.py _pages": "writes the output of the batch that the process has leased",
+    "work/batches/manage.py totals_of": "returns numbers of a batch that its caller got by `find_batch`",
+    "work/inference/ownership.py find_references": "is the check itself: `_may_use`",
+    "work/inference/ownership.py names_held_object": "returns True or False alone",
+    "work/jobs/query.py list_jobs": "lists what `_visible_to` allows, and redacts",
+    "work/jobs/redeliver.py list_deliveries": "calls `get_job` first",
+    "work/pipelines/history.py _last_round": "is for `run_log` and `rerun`, which load the run by `_load_run`",
+    "work/pipelines/history.py _may_be_held": "returns True or False alone",
+    "work/pipelines/library.py list_versions": "calls `get_item` first",
+    "work/pipelines/run.py result": "reads the steps of the run that the worker holds",
+    "work/rejoin.py _find_unfinished": "finds a job of the same user, token and request",
+    "work/reviews/ballot.py cast_vote": "votes on a job that `decide` has loaded by `load_held`",
+    "work/reviews/bulk.py _is_decided": "looks at the decisions of the bulk's own reviewer",
+    "work/reviews/bulk.py _load_own": "is the check itself: the reviewer of the bulk decision",
+    "work/reviews/dry_run.py dry_run": "checks `check_admin` first",
+    "work/reviews/held.py _reason_of_end": "is for `load_held`, after the role",
+    "work/reviews/history.py open_votes": "counts votes on a job that its caller got by `load_held`",
+    "work/reviews/history.py past_verdicts": "looks at verdicts of the caller",
+    "work/reviews/history.py recent_agreement": "checks `check_may_review`, and returns numbers alone",
+    "work/reviews/ruling_count.py count_rulings": "checks `check_admin` first, and returns numbers alone",
+}
+
+
+FOR_ALL_CALLERS = {
+    "doors/prompts.py get_functions": "functions are the operator's, and every user may call them",
+    "doors/receipts.py get_key": "the public key verifies receipts, whoever has them",
+    "doors/usage.py get_prices": "prices are the operator's, and every user pays them",
+}
+WITHOUT_CALLER = {
+    "work/accept.py decompressed": "reads a message",
+    "work/accept.py stream_caller": "returns the caller of a stream",
+    "work/admin/health.py endpoint_health": "is for pages of admins, with a model that they may see",
+    "work/admin/limits.py limit_for": "finds the subject of a limit, after `check_admin`",
+    "work/admin/people.py identify": "returns the caller of a token",
+    "work/admin/registry.py all_models": "models are for all callers",
+    "work/admin/sign_in.py sign_in": "has no caller yet",
+    "work/admin/sign_in.py sign_in_with_link": "has no caller yet",
+    "work/admin/sign_in.py sign_out": "ends the session of the token that it gets",
+    "work/admin/usage.py list_prices": "prices are for all callers",
+    "work/batches/files.py list_files": "lists by `user_id`, which a door takes from the caller",
+    "work/batches/files.py read_file": "reads a file that its caller got by `find_file`",
+    "work/batches/manage.py create_batch": "stores a batch, which has its caller",
+    "work/batches/manage.py list_batches": "lists by `user_id`, which a door takes from the caller",
+    "work/batches/manage.py new_batch_id": "makes an id",
+    "work/batches/manage.py totals_of": "counts the lines of a batch that its caller got by `find_batch`",
+    "work/batches/messages.py results_file": "finds the output of a batch that its caller got by `find_batch`",
+    "work/call.py answer_call": "goes on with a call, which has its caller",
+    "work/call.py whole_answer": "goes on with a call, which has its caller",
+    "work/inference/caching.py until_stored": "waits for a job of the call itself",
+    "work/jobs/query.py departed_callers": "returns times about jobs that its caller may see",
+    "work/pipelines/functions.py list_functions": "functions are for all callers",
+    "work/reviews/history.py open_votes": "counts votes on a job that its caller got by `load_held`",
+    "work/reviews/receipts.py public_key": "the public key is for all callers",
 }
 
 
@@ -117,6 +183,24 @@ def test_only_listed_functions_load_an_object_without_a_check() -> None:
     inside = modules("work", "doors", "dashboard")
     assert [name for module, tree in inside.items() for name in direct_loads(module, tree, LOADERS)] == []
     assert unused(LOADERS, inside) == []
+
+
+def test_a_route_for_all_callers_is_listed() -> None:
+    outside = modules("doors", "dashboard")
+    assert [name for module, tree in outside.items() for name in unused_callers(module, tree, FOR_ALL_CALLERS)] == []
+    assert unused(FOR_ALL_CALLERS, outside) == []
+
+
+def test_every_operation_that_a_door_uses_gets_the_caller() -> None:
+    outside, work = modules("doors", "dashboard"), modules("work")
+    found = {name for module, tree in outside.items() for name in without_caller(module, tree, work, WITHOUT_CALLER)}
+    assert found == set()
+    used = {name for module, tree in outside.items() for name in without_caller(module, tree, work, {})}
+    assert WITHOUT_CALLER.keys() - used == set()
+
+
+def test_a_door_lists_the_files_and_batches_of_its_caller() -> None:
+    assert [line for module, tree in modules("doors").items() for line in foreign_filters(module, tree)] == []
 
 
 IDENTIFIED = """
@@ -177,6 +261,28 @@ def test_a_load_without_a_check_fails(load: str) -> None:
     tree = ast.parse(f"async def show(services, job_id):\n    return await {load}")
     assert direct_loads("m.py", tree, {}) == ["m.py show"]
     assert direct_loads("m.py", tree, {"m.py show": "a reason"}) == []
+
+
+def test_a_route_that_forgets_its_caller_fails() -> None:
+    tree = ast.parse(IDENTIFIED.replace("-> str: ...", "-> str:\n    return caller.email"))
+    assert unused_callers("m.py", tree, {}) == []
+    assert unused_callers("m.py", ast.parse(IDENTIFIED), {}) == ["m.py show_a"]
+    assert unused_callers("m.py", ast.parse(IDENTIFIED), {"m.py show_a": "a reason"}) == []
+
+
+@pytest.mark.parametrize("parameters", ["services, caller, a", "services: Services, ask: Ask", "a"])
+def test_an_operation_without_a_caller_fails(parameters: str) -> None:
+    door = ast.parse("from signoff.work.jobs.a import change")
+    work = {"work/jobs/a.py": ast.parse(f"async def change({parameters}): ...")}
+    assert without_caller("m.py", door, work, {}) == []
+    work = {"work/jobs/a.py": ast.parse("async def change(services, job_id): ...")}
+    assert without_caller("m.py", door, work, {}) == ["work/jobs/a.py change"]
+    assert without_caller("m.py", door, work, {"work/jobs/a.py change": "a reason"}) == []
+
+
+@pytest.mark.parametrize(("owner", "lines"), [("caller.user_id", []), ("query['user']", ["m.py 1"])])
+def test_a_filter_for_another_user_fails(owner: str, lines: list[str]) -> None:
+    assert foreign_filters("m.py", ast.parse(f"FileFilter(user_id={owner})")) == lines
 
 
 def test_an_exception_for_a_function_that_does_not_exist_fails() -> None:
