@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from signoff import __version__
-from signoff.cli import _welcome
+from signoff.cli import _start, _welcome
 from signoff.core.access import Caller
 from signoff.core.api_tokens import PREFIX, is_well_formed
 from signoff.core.ask import Ask
@@ -275,6 +275,9 @@ def test_a_sign_in_link_is_printed_on_a_terminal_only(tmp_path: Path) -> None:
 
     assert [len(addresses) for addresses in links] == [1, 0, 1]
     assert "signoff user link admin@localhost" in texts[1]
+    # the output of this test is no terminal
+    started = run_inside(tmp_path, lambda services: _start(services, Settings(data_dir=tmp_path), "http://x"))
+    assert "/signin/" not in started
     # and the new link has ended the one before
     former, newest = [PREFIX + links[turn][0].rpartition("/")[2] for turn in (0, 2)]
 

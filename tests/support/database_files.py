@@ -1,5 +1,9 @@
-"""New SQLite databases at the newest schema, copied from one that was migrated, which is faster than migrating each."""
+"""Files of SQLite databases: new ones at the newest schema, and what the files of a server contain.
 
+A new one is copied from one that was migrated, which is faster than migrating each.
+"""
+
+import base64
 import functools
 import tempfile
 from pathlib import Path
@@ -25,3 +29,17 @@ def _empty() -> bytes:
             migrate_schema(conn)
         engine.dispose()
         return path.read_bytes()
+
+
+def is_in_clear(secret: str, folder: Path) -> bool:
+    """Return True if the database in this folder contains a text as it is, or in Base64, as columns with JSON would."""
+    data = b"".join(path.read_bytes() for path in folder.glob("signoff.db*") if path.is_file())
+    assert b"CREATE TABLE" in data
+    spellings = [secret.encode(), *(_base64_of(secret, offset) for offset in range(3))]
+    return any(spelling in data for spelling in spellings)
+
+
+def _base64_of(secret: str, offset: int) -> bytes:
+    """Return the characters that Base64 has for a text after `offset` other bytes, whatever comes before and after."""
+    encoded = base64.b64encode(b"\0" * offset + secret.encode() + b"\0\0\0")
+    return encoded[-(-offset * 8 // 6) : (offset + len(secret)) * 8 // 6]
