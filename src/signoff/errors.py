@@ -132,7 +132,7 @@ class TooLarge(BadRequest):
     status, code = 413, "body_too_large"
 
 
-class StorageFull(TooLarge):
+class FilesTooLarge(TooLarge):
     """The files of the caller would have more bytes than the setting `max_stored_bytes` allows; delete some of them."""
 
     code = "storage_full"

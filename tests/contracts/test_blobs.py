@@ -147,16 +147,16 @@ def test_a_url_of_no_known_store_is_refused_with_the_known_ones(url: str, tmp_pa
         open_blobs(url, tmp_path)
 
 
-@pytest.mark.parametrize("made", ["blobs", "blobs/files"])
-async def test_only_the_owner_can_read_blobs_whatever_their_folder_allows(made: str, tmp_path: Path) -> None:
-    (tmp_path / made).mkdir(mode=0o755, parents=True)
+@pytest.mark.parametrize("existing", ["blobs", "blobs/files"])
+async def test_only_the_owner_can_read_blobs_whatever_their_folder_allows(existing: str, tmp_path: Path) -> None:
+    (tmp_path / existing).mkdir(mode=0o755, parents=True)
     before = os.umask(0o022)
     try:
         blobs = open_blobs(None, tmp_path / "blobs")
         async with blobs.write("files/a") as writer:
             await writer.write(b"x" * 20 * MEGABYTE)
             partial = [each for each in (tmp_path / "blobs" / "files").iterdir() if "#" in each.name]
-            if made == "blobs":  # the folder is new
+            if existing == "blobs":  # the folder is new
                 assert partial
                 assert oct((tmp_path / "blobs" / "files").stat().st_mode & 0o777) == "0o700"
         assert oct((tmp_path / "blobs" / "files" / "a").stat().st_mode & 0o777) == "0o600"

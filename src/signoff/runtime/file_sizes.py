@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from signoff.errors import StorageFull
+from signoff.errors import FilesTooLarge
 
 
 class _UserFiles:
@@ -24,11 +24,11 @@ class UploadSize:
         """Number of bytes so far."""
 
     def add(self, size_bytes: int) -> None:
-        """Count the next piece of the file. Raises StorageFull."""
+        """Count the next piece of the file. Raises FilesTooLarge."""
         self.size_bytes += size_bytes
         uploading_bytes = sum(upload.size_bytes for upload in self._files.uploads)
         if self._files.stored_bytes + uploading_bytes > self._max_bytes:
-            raise StorageFull(
+            raise FilesTooLarge(
                 f"Your files must have at most {self._max_bytes} bytes together (setting `max_stored_bytes`); "
                 "delete some of them."
             )

@@ -20,10 +20,10 @@ from signoff.doors.http import (
 )
 from signoff.errors import (
     BadRequest,
+    FilesTooLarge,
     InvalidValue,
     MethodNotAllowed,
     NotFound,
-    StorageFull,
     TooLarge,
     UnsupportedEncoding,
 )
@@ -107,7 +107,7 @@ class _Upload:
             raise UnsupportedEncoding("The form of an upload must not be compressed; leave `Content-Encoding` out.")
 
     async def fill(self, writer: BlobWriter) -> UploadFields:
-        """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge, StorageFull."""
+        """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge, FilesTooLarge."""
         if (parse_digits(header(self._scope, b"content-length")) or 0) > self._limit + FORM_BYTES:
             await self._refuse(0)
         size, has_more = 0, True
@@ -117,7 +117,7 @@ class _Upload:
             try:
                 for piece in self._form.feed(data):
                     await writer.write(piece)
-            except StorageFull:
+            except FilesTooLarge:
                 await self._discard(size, has_more=has_more)
                 raise
             if writer.size_bytes > self._limit or size > self._limit + FORM_BYTES:

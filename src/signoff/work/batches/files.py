@@ -61,13 +61,13 @@ async def store_file(
     """Store `file`, and return it. A failure, or the client leaving, discards it.
 
     `fill` writes the contents, and returns the file with its name and purpose, and its lifetime in seconds.
-    Raises StorageFull, NotFound if the file was erased meanwhile, and what `fill` raises.
+    Raises FilesTooLarge, NotFound if the file was erased meanwhile, and what `fill` raises.
     """
     await services.store.files.add(file)
     try:
         async with services.runtime.file_sizes.counting(file.user_id, services.store.files.stored_bytes) as size:
             async with services.adapters.blobs.write(file.blob) as writer:
-                described, lifetime_seconds = await fill(_CountedWriter(writer, size))
+                described, lifetime_seconds = await fill(_FileWriter(writer, size))
             whole = msgspec.structs.replace(described, size_bytes=writer.size_bytes)
             return await _complete(services, whole, lifetime_seconds)
     except BaseException:
@@ -75,7 +75,7 @@ async def store_file(
         raise
 
 
-class _CountedWriter:
+class _FileWriter:
     """Writer of a blob that counts among the files of its owner; see `blob.BlobWriter`."""
 
     def __init__(self, writer: BlobWriter, size: UploadSize) -> None:
@@ -88,7 +88,7 @@ class _CountedWriter:
         return self._writer.size_bytes
 
     async def write(self, data: bytes) -> None:
-        """See `blob.BlobWriter`. Raises StorageFull."""
+        """See `blob.BlobWriter`. Raises FilesTooLarge."""
         self._size.add(len(data))
         await self._writer.write(data)
 

@@ -27,7 +27,7 @@ class NewMessage(msgspec.Struct, frozen=True):
 async def create_message_batch(services: Services, caller: Caller, requests: list[NewMessage]) -> Batch:
     """Store a batch of these requests, and return it; it is in progress at once.
 
-    Raises StorageFull, BacklogFull, and NotFound if the user was erased meanwhile.
+    Raises FilesTooLarge, BacklogFull, and NotFound if the user was erased meanwhile.
     """
     await check_open_batches(services, caller)
     batch_id = new_batch_id(services, PREFIX)
