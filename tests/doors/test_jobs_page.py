@@ -75,11 +75,14 @@ async def test_a_search_does_not_find_what_the_caller_may_not_see(server: Live) 
     await eve.open("/dashboard/jobs?user=bob@example.com", status=403)
 
 
-async def test_a_long_search_goes_on_where_it_stopped(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    user = await signed_in(server, "user", "patient")
+@pytest.mark.parametrize(("maximum", "value"), [("MAX_EXAMINED", 5), ("MAX_EXAMINED_BYTES", 90_000)])
+async def test_a_long_search_goes_on_where_it_stopped(
+    maximum: str, value: int, server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await signed_in(server, "user", f"patient-{value}")
     for number in range(7):
-        await sent(user, "needle" if number in {0, 1} else f"hay {number}")
-    monkeypatch.setattr(search, "MAX_EXAMINED", 5)
+        await sent(user, "needle" if number in {0, 1} else f"hay {number} {'y' * 10_000}")
+    monkeypatch.setattr(search, maximum, value)
     page = await user.open("/dashboard/jobs?q=needle")
     assert listed(page) == []
     assert "Looked at 5 jobs, back to" in words(page)

@@ -1,7 +1,7 @@
 """Search of jobs by what no index has: text, target, door, prompt, cache, and cost.
 
 A search walks an index by status, owner and time from the newest job on, and looks at a bounded number of jobs. So it
-costs the same however long the history is, and says how far it came.
+costs the same however long the history is, and however large the jobs are, and says how far it came.
 """
 
 import msgspec
@@ -18,6 +18,8 @@ from signoff.work.pipelines.history import run_log
 from signoff.work.services import Services
 
 MAX_EXAMINED = 2000
+# Bytes of the requests and answers that one search looks at; reading a megabyte takes about ten milliseconds.
+MAX_EXAMINED_BYTES = 32 * 1024 * 1024
 PAGE = 250
 MAX_STEPS = 200
 
@@ -77,8 +79,8 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def search_jobs(services: Services, caller: Caller, search: JobSearch) -> SearchResult:
-    """Return the next jobs that match, after looking at no more than MAX_EXAMINED. Raises Forbidden."""
-    matching, examined, last = list[Job](), 0, None
+    """Return the next jobs that match, after looking at MAX_EXAMINED or MAX_EXAMINED_BYTES. Raises Forbidden."""
+    matching, examined, examined_bytes, last = list[Job](), 0, 0, None
     job_filter = await _filter_of(services, caller, search)
     while job_filter is not None:
         page = await list_jobs(services, caller, job_filter)
@@ -86,9 +88,11 @@ async def search_jobs(services: Services, caller: Caller, search: JobSearch) -> 
             if _is_before(job, search.since):
                 return _result(search, matching, examined, last)
             examined, last = examined + 1, job
+            examined_bytes += len(job.body) + len(job.response or b"")
             if _matches(job, search):
                 matching.append(job)
-            if examined == MAX_EXAMINED or (len(matching) == search.limit and not search.by_cost):
+            is_enough = examined == MAX_EXAMINED or examined_bytes >= MAX_EXAMINED_BYTES
+            if is_enough or (len(matching) == search.limit and not search.by_cost):
                 return _result(search, matching, examined, last, next_id=job.id)
         if not page or not page.may_continue:
             break
