@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -318,3 +319,22 @@ def test_a_difference_leads_from_one_text_to_the_other_however_long_they_are(len
     changes = difference(old, new)
     assert "".join(change.text for change in changes if change.kind != "added") == old
     assert "".join(change.text for change in changes if change.kind != "removed") == new
+
+
+@pytest.mark.parametrize(("old", "new"), [("a " * 740, "b " * 740), ("a,b," * 300, "c,d," * 300), ("a\n\n", "b\n\n")])
+def test_the_comparison_of_texts_that_repeat_themselves_is_bounded(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a comparison walks the places at which the other text has each piece
+    places = list[int]()
+
+    class Counted(difflib.SequenceMatcher[str]):
+        def find_longest_match(self, *bounds: Any) -> Any:
+            low, high = bounds[0], bounds[1]
+            places.extend(len(self.b2j.get(piece, ())) for piece in self.a[low:high])
+            return super().find_longest_match(*bounds)
+
+    monkeypatch.setattr(difflib, "SequenceMatcher", Counted)
+    changes = difference(old, new)
+    assert "".join(change.text for change in changes if change.kind != "removed") == new
+    assert sum(places) < 5_000_000
