@@ -139,7 +139,7 @@ class FilesTooLarge(TooLarge):
 
 
 class UnsupportedEncoding(BadRequest):
-    """The `Content-Encoding` of the body is not gzip, deflate or identity; use one of them, or none."""
+    """The `Content-Encoding` of the body is not gzip, deflate, br, zstd or identity; use one of them, or none."""
 
     status, code = 415, "unsupported_encoding"
 

@@ -7,10 +7,13 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import brotli
 import pytest
 from aiohttp.abc import ResolveResult
 
+from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, whole
 from fakes.resolver import FakeResolver
+from fakes.upstream import FakeUpstream, fake_upstream
 from fakes.webhook_receiver import WebhookReceiver, hang
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import OutgoingMessage
@@ -124,3 +127,28 @@ async def test_a_name_inside_of_the_network_and_an_unknown_name_get_the_same_ans
                 await post(deliverer, "http://printer.example/")
             messages.append(refusal.value.message)
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("coding", ["br", "compress"])
+async def test_the_status_counts_whatever_coding_the_answer_has(coding: str) -> None:
+    async with coded_receiver(brotli.compress(b"{}"), coding) as receiver, a_deliverer("127.0.0.1") as deliverer:
+        assert await post(deliverer, receiver.url) == 200
+
+
+async def test_the_answer_of_a_guardrail_is_decoded() -> None:
+    async with coded_receiver(brotli.compress(b"[1]"), "br") as receiver, a_deliverer("127.0.0.1") as deliverer:
+        request = OutgoingMessage(address=receiver.url, headers={}, body=b"{}")
+        assert await deliverer.ask(request, seconds=LIMIT_SECONDS) == b"[1]"
+    async with coded_receiver(b"[1]", "compress") as receiver, a_deliverer("127.0.0.1") as deliverer:
+        request = OutgoingMessage(address=receiver.url, headers={}, body=b"{}")
+        with pytest.raises(Undelivered, match="cannot be decoded"):
+            await deliverer.ask(request, seconds=LIMIT_SECONDS)
+
+
+def coded_receiver(body: bytes, coding: str) -> FakeUpstream:
+    """Return a receiver that answers with a coded body."""
+
+    async def script(_: RecordedRequest) -> Reply:
+        return whole(body, headers={"content-encoding": coding})
+
+    return fake_upstream(script)

@@ -11,8 +11,9 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from signoff.core.allow_list import AllowList, checked_host, parse_literal
+from signoff.core.content_coding import decode_content
 from signoff.core.delivery import OutgoingMessage
-from signoff.errors import AddressRefused, SignoffError, Undelivered
+from signoff.errors import AddressRefused, BadRequest, SignoffError, Undelivered
 from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
 from signoff.infra.tls import tls_fault
@@ -57,6 +58,7 @@ class HttpDeliverer:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=CONNECT_SECONDS),
             headers={"user-agent": "signoff", "accept-encoding": "identity"},
+            auto_decompress=False,  # the status counts, whatever coding the body has
         )
 
     async def send(self, message: OutgoingMessage) -> int:
@@ -128,7 +130,13 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     body = b""
     while 0 < max_bytes >= len(body) and (chunk := await response.content.read(max_bytes + 1 - len(body))):
         body += chunk
-    return body
+    coding = ",".join(response.headers.getall("content-encoding", ()))
+    if not (coding and 0 < len(body) <= max_bytes):
+        return body
+    try:
+        return decode_content(body, coding, max_bytes)
+    except BadRequest as error:
+        raise Undelivered(f"The answer of the receiver cannot be decoded: {error.message}") from error
 
 
 def _parse_url(url: str) -> URL:

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from math import ceil
 from typing import Any
 
+from signoff.core.content_coding import ACCEPTED_CODINGS
 from signoff.doors.http import Header
 from signoff.errors import (
     BadPipeline,
@@ -56,7 +57,7 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["allow"] = error.allow
     if isinstance(error, UnsupportedEncoding):
-        headers["accept-encoding"] = "gzip, deflate"
+        headers["accept-encoding"] = ACCEPTED_CODINGS
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
     # The SDKs of OpenAI and Anthropic retry these statuses by themselves; here that would only repeat the work.

@@ -125,7 +125,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
     Raises:
         TooLarge: The body has more than `limit` bytes. Up to `discarded_bytes` of it are read first, so that the
             client sees the response, unless the client waits for a `100 Continue` before it sends any.
-        UnsupportedEncoding: `Content-Encoding` is not gzip, deflate or identity.
+        UnsupportedEncoding: `Content-Encoding` has a coding that is not known.
         BadRequest: The client disconnected, or the body is not what `Content-Encoding` says.
     """
     chunks: list[bytes] = []

@@ -25,6 +25,7 @@ from yarl import URL
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.content_coding import ContentDecoder, known_codings
 from signoff.core.dialects.answer import collect, has_a_known_shape
 from signoff.core.dialects.surrogates import without_lone_surrogates
 from signoff.core.model import Timeouts
@@ -33,11 +34,12 @@ from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MA
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header
 from signoff.engines.upstream_events import EventStream
 from signoff.engines.url import parse_model_url
-from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut
+from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, TooLarge
 from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.ssrf import CheckedResolver
 
 MAX_BODY_BYTES = 64 * 2**20
+TOO_LARGE = f"The model's answer is larger than {MAX_BODY_BYTES} bytes."
 MAX_EVENT_BYTES = 8 * 2**20
 # Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
 KEEPALIVE_SECONDS = 4
@@ -84,6 +86,7 @@ class UpstreamClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"accept-encoding": "identity", "user-agent": "signoff"},
             skip_auto_headers=("content-type",),
+            auto_decompress=False,  # it knows fewer codings, and names fewer of them
             max_line_size=MAX_HEAD_BYTES,
             max_field_size=MAX_HEAD_BYTES,
             max_headers=MAX_HEADERS,
@@ -112,7 +115,8 @@ class UpstreamClient:
         call = _Call(timeouts, self._used)
         self._calls.add(call)
         try:
-            response = call.response = await self._open_response(call, request)
+            response = await self._open_response(call, request)
+            call.begin_body(response)
             _read_head(response, request.response_headers)
             if response.status >= 300:
                 raise await self._error_of(call, response)
@@ -170,7 +174,7 @@ class UpstreamClient:
                 f"The model redirected the request (status {response.status}); set its `url` to the target."
             )
         body = b""
-        with suppress(aiohttp.ClientError, OSError):
+        with suppress(aiohttp.ClientError, OSError, ModelGarbled):
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -220,6 +224,7 @@ class _Call:
         self.requires_new = False
         self._used = used
         self._transport: asyncio.Transport | None = None
+        self._decoder: ContentDecoder | None = None
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
         self._first_byte_due = now + timeouts.first_byte_seconds
@@ -240,8 +245,37 @@ class _Call:
         self._transport = connection.transport
         return True
 
+    def begin_body(self, response: aiohttp.ClientResponse) -> None:
+        """Set the response, whose body can be coded although the request asks for no coding."""
+        self.response = response
+        if codings := known_codings(",".join(response.headers.getall("content-encoding", ()))):
+            self._decoder = ContentDecoder(codings, MAX_BODY_BYTES)
+
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the next bytes of the body, empty at its end. The first bytes share the deadline of the headers."""
+        """Return the next bytes of the body, empty at its end. The first bytes share the deadline of the headers.
+
+        Raises ModelGarbled if they are not what `Content-Encoding` says.
+        """
+        data = await self._read_coded(response)
+        while self._decoder is not None and data:
+            if decoded := self._decode(self._decoder, data):
+                return decoded
+            data = await self._read_coded(response)
+        return data
+
+    def _decode(self, decoder: ContentDecoder, data: bytes) -> bytes:
+        try:
+            decoded = decoder.feed(data)
+        except TooLarge as error:
+            raise ModelGarbled(TOO_LARGE, retryable=False) from error
+        except ValueError as error:
+            if not decoder.has_begun:  # a proxy has decoded the body, and has left the header
+                self._decoder = None
+                return data
+            raise ModelGarbled(f"The model's answer is not what its `Content-Encoding` says: {error}.") from error
+        return decoded
+
+    async def _read_coded(self, response: aiohttp.ClientResponse) -> bytes:
         if response.content.is_eof():  # nothing to wait for
             return await response.content.readany()
         now = self._loop.time()
@@ -312,7 +346,7 @@ async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
     while not response.content.at_eof() and (data := await call.read(response)):
         size_bytes += len(data)
         if size_bytes > MAX_BODY_BYTES:
-            raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.", retryable=False)
+            raise ModelGarbled(TOO_LARGE, retryable=False)
         chunks.append(data)
     return b"".join(chunks)
 
@@ -387,7 +421,7 @@ def _check_json(body: bytes) -> bytes:
 
 
 async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
-    with suppress(aiohttp.ClientError, OSError):
+    with suppress(aiohttp.ClientError, OSError, ModelGarbled):
         async with asyncio.timeout(LINGER_SECONDS):
             while await call.read(response):
                 pass
