@@ -529,9 +529,13 @@ class WrongKey(SignoffError):
     code = "wrong_key"
 
 
+# The server lacks a method, a version or an extension of HTTP, or wants a sign-in first.
+_UNSUPPORTED = {501, 505, 510, 511}
+
+
 def is_transient(status: int) -> bool:
     """Return True if the same request may get another status later."""
-    return status in {408, 409, 425, 429} or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
+    return status in {408, 409, 425, 429} or (status >= 500 and status not in _UNSUPPORTED)
 
 
 def kind_of(code: str, status: int) -> str:

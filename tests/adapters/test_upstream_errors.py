@@ -104,6 +104,7 @@ def test_a_denied_key_is_a_fault_of_its_own(status: int) -> None:
         (429, {"message": "no money", "type": "exceeded_current_quota_error"}),
         (400, {"message": "Access denied, please make sure your account is in good standing.", "code": "Arrearage"}),
         (400, {"message": "Your credit balance is too low to access the API.", "type": "invalid_request_error"}),
+        (429, {"message": "余额不足或无可用资源包,请充值。", "code": "1113"}),
         (400, {"message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}),
     ],
 )
@@ -115,7 +116,19 @@ def test_an_account_without_credit_needs_no_retry(status: int, error: dict[str, 
 
 @pytest.mark.parametrize(
     ("status", "is_retryable"),
-    [(400, False), (404, False), (408, True), (409, True), (425, True), (429, True), (500, True), (501, False)],
+    [
+        (400, False),
+        (404, False),
+        (408, True),
+        (409, True),
+        (425, True),
+        (429, True),
+        (500, True),
+        (501, False),
+        (505, False),
+        (511, False),
+        (529, True),
+    ],
 )
 def test_the_status_tells_if_a_retry_can_help(status: int, is_retryable: bool) -> None:
     assert answered_error(status, b"").retryable is is_retryable
@@ -125,6 +138,12 @@ def test_the_status_tells_if_a_retry_can_help(status: int, is_retryable: bool) -
 @pytest.mark.parametrize("status", [400, 503])
 def test_the_model_tells_if_a_retry_can_help(status: int, should_retry: str, is_retryable: bool) -> None:
     assert answered_error(status, b"", headers={"x-should-retry": should_retry}).retryable is is_retryable
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "content_filter", "DataInspectionFailed"])
+def test_no_retry_helps_a_request_that_is_at_fault_whatever_the_status(code: str) -> None:
+    body = json.dumps({"error": {"message": "x", "code": code}}).encode()
+    assert not answered_error(500, body).retryable
 
 
 def test_an_event_has_its_status_in_its_data() -> None:

@@ -18,6 +18,7 @@ from signoff.core.balance import (
     choose_by_hash,
     cooldown_seconds,
     endpoint_key,
+    is_refusal,
     least_loaded,
     may_succeed_elsewhere,
     prefix_key,
@@ -154,6 +155,9 @@ def test_every_body_has_a_key(body: bytes) -> None:
         (ModelAnswered(403, ""), True),
         (ModelAnswered(404, ""), True),
         (ModelAnswered(405, ""), True),
+        (ModelAnswered(410, ""), True),
+        (ModelAnswered(421, ""), True),
+        (ModelAnswered(451, ""), True),
         (ModelAnswered(425, ""), True),
         (ModelAnswered(501, ""), True),
         (ModelAnswered(408, ""), True),
@@ -169,6 +173,14 @@ def test_every_body_has_a_key(body: bytes) -> None:
 )
 def test_only_errors_of_the_endpoint_are_retried_elsewhere(error: SignoffError, helps: bool) -> None:
     assert may_succeed_elsewhere(error) is helps
+
+
+@pytest.mark.parametrize("code", ["model_not_found", "model_decommissioned", "deploymentnotfound"])
+def test_an_endpoint_that_lacks_the_model_refuses_whatever_its_status(code: str) -> None:
+    error = ModelAnswered(400, "")
+    error.codes = frozenset({code})
+    assert may_succeed_elsewhere(error)
+    assert is_refusal(error)
 
 
 def test_cooldowns_grow_up_to_a_limit_and_respect_retry_after() -> None:

@@ -23,8 +23,12 @@ COOLDOWN = Backoff(first_seconds=0.5, ceiling_seconds=30)
 MAX_COOLDOWN_SECONDS = 300.0
 LASTING_COOLDOWN_SECONDS = 30.0
 # Statuses of an endpoint that does not have the model or the route, or may not serve it to this server.
-REFUSALS = {403, 404, 405, 501}
+REFUSALS = {403, 404, 405, 410, 421, 451, 501}
 ELSEWHERE_STATUSES = REFUSALS | {408, 425, 429}
+# Codes with which servers say that they have no such model, or no longer. (Azure: no such deployment.)
+UNKNOWN_MODEL_CODES = frozenset(
+    {"model_not_found", "deploymentnotfound", "unknown_model", "model_decommissioned", "model_not_available"}
+)
 # A single request can cause a failure; after this many in a row the endpoint is at fault.
 SOFT_FAILURES = 3
 # A bare text does not show where the next turn of a conversation begins, so only its start counts.
@@ -134,14 +138,17 @@ def _opening(messages: Sequence[_Message]) -> Sequence[_Message]:
 def may_succeed_elsewhere(error: SignoffError) -> bool:
     """Return True if another endpoint or model may succeed, that is, unless the request itself is at fault."""
     if isinstance(error, ModelAnswered):
-        return error.status in ELSEWHERE_STATUSES or error.status >= 500 or error.is_account_fault
+        is_elsewhere = error.status in ELSEWHERE_STATUSES or error.status >= 500
+        return is_elsewhere or is_refusal(error) or error.is_account_fault
     # The request itself may have crashed the process, so it is not sent to another one.
     return isinstance(error, ModelUnreachable) or (error.retryable and not isinstance(error, ModelCrashed))
 
 
 def is_refusal(error: SignoffError) -> bool:
     """Return True if either the request or the endpoint is at fault, which the answers of other endpoints tell."""
-    return isinstance(error, ModelAnswered) and error.status in REFUSALS
+    if not isinstance(error, ModelAnswered):
+        return False
+    return error.status in REFUSALS or not error.codes.isdisjoint(UNKNOWN_MODEL_CODES)
 
 
 def is_hard_failure(error: SignoffError) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 # Codes and types of errors that no retry helps against, because the upstream's account must be paid or opened first
-# (OpenAI, Azure, DeepSeek, Anthropic, OpenRouter, Moonshot, Alibaba, Volcengine). A mere rate limit has other codes.
+# (OpenAI, Azure, DeepSeek, Anthropic, OpenRouter, Moonshot, Alibaba, Volcengine, Zhipu). A rate limit has other codes.
 SPENT_CODES = frozenset(
     {
         "insufficient_quota",
@@ -24,9 +24,24 @@ SPENT_CODES = frozenset(
         "account_deactivated",
         "account_suspended",
         "access_terminated",
+        "1113",
         "exceeded_current_quota_error",
         "arrearage",
         "accountoverdueerror",
+    }
+)
+
+
+# Codes of errors that blame the request; gateways send some of them with status 500.
+REQUEST_CODES = frozenset(
+    {
+        "context_length_exceeded",
+        "string_above_max_length",
+        "content_filter",
+        "content_policy_violation",
+        "datainspectionfailed",
+        "data_inspection_failed",
+        "invalid_prompt",
     }
 )
 

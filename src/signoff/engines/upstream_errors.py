@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
-from signoff.core.retry import SPENT_CODES
+from signoff.core.retry import REQUEST_CODES, SPENT_CODES
 from signoff.errors import ModelAccessDenied, ModelAnswered, ModelFailed
 
 MAX_ERROR_BYTES = 64 * 2**10
@@ -68,6 +68,8 @@ def answered_error(
     error.codes = reported.codes
     if reported.codes & SPENT_CODES or (status in CLIENT_ERRORS and _is_about_the_account(message)):
         error.is_account_fault, error.retryable = True, False
+    if reported.codes & REQUEST_CODES:
+        error.retryable = False
     should_retry = (headers or {}).get("x-should-retry", "").lower()
     if should_retry in {"true", "false"}:
         error.retryable = should_retry == "true"

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from signoff.core.ask import as_chat, path_for
-from signoff.core.balance import is_refusal, may_succeed_elsewhere, prefix_key
+from signoff.core.balance import UNKNOWN_MODEL_CODES, is_refusal, may_succeed_elsewhere, prefix_key
 from signoff.core.dialects.responses_to_chat import check_self_contained
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, IN_WORDS, KNOWN, MESSAGES, RESPONSES
 from signoff.core.job import Job
@@ -46,8 +46,6 @@ NO_ROUTE = {404, 405}
 # Statuses with which servers refuse a parameter.
 REFUSED_REQUEST = {400, 422}
 NAMED_ROUTES = KNOWN - {MESSAGES, COUNT_TOKENS}
-# Codes with which servers say that they have no such model. (Azure: no such deployment.)
-UNKNOWN_MODEL = {"model_not_found", "deploymentnotfound"}
 # The time between two readings of the clock.
 SLACK_SECONDS = 0.01
 log = structlog.get_logger()
@@ -253,7 +251,7 @@ def _name_route(error: ModelAnswered, model: Model, path: str) -> None:
 
     An error in Anthropic's format is complete.
     """
-    if error.status in NO_ROUTE and path in NAMED_ROUTES and not error.codes & UNKNOWN_MODEL:
+    if error.status in NO_ROUTE and path in NAMED_ROUTES and not error.codes & UNKNOWN_MODEL_CODES:
         name = registered_name(model.name)
         error.message = f"The model {name} answered status {error.status} to {path}: {error.message}"
         error.body = b""
