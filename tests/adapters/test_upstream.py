@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, FINISHED_EVENTS, MESSAGE, RESPONSE_EVENTS
-from fakes.http_server import LIMIT_SECONDS
+from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, whole
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
 from signoff.core.dialects.answer import answer_text
 from signoff.core.model import Model, Timeouts
@@ -103,6 +103,15 @@ async def test_events_of_another_shape_are_no_answer_to_a_whole_request(
 ) -> None:
     with pytest.raises(ModelGarbled):
         await ask(upstream, fake.at("numbered"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_part_of_a_character_becomes_a_replacement_character(upstream: UpstreamClient, *, stream: bool) -> None:
+    async def script(_: RecordedRequest) -> Reply:
+        return whole(b'{"choices": "a\xf0\x9f"}')
+
+    async with fake_upstream(script) as server:
+        assert await ask(upstream, server.url, stream=stream) == '{"choices": "a\ufffd"}'.encode()
 
 
 async def test_a_server_that_ignores_stream_is_accepted(fake: FakeUpstream, upstream: UpstreamClient) -> None:
@@ -201,7 +210,7 @@ async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: UpstreamCli
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    "behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http", "not-chunks", "redirect", "huge-body"]
+    "behaviour", ["html", "not-json", "nothing", "deep", "not-http", "not-chunks", "redirect", "huge-body"]
 )
 async def test_an_unreadable_answer_is_garbled(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, *, stream: bool
@@ -212,7 +221,7 @@ async def test_an_unreadable_answer_is_garbled(
     assert len(fake.requests) == 1, "a redirect is not followed"
 
 
-@pytest.mark.parametrize("behaviour", ["not-an-event", "not-an-utf8-event", "huge-event"])
+@pytest.mark.parametrize("behaviour", ["not-an-event", "huge-event"])
 async def test_an_unreadable_event_is_garbled(fake: FakeUpstream, upstream: UpstreamClient, behaviour: str) -> None:
     received = Events()
 

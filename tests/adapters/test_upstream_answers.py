@@ -45,7 +45,13 @@ ERRORS: dict[str, tuple[str, Any, int, str]] = {
     "with a message of three letters": (CHAT, {"code": 500, "msg": "Overloaded", "success": False}, 500, "Overloaded"),
     "bare": (EMBEDDINGS, {"message": "Overloaded", "code": 503}, 503, "Overloaded"),
     "response": (RESPONSES, FAILED | {"error": {"code": "server_error", "message": "Oops"}}, 500, "Oops"),
-    "response without an error": (RESPONSES, FAILED | {"error": None}, 502, "The model's response failed"),
+    "response that was cancelled": (RESPONSES, FAILED | {"status": "cancelled"}, 502, "has the status cancelled"),
+    "response without an error": (
+        RESPONSES,
+        FAILED | {"error": None},
+        502,
+        "The model's response has the status failed",
+    ),
     "of another route": ("/v1/images/generations", {"error": {"message": "Overloaded"}}, 502, "Overloaded"),
 }
 ANSWERS: list[tuple[str, Any]] = [
@@ -123,6 +129,7 @@ ERROR_EVENTS: dict[str, tuple[bytes, int]] = {
     "by its kind": (event({"message": "Overloaded", "type": "overloaded_error"}), 529),
     "by what it describes": (event({"detail": "Overloaded"}), 502),
     "by its code and a message of three letters": (event({"code": 500, "msg": "Overloaded"}), 500),
+    "by its status alone": (event({"status": "error", "message": "Overloaded"}), 502),
     "a response that failed": (
         event({"type": "response.failed", "response": FAILED | {"error": {"message": "Overloaded"}}}),
         502,
@@ -164,9 +171,36 @@ def test_a_stream_that_is_not_whole_is_cut(body: bytes) -> None:
         events.end()
 
 
-def test_a_stream_with_nothing_before_its_end_is_garbled() -> None:
+@pytest.mark.parametrize(
+    "before", [b": comment\n\n", event({"choices": [], "usage": {"prompt_tokens": 1}}), event({"type": "ping"})]
+)
+def test_a_stream_with_nothing_before_its_end_is_garbled(before: bytes) -> None:
     with pytest.raises(ModelGarbled):
-        stream().feed(b": comment\n\n" + sse.DONE)
+        stream().feed(before + sse.DONE)
+
+
+@pytest.mark.parametrize("payload", [{"Message": "Overloaded"}, {"ret": -1, "errmsg": "Overloaded"}])
+def test_a_stream_of_nothing_but_a_description_of_an_error_is_the_error(payload: Any) -> None:
+    events = stream()
+    events.feed(event(payload))
+    with pytest.raises(ModelAnswered, match="Overloaded"):
+        events.end()
+
+
+@pytest.mark.parametrize("mark", [b"data: [done]\n\n", b'data: "[DONE]"\n\n', b"event: end\ndata: bye\n\n"])
+def test_after_a_whole_answer_anything_is_a_mark_of_the_end(mark: bytes) -> None:
+    events = stream()
+    events.feed(event(delta("a", "stop")) + mark)
+    assert events.is_ended
+    assert events.take() == [event(delta("a", "stop")), sse.DONE]
+    with pytest.raises(ModelGarbled):
+        stream().feed(event(delta("a")) + mark)
+
+
+def test_a_part_of_a_character_becomes_a_replacement_character() -> None:
+    events = stream()
+    events.feed(event(delta("a~")).replace(b"~", b"\xf0\x9f") + sse.DONE)
+    assert events.take() == [event(delta("a~")).replace(b"~", "\ufffd".encode()), sse.DONE]
 
 
 def test_a_response_gets_its_last_event_before_the_mark() -> None:

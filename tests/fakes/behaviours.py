@@ -205,13 +205,11 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     # Nonsense.
     "html": whole(b"<html>\n\n<p>It works!</p>\n\n</html>", content_type="text/html"),
     "not-json": whole(b'{"choices": ['),
-    "not-utf8": whole(b'{"choices": "\xff"}'),
     "nothing": whole(b""),
     "deep": whole(b"[" * 100_000),
     "not-http": raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
     "not-chunks": raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnot a length\r\n"),
     "not-an-event": chunked(EVENTS[0], sse_event("[1]"), EVENTS[-1]),
-    "not-an-utf8-event": chunked(EVENTS[0], b'data: {"choices": "\xff"}\n\n', EVENTS[-1]),
     "redirect": _redirect,
     # 100 MB of faultless JSON.
     "huge-body": Reply(steps=(b"[1", *(b" " * 999_999,) * 100, b" " * 97 + b"]"), framing="length"),

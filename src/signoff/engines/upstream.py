@@ -27,7 +27,7 @@ from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.content_coding import ContentDecoder, known_codings
 from signoff.core.dialects.answer import collect, has_a_known_shape
-from signoff.core.dialects.surrogates import without_lone_surrogates
+from signoff.core.dialects.surrogates import as_utf8, without_lone_surrogates
 from signoff.core.model import Timeouts
 from signoff.engine import EventSink, Sink
 from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MAX_HEADERS, map_connection_error
@@ -109,7 +109,7 @@ class UpstreamClient:
         Unless `json_only`, a body that is not JSON becomes a `BinaryBody`, and an event may contain any text. A stream
         ends after `[DONE]` or the event that ends a response, or at the end of its body; if `json_only`, its answer
         must be whole there, and gets the last event that it lacks. JSON in place of a stream is returned, and events in
-        place of JSON are collected. Else no byte is changed, except that a character that is cut in a whole body
+        place of JSON are collected. Else no byte is changed, except that a part of a character that no client can read
         becomes U+FFFD. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
         """
         call = _Call(timeouts, self._used)
@@ -406,9 +406,8 @@ def _check_json(body: bytes) -> bytes:
 
     Raises ModelGarbled, ModelCut, ModelAnswered.
     """
-    body = body.removeprefix(codecs.BOM_UTF8)
+    body = as_utf8(body.removeprefix(codecs.BOM_UTF8))
     try:
-        body.decode()
         return without_lone_surrogates(body)
     except (ValueError, RecursionError) as error:
         if not body.lstrip().startswith((b"data:", b"event:", b":")):

@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from signoff.core.decode import JsonObject
+from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects.surrogates import decode_with_surrogates
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
 from signoff.engines.upstream_errors import answered_error, parse_error
@@ -28,7 +28,8 @@ _USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBE
 # Without one of the members, an answer to one of these cannot be read by any client.
 _STRICT = {CHAT, COMPLETIONS, RESPONSES}
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
-_ERROR, _FAILED = b'"error"', b'"failed"'
+_MARKS_OF_FAILURE = (b'"error"', b'"failed"', b'"cancelled"')
+_NO_SUCCESS = ("failed", "cancelled")
 _MESSAGE = b'"message"'
 # What follows the name of a member that has nothing.
 _NOTHING = re.compile(rb"\s*:\s*(?:null|\[\s*\]|\{\s*\})")
@@ -64,7 +65,7 @@ def check_answer(path: str, body: bytes) -> None:
     """
     is_known = path in KNOWN
     is_usual = not is_known or _has_something(body, _USUAL_MEMBER.get(path))
-    if is_usual and body.find(_ERROR) < 0 and body.find(_FAILED) < 0:
+    if is_usual and all(body.find(mark) < 0 for mark in _MARKS_OF_FAILURE):
         return
     payload = decode_with_surrogates(body)
     if not is_known:
@@ -106,8 +107,10 @@ def find_error(payload: object) -> object:
     if (error := own_error(payload)) is not None:
         return error
     for response in (payload, _member(payload, "response")):
-        if _member(response, "status") == "failed":
-            return _meaningful(_member(response, "error")) or {"message": "The model's response failed."}
+        if (status := _member(response, "status")) in _NO_SUCCESS:
+            return _meaningful(_member(response, "error")) or {
+                "message": f"The model's response has the status {status}."
+            }
     choices = _member(payload, "choices")
     for choice in cast("list[object]", choices) if isinstance(choices, list) else []:
         if (error := _meaningful(_member(choice, "error"))) is not None:
@@ -133,7 +136,13 @@ def answered(error: object) -> ModelAnswered:
 
 def described_event_error(payload: object) -> object:
     """Return the payload of an event if it describes an error, and is nothing else; None otherwise."""
-    return None if _has_any(payload, _EVENT_MEMBERS) else _described_error(payload, "")
+    return _described_error(payload, "") if is_description(payload) else None
+
+
+def is_description(payload: object) -> bool:
+    """Return True if the payload of an event is an object that has nothing of an answer."""
+    members = as_object(payload)
+    return bool(members) and not _has_any(members, _EVENT_MEMBERS)
 
 
 def _described_error(payload: object, path: str) -> object:

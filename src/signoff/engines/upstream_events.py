@@ -4,10 +4,16 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import NULL
-from signoff.core.dialects.stream_state import missing_end
-from signoff.core.dialects.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
-from signoff.engines.upstream_answers import answered, described_event_error, find_error, own_error
-from signoff.errors import ModelCut, ModelGarbled
+from signoff.core.dialects.assembly import decode_payloads
+from signoff.core.dialects.stream_state import is_without_answer, missing_end
+from signoff.core.dialects.surrogates import (
+    as_utf8,
+    decode_with_surrogates,
+    has_surrogates,
+    replace_lone_surrogates,
+)
+from signoff.engines.upstream_answers import answered, described_event_error, find_error, is_description, own_error
+from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
 
 
 class _Event(msgspec.Struct):
@@ -44,7 +50,7 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
         reported = find_error(payload) if json_only else own_error(payload)
         if reported is not None or is_error:
             raise answered(reported or payload)
-    elif json_only and kind == NULL and b'"choices"' not in data:
+    if json_only and kind == NULL and b'"choices"' not in data:
         reported = described_event_error(decode_with_surrogates(data))
         if reported is not None:
             raise answered(reported)
@@ -53,7 +59,6 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
 
 def _kind_of(data: bytes) -> bytes:
     """Return the type of an event, as JSON. Raises ValueError if it is no object, RecursionError."""
-    data.decode()
     try:
         return bytes(msgspec.json.decode(data, type=_Event).type)
     except ValueError:
@@ -126,11 +131,27 @@ class EventStream:
         if not self.is_ended:
             last = missing_end(self._events, has_mark=False)
             if last is None:
-                raise ModelCut
+                raise self._error_of_end()
             self._events.append(last)
 
+    def _error_of_end(self) -> ModelAnswered | ModelCut:
+        """Return the error for a stream that is not whole; one that has only described an error is that error."""
+        payloads = [payload for payload in decode_payloads(self._events) if not is_without_answer(payload)]
+        described = is_description(payloads[0]) if len(payloads) == 1 else False
+        return answered(payloads[0]) if described else ModelCut()
+
     def _add(self, event: bytes) -> None:
-        self.is_ended = is_last_event(event, json_only=self._json_only)
+        valid = as_utf8(event)
+        event = valid if self._json_only else event
+        try:
+            self.is_ended = is_last_event(valid, json_only=self._json_only)
+        except ModelGarbled:
+            last = missing_end(self._events, has_mark=False)
+            if last is None:
+                raise
+            self.is_ended = True  # after a whole answer, it is a mark of the end, as some servers write it
+            self._events.append(last)
+            return
         is_mark = self.is_ended and sse.data_of(event).startswith(b"[DONE]")
         if is_mark and self._json_only:
             self._events += self._missing_before_mark()
@@ -142,7 +163,7 @@ class EventStream:
 
         Raises ModelGarbled if nothing has come before it.
         """
-        if not self._has_data:
+        if all(map(is_without_answer, decode_payloads(self._events))):
             raise ModelGarbled("The model sent no answer.")
         data = next(data for event in reversed(self._events) if (data := sse.data_of(event)))
         missing = missing_end(self._events, has_mark=True) if b'"response.' in data else None

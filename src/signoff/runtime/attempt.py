@@ -121,7 +121,11 @@ class Attempt:
         self.events += events
         if self.first_byte_at is None:
             self._record_response(events)
-            if not (self._is_background or self._size > MAX_PREAMBLE_BYTES or any(map(has_content, events))):
+            if not (
+                self._is_background
+                or self._size > MAX_PREAMBLE_BYTES
+                or any(has_content(event, self.job.path) for event in events)
+            ):
                 return
             self._begin()
             events = self.events[:]

@@ -470,6 +470,13 @@ def test_an_answer_that_is_not_a_chat_completion_is_streamed_as_its_text(answer:
         (b'{"choices": [{"text": "text"}, {"text": "other"}]}', "text"),
         (b'{"choices": [{"message": {"content": null}}]}', None),
         (b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}', None),
+        (
+            b'{"choices": [{"message": {"content": [{"text": "bl"}, {"type": "text", "text": "ocks"}, "!"]}}]}',
+            "blocks!",
+        ),
+        (b'{"choices": [{"message": {"content": {"type": "text", "text": "a block"}}}]}', "a block"),
+        (b'{"choices": [{"message": {"content": {"type": "thinking", "text": "hm"}}}]}', None),
+        (b'{"choices": [{"message": {"content": 5}}]}', None),
         (b'{"choices": []}', None),
         (b'{"choices": null}', None),
         (b'"text"', None),

@@ -10,6 +10,7 @@ import pytest
 from signoff.core import sse
 from signoff.core.dialects.answer import answer_text, collect, split
 from signoff.core.dialects.stream_state import has_content, missing_end
+from signoff.core.endpoints import CHAT
 
 Payload = dict[str, Any]
 
@@ -261,6 +262,9 @@ STOP_REASON = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
         ([OPEN, STOPPED], None),
         ([OPEN], None),
         ([USAGE], None),
+        ([OPEN, USAGE], b"[DONE]"),
+        ([OPEN, {"choices": [], "usage": None}], None),
+        ([USAGE, OPEN], None),
         ([], None),
         ([STOP_REASON], b"message_stop"),
         ([CREATED, ADDED, *HELLO, ITEM_DONE], b"response.completed"),
@@ -297,6 +301,7 @@ SILENT = [
     {"object": "chat.completion.chunk", "id": "c"},
     {},
     {"type": "ping"},
+    {"type": "heartbeat"},
     {"type": "message_start", "message": {"content": []}},
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     CREATED,
@@ -328,6 +333,36 @@ def test_an_event_before_the_first_content_is_no_content(payload: Payload) -> No
 @pytest.mark.parametrize("payload", SPEAKING, ids=str)
 def test_an_event_with_content_is_content(payload: Payload) -> None:
     assert has_content(raw(payload)[0])
+
+
+@pytest.mark.parametrize("payload", [{"status": "error"}, {"type": "queue", "position": 3}, {"answer": 42}], ids=str)
+def test_an_unknown_event_is_no_content_where_the_format_is_known(payload: Payload) -> None:
+    assert not has_content(raw(payload)[0], CHAT)
+    assert has_content(raw(payload)[0], "/v1/audio/speech")
+
+
+@pytest.mark.parametrize("payload", [*SILENT[:5], *SPEAKING[:-2]], ids=str)
+def test_the_events_of_known_formats_are_told_apart_with_the_path_too(payload: Payload) -> None:
+    assert has_content(raw(payload)[0], CHAT) is (payload in SPEAKING)
+
+
+def test_events_that_keep_a_connection_open_are_no_part_of_the_answer() -> None:
+    ping, text = raw({"type": "ping"}), deltas({"content": "hello"})
+    assert collect(ping + text).body == collect(text).body
+
+
+def test_a_message_in_place_of_a_delta_is_the_message() -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "a", **piece("f", "{}")}]}
+    whole = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    assert message_of([*raw(whole, {"choices": [{"index": 0, "delta": {}}]}), sse.DONE])["tool_calls"][0]["id"] == "a"
+
+
+def test_a_call_whose_item_lacks_its_arguments_has_those_of_its_events() -> None:
+    item = {"type": "function_call", "id": "fc", "call_id": "c", "name": "f", "arguments": ""}
+    done = {"type": "response.output_item.done", "output_index": 1, "item": item}
+    call = CALL | {"arguments": '{"x":1}'}
+    output = json.loads(collect(raw(CREATED, ADDED, *HELLO, ITEM_DONE, call, done)).body)["output"]
+    assert output[1] == item | {"arguments": '{"x":1}'}
 
 
 def test_a_comment_is_no_content_and_the_end_is() -> None:

@@ -11,6 +11,7 @@ from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.assembly import assemble, decode_payloads, is_content
 from signoff.core.dialects.reported_usage import Counts, parse_usage, read_counts, usage_of_counts
+from signoff.core.dialects.response_stream import is_response_event
 from signoff.core.fingerprint import fingerprint
 from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage
 from signoff.errors import ModelGarbled
@@ -60,7 +61,7 @@ def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answe
 
 
 def has_a_known_shape(events: Iterable[bytes]) -> bool:
-    """Return True if `collect` can read `events`: those of a completion or a response."""
+    """Return True if `collect` can read `events`: those of a completion, a response or a message."""
     return any(_has_known_shape(payload) for payload in decode_payloads(events))
 
 
@@ -68,8 +69,9 @@ def _has_known_shape(payload: object) -> bool:
     match payload:
         case {"choices": list()}:
             return True
-        case {"type": str() as kind}:
-            return kind.startswith("response.")
+        case {"type": str()}:
+            event = cast("JsonObject", payload)
+            return is_response_event(event) or messages.is_message_event(event)
         case _:
             return False
 
@@ -129,9 +131,9 @@ def answer_text(body: bytes | None) -> str | None:
 
 
 def text_of_content(content: object) -> str | None:
-    """Return the text of the content of a message: a string, or a list of blocks, of which thoughts are no text."""
+    """Return the text of the content of a message: a string, or blocks, of which thoughts are no text."""
     if not isinstance(content, list):
-        return content if isinstance(content, str) else None
+        return _text_of_block(content)
     texts = [_text_of_block(block) for block in cast("list[object]", content)]
     return "".join(text for text in texts if text is not None) if any(text is not None for text in texts) else None
 
@@ -140,8 +142,9 @@ def _text_of_block(block: object) -> str | None:
     match block:
         case str():
             return block
-        case {"type": "text" | "output_text", "text": str() as text}:
-            return text
+        case {"text": str() as text}:
+            kind = cast("JsonObject", block).get("type", "text")
+            return text if kind in {"text", "output_text"} else None
         case _:
             return None
 
@@ -228,7 +231,7 @@ def _estimate(request_body: bytes | None, pieces: int) -> Usage | None:
 
 
 class _Message(msgspec.Struct):
-    content: str | list[Any] | None = None
+    content: Any = None
 
 
 class _Choice(msgspec.Struct):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
-from signoff.core.decode import JsonObject
+from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects import messages
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates, encode_with_surrogates, has_surrogates
@@ -32,6 +32,8 @@ def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
         is_plain = is_plain and not has_surrogates(data)
         piece = msgspec.convert(decode_with_surrogates(data), JsonObject)
         pieces += is_content(piece)
+        if piece.get("type") in messages.KEEPALIVES:
+            continue
         if is_response_event(piece):
             response.add(piece)
         elif messages.is_message_event(piece):
@@ -107,7 +109,8 @@ def _as_whole_choice(choice: JsonObject) -> JsonObject:
         return choice
     rest = {name: value for name, value in choice.items() if name != "delta"}
     delta = msgspec.convert(choice["delta"] or {}, JsonObject)
-    return rest | {"message": {"role": "assistant", "content": None} | delta}
+    # Some servers send the message itself in an event.
+    return rest | {"message": {"role": "assistant", "content": None} | as_object(choice.get("message")) | delta}
 
 
 # Members of a choice whose values are appended to, and members inside them whose texts are replaced instead.

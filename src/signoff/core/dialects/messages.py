@@ -15,8 +15,10 @@ from signoff.core.tokens import Usage
 
 # An event that keeps a connection open. Clients of this API expect it at any place of a stream.
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+# Types of events that keep a connection open, in the streams of many servers.
+KEEPALIVES = frozenset({"ping", "keepalive", "heartbeat"})
 _EVENT_TYPES = frozenset(
-    ["ping", "message_start", "message_delta", "message_stop"]
+    ["message_start", "message_delta", "message_stop"]
     + [f"content_block_{step}" for step in ("start", "delta", "stop")]
 )
 
@@ -140,7 +142,7 @@ def _split_block(block: JsonObject) -> tuple[JsonObject, list[JsonObject]]:
 
 
 def is_message_event(event: JsonObject) -> bool:
-    """Return True if the payload of an event is one of the stream of a message."""
+    """Return True if the payload of an event is one of the stream of a message, and has a part of it."""
     return event.get("type") in _EVENT_TYPES
 
 

@@ -114,8 +114,13 @@ class _Item:
         self.is_done = self._is_whole or all(text.is_done for text in self._texts.values())
 
     def whole(self) -> JsonObject:
-        """Return the item as its last event has it, else from its pieces."""
-        if self._is_whole or not self._texts:
+        """Return the item as its last event has it, else from its pieces; some servers leave out its arguments."""
+        if self._is_whole:
+            arguments = {
+                member: text.value for (name, _), text in self._texts.items() if (member := _argument_of(name))
+            }
+            return self._members | {name: value for name, value in arguments.items() if not self._members.get(name)}
+        if not self._texts:
             return self._members
         members = self._members | {"status": "completed"}
         content, summary = list[JsonObject](), list[JsonObject]()
@@ -131,6 +136,11 @@ class _Item:
         if all(name.startswith("reasoning") for name, _ in self._texts):
             return {"type": "reasoning"} | members | {"summary": summary} | ({"content": content} if content else {})
         return {"type": "message", "role": "assistant"} | members | {"content": content}
+
+
+def _argument_of(name: str) -> str | None:
+    """Return the member of a call whose text the events `name` have."""
+    return _CALLS[name][1] if name in _CALLS else None
 
 
 class _Text:

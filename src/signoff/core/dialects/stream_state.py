@@ -10,12 +10,14 @@ from typing import cast
 from signoff.core import sse
 from signoff.core.decode import JsonObject
 from signoff.core.dialects.assembly import decode_payloads
+from signoff.core.dialects.messages import KEEPALIVES, is_message_event
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates
+from signoff.core.endpoints import STREAMED
 
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 # Events of Anthropic's and OpenAI's streams that say nothing yet,
-_SILENT = {"ping", "keepalive", "message_start", "response.created", "response.queued", "response.in_progress"}
+_SILENT = KEEPALIVES | {"message_start", "response.created", "response.queued", "response.in_progress"}
 # and those that announce an item, which says something only if it is a call, or has a text already.
 _ANNOUNCEMENTS = {
     "content_block_start": "content_block",
@@ -26,29 +28,43 @@ _ANNOUNCEMENTS = {
 _TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"}
 
 
-def has_content(event: bytes) -> bool:
-    """Return True if `event` has content, ends the stream, or is of a format that is not known here."""
+def has_content(event: bytes, path: str = "") -> bool:
+    """Return True if `event` has content, or ends the stream.
+
+    So does one of a format that is not known here, unless `path` is an endpoint whose streams are known.
+    """
     if not (data := sse.data_of(event)):
         return False
     try:
         payload = decode_with_surrogates(data)
     except (ValueError, RecursionError):
         return True
-    return not isinstance(payload, dict) or _is_begun(cast("JsonObject", payload))
+    return not isinstance(payload, dict) or _is_begun(cast("JsonObject", payload), is_known=path in STREAMED)
 
 
-def _is_begun(payload: JsonObject) -> bool:
+def _is_begun(payload: JsonObject, *, is_known: bool) -> bool:
     match payload:
         case {"choices": choices}:
             return isinstance(choices, list) and any(_has_begun(choice) for choice in cast("list[object]", choices))
         case {"type": str() as kind} if kind in _ANNOUNCEMENTS:
             return _says_something(payload.get(_ANNOUNCEMENTS[kind]))
         case {"type": str() as kind}:
-            return kind not in _SILENT
-        case {"object": "chat.completion.chunk" | "text_completion"}:
-            return False
+            return kind not in _SILENT and (is_response_event(payload) or is_message_event(payload) or not is_known)
         case _:
-            return bool(payload)
+            return not (is_known or is_without_answer(payload))
+
+
+def is_without_answer(payload: object) -> bool:
+    """Return True if the payload of an event has no piece of an answer, not even its role."""
+    match payload:
+        case {"choices": object() as choices}:
+            return not choices
+        case {"type": str() as kind}:
+            return kind in KEEPALIVES
+        case {"object": "chat.completion.chunk" | "text_completion"}:
+            return True
+        case _:
+            return not payload
 
 
 def _has_begun(choice: object) -> bool:
@@ -73,13 +89,16 @@ def _says_something(item: object) -> bool:
 def missing_end(events: Iterable[bytes], *, has_mark: bool) -> bytes | None:
     """Return the event that ends the stream of `events`, which has come without its last event; None if it was cut.
 
-    The answer is whole if every choice has its `finish_reason`, every item of a response is done, or a message has its
-    `stop_reason`. `has_mark` is True if the stream has `[DONE]`, by which its server says that the answer is whole; the
-    result is empty if nothing else is missing.
+    The answer is whole if every choice has its `finish_reason`, or the usage comes without a choice, as it does at the
+    end alone; if every item of a response is done; or if a message has its `stop_reason`. `has_mark` is True if the
+    stream has `[DONE]`, by which its server says that the answer is whole; the result is empty if nothing else is
+    missing.
     """
     finished, response, has_stopped = dict[str, bool](), ResponseStream(), False
     for payload in decode_payloads(events):
         match payload:
+            case {"choices": [], "usage": {**usage}} if usage:
+                finished = dict.fromkeys(finished, True)
             case {"choices": [*choices]}:
                 for choice in choices:
                     members = cast("JsonObject", choice) if isinstance(choice, dict) else {}

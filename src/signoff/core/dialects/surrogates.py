@@ -1,4 +1,4 @@
-r"""Lone surrogates in JSON: halves of a character beyond U+FFFF.
+r"""Parts of characters in JSON: lone surrogates, which are halves of a character beyond U+FFFF, and cut UTF-8.
 
 Servers that write such characters as two escapes (`\ud83d\ude00`) may cut an answer, or an event, between the two.
 JSON allows it (RFC 8259, section 8.2), and msgspec refuses it.
@@ -30,6 +30,15 @@ def without_lone_surrogates(body: bytes) -> bytes:
             raise
         body = replace_lone_surrogates(body)
         msgspec.json.decode(body, type=msgspec.Raw)
+    return body
+
+
+def as_utf8(body: bytes) -> bytes:
+    """Return `body` with U+FFFD in place of bytes that are no UTF-8, such as a part of a character that was cut."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return body.decode(errors="replace").encode()
     return body
 
 
