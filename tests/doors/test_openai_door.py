@@ -50,8 +50,12 @@ async def test_the_official_sync_client_works(tmp_path: Path) -> None:
 async def test_models_are_listed_and_found(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
         await server.model("mine")
-        assert {"mine", "echo"} <= {model.id async for model in ai.models.list()}
-        assert (await ai.models.retrieve("mine")).id == "mine"
+        await server.model("gpt-*")
+        listed = {model.id async for model in ai.models.list()}
+        assert {"mine", "echo"} <= listed
+        assert not any("*" in name for name in listed)
+        for name in ("mine", "gpt-5"):
+            assert (await ai.models.retrieve(name)).id == name
         with pytest.raises(openai.NotFoundError):
             await ai.models.retrieve("nobody")
 

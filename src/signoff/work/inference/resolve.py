@@ -49,7 +49,7 @@ class LibraryEntry(msgspec.Struct, frozen=True, kw_only=True):
 async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryEntry]:
     """Return every model, and the prompts and pipelines that the caller may use and no model hides.
 
-    Of these, at most MAX_LISTED are read.
+    Of these, at most MAX_LISTED are read. Names that end in `*` stand for many models, and are not among them.
     """
     models = await services.caches.models.all()
     names = {model.name for model in models}
@@ -66,7 +66,7 @@ async def list_targets(services: Services, caller: Caller) -> Sequence[Model | L
         if not page or not page.may_continue:
             break
         number, after = number + len(page), page[-1].name
-    return [*models, *entries]
+    return [*(model for model in models if not model.name.endswith("*")), *entries]
 
 
 async def precedes_patterns(services: Services, caller: Caller, item: LibraryItem, name: str) -> bool:
