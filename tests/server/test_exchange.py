@@ -103,6 +103,14 @@ async def test_a_response_has_the_form_that_the_request_allows(
     assert transport.is_closed == (b"lose\r\n" in sent)
 
 
+async def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection() -> None:
+    messages = [start(), body(b"one", more=True), body(b"two")]
+    transport, failure, _ = await exchange(messages, b"GET / HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n")
+    assert (transport.writes[0], failure) == (OK + b"connection: close\r\n\r\n", "")
+    assert transport.sent == OK + b"connection: close\r\n\r\nonetwo"
+    assert transport.is_closed
+
+
 async def test_a_status_without_a_body_has_no_framing() -> None:
     transport, failure, _ = await exchange([start(status=204), body()])
     assert (transport.sent, failure) == (b"HTTP/1.1 204 No Content\r\n\r\n", "")

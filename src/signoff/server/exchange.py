@@ -14,6 +14,8 @@ class Exchange(RequestResponseCycle):
     """
 
     _head = b""
+    _ends_with_connection = False
+    """True if the body ends where the connection does: a client of HTTP/1.0 knows no chunks (RFC 9112, section 6.3)."""
 
     async def send(self, message: Any) -> None:
         """Send the head of the response, or a piece of its body.
@@ -50,14 +52,15 @@ class Exchange(RequestResponseCycle):
         if not (self.keep_alive or announces_close):
             lines.append(b"connection: close\r\n")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in {204, 304}:
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            self._ends_with_connection = self.scope["http_version"] == "1.0"
+            self.chunked_encoding = not self._ends_with_connection
+            lines += [b"transfer-encoding: chunked\r\n"] * self.chunked_encoding
         head = b"".join(lines)
         if not head.count(b"\n") == head.count(b"\r") == len(lines):
             raise RuntimeError("A header of the response has a line break.")
         self.response_started, self.waiting_for_100_continue = True, False
         self._head = head + b"\r\n"
-        if self.chunked_encoding is not False:
+        if self.chunked_encoding is not False or self._ends_with_connection:
             self._write()
 
     def _send_body(self, body: bytes, *, is_last: bool) -> None:
@@ -68,6 +71,8 @@ class Exchange(RequestResponseCycle):
         elif self.chunked_encoding:
             frame = (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
             self._write(*frame, *((b"0\r\n\r\n",) if is_last else ()))
+        elif self._ends_with_connection:
+            self._write(body)
         else:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
