@@ -70,6 +70,19 @@ def events(deltas: list[list[Call]]) -> list[bytes]:
     return [sse.event(json.dumps(chunk).encode()) for chunk in chunks]
 
 
+@pytest.mark.parametrize("member", ["delta", "message"])
+def test_a_call_that_is_no_list_is_read_from_a_delta_and_from_a_message(member: str) -> None:
+    choice = {"index": 0, member: {"tool_calls": call("{}", "clock", "call_1")}}
+    stream = [sse.event(json.dumps({"choices": [choice]}).encode()), *events([])]
+    reader = ChatStreamReader()
+    pieces = [piece for event in stream for piece in reader.feed(event)] + reader.finish()
+    assert [(piece.kind, piece.text) for piece in pieces] == [("call", "clock"), ("arguments", "{}")]
+    body, _ = assemble(stream)
+    assert [(each.call_id, each.name, each.arguments) for each in parse_chat_answer(body).calls] == [
+        ("call_1", "clock", "{}")
+    ]
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_translated_stream_and_a_collected_one_have_the_same_calls(name: str) -> None:
     stream = events(SPLITS[name])

@@ -107,7 +107,8 @@ def call_members(message: JsonObject) -> list[JsonObject]:
 
     Raises ValueError for calls of another form.
     """
-    calls = msgspec.convert(message.get("tool_calls") or [], list[JsonObject])
+    calls: Any = message.get("tool_calls") or []
+    calls = msgspec.convert([calls] if isinstance(calls, dict) else calls, list[JsonObject])
     if function := as_object(message.get("function_call")):
         calls.append({"index": 0, "function": function})
     return calls

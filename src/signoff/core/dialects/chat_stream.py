@@ -61,7 +61,8 @@ class ChatStreamReader:
 
     def _pieces(self, choice: JsonObject) -> list[ChatPiece]:
         self.end.add_choice(choice)
-        delta = msgspec.convert(choice.get("delta") or {}, JsonObject)
+        # Some servers send the message itself in an event.
+        delta = msgspec.convert(choice.get("delta") or choice.get("message") or {}, JsonObject)
         pieces = list[ChatPiece]()
         if text := self._join_halves(content_text(delta.get("content"))):
             pieces.append(ChatPiece("text", text))
