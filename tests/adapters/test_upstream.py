@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, FINISHED_EVENTS, MESSAGE, RESPONSE_EVENTS
-from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, whole
+from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, chunked, sse_event, whole
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
 from signoff.core.dialects.answer import answer_text
 from signoff.core.model import Model, Timeouts
@@ -96,6 +96,20 @@ async def test_events_that_were_not_asked_for_are_collected(
 
     assert isinstance(body, bytes)
     assert (answer_text(body) or "").startswith("one")
+
+
+async def test_the_events_of_a_message_that_were_not_asked_for_are_collected(upstream: UpstreamClient) -> None:
+    start = {"type": "message_start", "message": {"type": "message", "role": "assistant", "content": []}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "one"}}
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+
+    async def script(_: RecordedRequest) -> Reply:
+        return chunked(*(sse_event(payload) for payload in (start, delta, end, {"type": "message_stop"})))
+
+    async with fake_upstream(script) as server:
+        body = await ask(upstream, server.url)
+    assert isinstance(body, bytes)
+    assert answer_text(body) == "one"
 
 
 async def test_events_of_another_shape_are_no_answer_to_a_whole_request(

@@ -381,7 +381,7 @@ async def _collect_events(call: _Call, response: aiohttp.ClientResponse) -> byte
 
 
 def _collect(events: Sequence[bytes]) -> bytes:
-    if not has_a_known_shape(events):
+    if not has_a_known_shape(events, with_messages=True):
         raise ModelGarbled("The model sent a stream although the request asked for a whole answer.")
     return collect(events).body
 

@@ -60,18 +60,18 @@ def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answe
         raise ModelGarbled(f"The model's answer is not a stream of completion events: {error}") from error
 
 
-def has_a_known_shape(events: Iterable[bytes]) -> bool:
-    """Return True if `collect` can read `events`: those of a completion, a response or a message."""
-    return any(_has_known_shape(payload) for payload in decode_payloads(events))
+def has_a_known_shape(events: Iterable[bytes], *, with_messages: bool = False) -> bool:
+    """Return True if `collect` can read `events`: those of a completion, a response or, if asked for, a message."""
+    return any(_has_known_shape(payload, with_messages=with_messages) for payload in decode_payloads(events))
 
 
-def _has_known_shape(payload: object) -> bool:
+def _has_known_shape(payload: object, *, with_messages: bool) -> bool:
     match payload:
         case {"choices": list()}:
             return True
         case {"type": str()}:
             event = cast("JsonObject", payload)
-            return is_response_event(event) or messages.is_message_event(event)
+            return is_response_event(event) or (with_messages and messages.is_message_event(event))
         case _:
             return False
 
