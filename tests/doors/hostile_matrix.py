@@ -195,6 +195,7 @@ _UPSTREAM = [
     ),
     Row("POST /v1/moderations", "200 200 200 200", body={"model": "mine", "input": "a"}),
     Row("POST /v1/rerank", "200 200 200 200", body={"model": "mine", "query": "a", "documents": ["b"]}),
+    Row("POST /v2/rerank", "200 200 200 200", body={"model": "mine", "query": "a", "documents": ["b"]}),
     Row("POST /v1/messages", "200 200 200 200", body=CHAT | {"max_tokens": 9}),
     Row("POST /v1/messages/count_tokens", "200 200 200 200", body=CHAT),
     Row("POST /v1/edits", "200 200 200 200", body={"model": "mine", "instruction": "a"}),

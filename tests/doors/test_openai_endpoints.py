@@ -77,8 +77,13 @@ async def test_moderations_and_ranks(tmp_path: Path) -> None:
             "documents": ["a red sea", {"text": "the sky is blue"}],
             "top_n": 1,
         }
-        _, ranked = await server.ask("POST", "/v1/rerank", await server.token(), json=body)
-        assert [(each["index"], each["relevance_score"]) for each in ranked["results"]] == [(1, 1.0)]
+        token = await server.token()
+        for path in ("/v1/rerank", "/v2/rerank"):
+            _, ranked = await server.ask("POST", path, token, json=body)
+            assert [(each["index"], each["relevance_score"]) for each in ranked["results"]] == [(1, 1.0)]
+        # its errors have the format of this API
+        assert (await server.ask("POST", "/v2/rerank", token, json={}))[1]["error"]["param"]
+        assert (await server.ask("POST", "/v2/rerank", json=body))[0] == 401
 
 
 async def test_structured_output_is_parsed_by_the_client(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from signoff.doors.cached import PREFIXES as CACHED
 from signoff.doors.cached import CachedDoor
 from signoff.doors.errors import PROBLEM, detail, problem
 from signoff.doors.http import ASGIApp, DoorSettings
-from signoff.doors.openai.door import OpenAIDoor
+from signoff.doors.openai.door import COHERE_RERANK, OpenAIDoor
 from signoff.doors.predict import PREFIXES, PredictDoor
 from signoff.doors.queue import QueueDoor
 from signoff.doors.router import DoorRouter, make_litestar_app
@@ -60,7 +60,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     predict = PredictDoor(services, door_settings)
     cached = CachedDoor(services, door_settings)
     hot = {"/v1/": openai, "/openai/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    queue = _queue_doors(services, door_settings)
+    queue = {COHERE_RERANK: openai, **_queue_doors(services, door_settings)}
     return DoorRouter(hot, _litestar_app(), queue=queue, services=services, door_settings=door_settings)
 
 

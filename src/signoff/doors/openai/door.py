@@ -11,7 +11,7 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.cache import Sampling
-from signoff.core.endpoints import KNOWN, STREAMED, format_route, parse_route
+from signoff.core.endpoints import KNOWN, RERANK, STREAMED, format_route, parse_route
 from signoff.core.form import fields_of
 from signoff.core.members import fold
 from signoff.core.model import Model
@@ -47,7 +47,10 @@ from signoff.work.services import Services
 
 AZURE_PREFIX = "/openai/"
 PREFIXES = ("/openai/v1/", AZURE_PREFIX, "/v1/")
+# The path that Cohere's clients call.
+COHERE_RERANK = "/v2/rerank"
 _KNOWN_PATHS = {f"{prefix}{path.removeprefix('/v1/')}": path for prefix in PREFIXES for path in KNOWN}
+_KNOWN_PATHS[COHERE_RERANK] = RERANK
 # Azure's paths name the model, which it calls a deployment (Azure OpenAI REST API reference, "Data plane inference").
 _DEPLOYMENT = re.compile(
     r"/openai/deployments/(?P<model>.+?)/(?P<rest>(?:chat/)?completions|embeddings|(?:audio|images)/[a-z]+)/*"
