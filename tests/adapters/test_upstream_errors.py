@@ -28,6 +28,10 @@ SHAPES = {
     "Baidu": {"error_code": 17, "error_msg": TEXT},
     "MiniMax": {"id": "c", "base_resp": {"status_code": 2013, "status_msg": TEXT}},
     "a list of texts": {"errors": [TEXT]},
+    "camel case": {"errorCode": "E1", "errorMessage": TEXT},
+    "Apigee": {"fault": {"faultstring": TEXT, "detail": {"errorcode": "policies.ratelimit"}}},
+    "an exception": {"exception": TEXT},
+    "a short name": {"ret": -1, "errmsg": TEXT},
     "a text": TEXT,
 }
 
@@ -49,6 +53,14 @@ def test_an_error_in_any_shape_becomes_its_sentence(shape: object) -> None:
         (b"<html><body><p>a page without a title</p></body></html>", ""),
         (b"<?xml version='1.0'?><Error><Code>X</Code><Message>No bucket</Message></Error>", "No bucket"),
         (b'event: error\ndata: {"error": {"message": "gone"}}\n\n', "gone"),
+        (b'data: {"error": "gone"}\r\n\r\ndata: [DONE]\r\n\r\n', "gone"),
+        (b"\x1f\x8b\x08\x00a part of a gzip body\xff", ""),
+        (b"\x00\x1b[31mred\x1b[0m", "[31mred [0m"),
+        (
+            b'{"error":{"message":"Provider returned error","metadata":{"raw":"{\\"message\\":\\"no GPU\\"}"}}}',
+            "Provider returned error: no GPU",
+        ),
+        (b'{"error":{"message":"Moderated","metadata":{"raw":{},"reasons":["x"]}}}', "Moderated"),
         (
             b'{"detail":[{"loc":["body","model"],"msg":"Field required","type":"missing"}]}',
             "body.model: Field required",

@@ -23,12 +23,26 @@ CLIENT_ERRORS = {400, 422}
 ACCOUNT_PHRASES = ("credit balance is too low", "api key not valid", "api key expired")
 # Members that hold a message, best first: OpenAI, Anthropic and Google nest it in `error`, FastAPI and problem details
 # (RFC 9457) have `detail`, OAuth has `error_description`, Cloudflare `errors`. A text in `error` may be a mere code.
+# Names are in lower case and without underscores.
 _MESSAGES = (
-    *("message", "detail", "error_description", "errors", "msg", "error_msg", "error_message", "status_msg"),
-    *("error", "base_resp", "title", "reason", "description"),
+    *(
+        "message",
+        "faultstring",
+        "detail",
+        "errordescription",
+        "errors",
+        "messages",
+        "msg",
+        "errormsg",
+        "errmsg",
+        "errormessage",
+    ),
+    *("statusmsg", "fault", "error", "err", "exception", "baseresp", "title", "reason", "description"),
 )
 _TITLE = re.compile(r"<(title|message|h1)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
 
 class UpstreamError(msgspec.Struct, frozen=True):
@@ -89,7 +103,7 @@ def is_limit_header(name: str) -> bool:
 def parse_error(body: bytes) -> UpstreamError:
     """Return the message, the status and the codes of an error body: JSON of any shape, an event, a page or a text."""
     if body.startswith((b"data:", b"event:")):
-        body = sse.data_of(body)
+        body = sse.data_of(_BLANK_LINE.split(body, maxsplit=1)[0])
     text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
     try:
         value: Any = msgspec.json.decode(text)
@@ -119,14 +133,21 @@ def _message_in(value: Any, depth: int) -> str:
 
 def _message_in_object(value: dict[str, Any], depth: int) -> str:
     """Return the best message in a JSON object; of one without any, its members."""
-    members = {name.lower(): member for name, member in value.items()}
+    members = {name.lower().replace("_", ""): member for name, member in value.items()}
     if isinstance(members.get("error"), dict | list) and (message := _message_in(members["error"], depth - 1)):
         return message
     message = next((text for name in _MESSAGES if (text := _message_in(members.get(name), depth - 1))), "")
     if message:
+        message += _provider_message(members.get("metadata"), depth)
         return f"{place}: {message}" if (place := _place_in(members.get("loc"))) else message
     each_member = ((name, _message_in(member, depth - 1)) for name, member in members.items())
     return "; ".join([f"{name}: {text}" for name, text in each_member if text][:MAX_ERRORS])
+
+
+def _provider_message(metadata: Any, depth: int) -> str:
+    """Return what the provider of an aggregator said, to follow the aggregator's own message (OpenRouter)."""
+    raw = cast("dict[str, Any]", metadata).get("raw") if isinstance(metadata, dict) else None
+    return f": {message}" if (message := _message_in(raw, depth - 1)) else ""
 
 
 def _message_in_text(text: str, depth: int) -> str:
@@ -145,11 +166,13 @@ def _place_in(loc: Any) -> str:
 
 
 def _text_of(text: str) -> str:
-    """Return `text` as one line; of a page or of XML, the title or the message."""
+    """Return `text` as one line; of a page or of XML, the title or the message; nothing of bytes that are no text."""
+    if "\ufffd" in text and _CONTROLS.search(text):
+        return ""
     if text.lstrip("\ufeff \r\n\t").startswith("<"):
         title = _TITLE.search(text)
         text = html.unescape(_TAG.sub(" ", title[2])) if title else ""
-    return " ".join(text.replace("\0", " ").split())
+    return " ".join(_CONTROLS.sub(" ", text).split())
 
 
 def _shorten(text: str) -> str:
