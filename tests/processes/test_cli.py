@@ -153,10 +153,10 @@ def test_users_get_tokens_and_passwords_which_are_never_stored_in_plain_text(tmp
     assert "`role` must not exceed the role of ann@example.com, which is user (got admin)." in escalated[2]
     assert named[0] == 0
     assert named[1].endswith("The token is not shown again.\n")
-    assert with_password == (0, "ann@example.com is a user.\n", "")
-    assert (weak[:2], promoted[1]) == ((1, ""), "ann@example.com is a reviewer.\n")
+    assert with_password == (0, "ann@example.com has the role user.\n", "")
+    assert (weak[:2], promoted[1]) == ((1, ""), "ann@example.com has the role reviewer.\n")
     # and a new password does not change the role
-    assert with_new_password == (0, "ann@example.com is a reviewer.\n", "")
+    assert with_new_password == (0, "ann@example.com has the role reviewer.\n", "")
     for refused in (escalated, weak, unknown, invalid):
         assert refused[0] == 1
         assert is_one_line(refused[2])

@@ -62,7 +62,7 @@ def user_create(
         return await create_user(services, email, new_role or (existing.role if existing else "user"), password)
 
     user = run(load(), create)
-    out.print(f"{user.email} is a {user.role}{'' if user.active else ', and disabled'}.")
+    out.print(f"{user.email} has the role {user.role}{'' if user.active else ', and is disabled'}.")
 
 
 @users.register("list", "signoff user list")
