@@ -265,6 +265,7 @@ STOP_REASON = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
         ([OPEN, USAGE], b"[DONE]"),
         ([OPEN, {"choices": [], "usage": None}], None),
         ([USAGE, OPEN], None),
+        ([OPEN, USAGE, OPEN], None),
         ([], None),
         ([STOP_REASON], b"message_stop"),
         ([CREATED, ADDED, *HELLO, ITEM_DONE], b"response.completed"),

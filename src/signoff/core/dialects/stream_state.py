@@ -94,12 +94,11 @@ def missing_end(events: Iterable[bytes], *, has_mark: bool) -> bytes | None:
     stream has `[DONE]`, by which its server says that the answer is whole; the result is empty if nothing else is
     missing.
     """
-    finished, response, has_stopped = dict[str, bool](), ResponseStream(), False
+    finished, response, has_stopped, ends_with_usage = dict[str, bool](), ResponseStream(), False, False
     for payload in decode_payloads(events):
         match payload:
-            case {"choices": [], "usage": {**usage}} if usage:
-                finished = dict.fromkeys(finished, True)
             case {"choices": [*choices]}:
+                ends_with_usage = not choices and bool(payload.get("usage"))
                 for choice in choices:
                     members = cast("JsonObject", choice) if isinstance(choice, dict) else {}
                     index = str(members.get("index") or 0)
@@ -116,4 +115,4 @@ def missing_end(events: Iterable[bytes], *, has_mark: bool) -> bytes | None:
         return MESSAGE_STOP
     if has_mark:
         return b""
-    return sse.DONE if finished and all(finished.values()) else None
+    return sse.DONE if finished and (ends_with_usage or all(finished.values())) else None
