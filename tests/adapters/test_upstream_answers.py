@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from signoff.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES
 from signoff.engines.upstream_answers import check_answer
 from signoff.engines.upstream_events import EventStream
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
@@ -43,6 +43,7 @@ ERRORS: dict[str, tuple[str, Any, int, str]] = {
         "insufficient balance",
     ),
     "with a message of three letters": (CHAT, {"code": 500, "msg": "Overloaded", "success": False}, 500, "Overloaded"),
+    "fastapi, of a message": (MESSAGES, {"detail": "Overloaded"}, 502, "Overloaded"),
     "bare": (EMBEDDINGS, {"message": "Overloaded", "code": 503}, 503, "Overloaded"),
     "response": (RESPONSES, FAILED | {"error": {"code": "server_error", "message": "Oops"}}, 500, "Oops"),
     "response that was cancelled": (RESPONSES, FAILED | {"status": "cancelled"}, 502, "has the status cancelled"),
@@ -66,6 +67,8 @@ ANSWERS: list[tuple[str, Any]] = [
     (COMPLETIONS, {"choices": [{"index": 0, "text": ""}]}),
     (RESPONSES, FAILED | {"status": "incomplete", "error": None}),
     (EMBEDDINGS, {"data": []}),
+    (MESSAGES, {"type": "message", "role": "assistant", "content": []}),
+    (COUNT_TOKENS, {"input_tokens": 0}),
     ("/v1/rerank", [{"index": 0, "score": 0.5}]),
     ("GET /v1/videos/video_1", {"id": "video_1", "object": "video", "status": "failed", "error": {"message": "Oops"}}),
     ("/v1/images/generations", {"message": "ok"}),
@@ -99,6 +102,13 @@ def test_an_error_with_status_200_is_an_error(name: str) -> None:
 def test_json_without_an_answer_is_garbled(body: Any) -> None:
     with pytest.raises(ModelGarbled):
         check_answer(CHAT, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("path", [MESSAGES, COUNT_TOKENS])
+@pytest.mark.parametrize("body", [{}, None, [], {"id": "x"}, {"content": None}, {"object": "list", "data": []}])
+def test_json_without_a_message_is_garbled(path: str, body: Any) -> None:
+    with pytest.raises(ModelGarbled):
+        check_answer(path, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(("path", "body"), ANSWERS, ids=str)

@@ -10,7 +10,18 @@ import msgspec
 
 from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects.surrogates import decode_with_surrogates
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
+from signoff.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EDITS,
+    EMBEDDINGS,
+    KNOWN,
+    MESSAGES,
+    MODERATIONS,
+    RERANK,
+    RESPONSES,
+)
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 
@@ -23,10 +34,12 @@ _ANSWER_MEMBERS = {
     EMBEDDINGS: ("data",),
     MODERATIONS: ("results",),
     RERANK: ("results", "data"),
+    MESSAGES: ("content",),
+    COUNT_TOKENS: ("input_tokens",),
 }
 _USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBERS.items()}
 # Without one of the members, an answer to one of these cannot be read by any client.
-_STRICT = {CHAT, COMPLETIONS, RESPONSES}
+_STRICT = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
 _MARKS_OF_FAILURE = (b'"error"', b'"failed"', b'"cancelled"')
 _NO_SUCCESS = ("failed", "cancelled")
@@ -75,7 +88,7 @@ def check_answer(path: str, body: bytes) -> None:
         error = find_error(payload) or _described_error(payload, path)
     if error is not None:
         raise answered(error)
-    if is_known and (not payload or (path in _STRICT and not _is_generated(payload))):
+    if is_known and (not payload or (path in _STRICT and not _is_answer(path, payload))):
         raise ModelGarbled("The model's answer is not an answer of this endpoint.")
 
 
@@ -88,8 +101,10 @@ def _has_something(body: bytes, name: bytes | None) -> bool:
     return at >= 0 and has_message and not _NOTHING.match(body, at + len(name))
 
 
-def _is_generated(payload: object) -> bool:
-    """Return True if `payload` has an output, or a choice that is not empty."""
+def _is_answer(path: str, payload: object) -> bool:
+    """Return True if `payload` has what an answer of `path` has: an output, or a choice that is not empty."""
+    if path in {MESSAGES, COUNT_TOKENS}:
+        return isinstance(_member(payload, _ANSWER_MEMBERS[path][0]), list | int)
     if _has_any(payload, ("output",)):
         return True
     choices = _member(payload, "choices")
