@@ -19,7 +19,9 @@ from signoff.core.allow_list import MODEL_ADDRESSES, AllowList
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.model import Timeouts
 from signoff.deliverers.http import HttpDeliverer
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines import http_pool
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import AddressRefused, ModelFailed, ModelGarbled, ModelUnreachable
 from signoff.infra import ssrf, tls
 from signoff.infra.proxies import Proxies
@@ -186,6 +188,7 @@ def trust(monkeypatch: pytest.MonkeyPatch, certificate: Path) -> None:
     fresh.verify_mode, fresh.check_hostname = context.verify_mode, context.check_hostname
     fresh.load_verify_locations(certificate)
     monkeypatch.setattr(ssrf, "default_context", lambda: fresh)
+    monkeypatch.setattr(http_pool, "default_context", lambda: fresh)
     monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", fresh)
 
 

@@ -10,7 +10,8 @@ from fakes.resolver import FakeResolver
 from fakes.upstream import fake_upstream
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, Timeouts
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import ModelFailed, ModelUnreachable
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver, probe

@@ -16,8 +16,9 @@ from signoff.core.dialects.answer import answer_text
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai
+from signoff.engines.http_request import UpstreamRequest
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 from support.sinks import Events, StepwiseAnswer, body_of, events_of
 

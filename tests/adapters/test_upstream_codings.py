@@ -17,7 +17,8 @@ from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, chunked, wh
 from fakes.upstream import fake_upstream
 from signoff.core.model import Timeouts
 from signoff.engine import EventSink
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelFailed, ModelGarbled
 
 if sys.version_info >= (3, 14):

@@ -1,55 +1,52 @@
-"""Errors of aiohttp while a connection to a model is opened, mapped to errors of ours.
-
-Callers see the messages, so these have no addresses of this network.
-"""
+"""Errors of connections to models, mapped to those that callers see, which show no address of this network."""
 
 import os
 
-import aiohttp
-from aiohttp.http_exceptions import LineTooLong
-
+from signoff.engines.http_connection import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    Disconnected,
+    HeadTooLarge,
+    MalformedAnswer,
+    TlsAnswer,
+)
+from signoff.engines.http_pool import ConnectTimeout, ProxyRefused, ProxyUnreachable, UnknownName
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
-from signoff.errors import ModelFailed, ModelGarbled, ModelUnreachable
+from signoff.errors import ModelFailed, ModelUnreachable
 from signoff.infra.ssrf import blocked_reason
 from signoff.infra.tls import tls_fault
 
-# Bounds of the head of an answer: the bytes of all headers, and their number.
-MAX_HEAD_BYTES = 64 * 2**10
-MAX_HEADERS = 1024
-HEAD_TOO_LARGE = f"The head of the model's answer has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers."
-# The first bytes of a TLS alert, as aiohttp quotes a malformed status line.
-_TLS_ALERT = r"\x15\x03"
-
 
 def map_connection_error(error: Exception) -> ModelFailed:
-    """Return the error for a connection that failed, or whose answer has no head that can be read."""
-    if isinstance(error, aiohttp.ClientHttpProxyError):
+    """Return the error for a connection that failed before the head of an answer."""
+    if isinstance(error, ProxyRefused):
         return ModelUnreachable(f"The proxy refused to connect to the model (status {error.status}).")
-    if isinstance(error, aiohttp.ClientResponseError):
-        return ModelGarbled(_head_fault(error))
     if blocked_reason(error) is not None:
         return ModelFailed(ADDRESS_NOT_ALLOWED)
-    fault = tls_fault(error)
-    what = "The model's proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else "The model"
-    unreachable = ModelUnreachable(f"{what} cannot be reached: {fault or _reason(error)}.")
+    what, cause = "The model", error
+    if isinstance(error, ProxyUnreachable) and isinstance(error.__cause__, Exception):
+        what, cause = "The model's proxy", error.__cause__
+    fault = tls_fault(cause)
+    unreachable = ModelUnreachable(f"{what} cannot be reached: {fault or _reason(cause)}.")
     unreachable.retryable = fault is None  # no retry mends a certificate
     return unreachable
 
 
-def _head_fault(error: aiohttp.ClientResponseError) -> str:
-    if isinstance(error.__cause__, LineTooLong) or "Too many headers" in error.message:
-        return HEAD_TOO_LARGE
-    if _TLS_ALERT in error.message:
+def malformed_message(error: MalformedAnswer) -> str:
+    """Return the message for an answer that is not HTTP."""
+    if isinstance(error, HeadTooLarge):
+        return f"The head of the model's answer has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers."
+    if isinstance(error, TlsAnswer):
         return "The model's answer is TLS and not HTTP; begin its `url` with https://."
     return "The model's answer is not valid HTTP."
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    if isinstance(error, UnknownName):
         return "its host name has no address"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+    if isinstance(error, ConnectTimeout):
         return "it did not accept a connection in time"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
+    if isinstance(error, Disconnected):
         return "it closed the connection without an answer; if its port speaks TLS, its `url` must begin with https://"
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number is not None and number > 0 else type(error).__name__

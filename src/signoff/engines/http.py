@@ -6,7 +6,8 @@ import msgspec
 
 from signoff.core.model import Model
 from signoff.engine import ModelRequest, Sink
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelFailed, ModelGarbled, ModelUnreachable
 
 OPERATION_SECONDS = 5.0

@@ -7,7 +7,8 @@ from signoff.core.endpoints import KNOWN, Route, parse_route
 from signoff.core.form import with_field
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest, Sink
-from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.engines.upstream_answers import check_answer
 from signoff.engines.url import endpoint_url, is_messages_route, key_headers
 from signoff.errors import ModelUnreachable

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from weakref import WeakSet
+from functools import lru_cache, partial
 
-import aiohttp
-import msgspec
+from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
-from yarl import URL
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
@@ -30,10 +22,12 @@ from signoff.core.dialects.answer import collect, has_a_known_shape
 from signoff.core.dialects.surrogates import as_utf8, without_lone_surrogates
 from signoff.core.model import Timeouts
 from signoff.engine import EventSink, Sink
-from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MAX_HEADERS, map_connection_error
+from signoff.engines.connection_errors import malformed_message, map_connection_error
+from signoff.engines.http_connection import DEFAULT_CONTENT_TYPE, HttpConnection, MalformedAnswer, ResponseHead
+from signoff.engines.http_pool import HttpPool, Origin
+from signoff.engines.http_request import PreparedRequest, UpstreamRequest, prepare, request_head
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header
 from signoff.engines.upstream_events import EventStream
-from signoff.engines.url import parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, TooLarge
 from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.ssrf import CheckedResolver
@@ -41,17 +35,13 @@ from signoff.infra.ssrf import CheckedResolver
 MAX_BODY_BYTES = 64 * 2**20
 TOO_LARGE = f"The model's answer is larger than {MAX_BODY_BYTES} bytes."
 MAX_EVENT_BYTES = 8 * 2**20
-# Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
-KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Reading it makes the connection reusable.
 LINGER_SECONDS = 0.1
-# aiohttp's default for a response without Content-Type (RFC 9110, section 8.3).
-DEFAULT_CONTENT_TYPE = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 class UpstreamClient:
-    """Pool of at most `max_connections` connections to models. Call `start` before the first request.
+    """Client of models, with at most `max_connections` connections. Call `start` before the first request.
 
     `now` returns seconds since the epoch. Every resolved address is checked against MODEL_ADDRESSES before the
     connection: that of the model, or that of its proxy, which resolves the model's name itself.
@@ -66,40 +56,23 @@ class UpstreamClient:
         proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._resolver = resolver
-        self._proxies = proxies
-        self._find_proxy: Callable[[URL], URL | None] | None = None
         self._now = now
         self._max_connections = max_connections
-        self._used = WeakSet[ResponseHandler]()
-        self._calls = set[_Call]()
-        self._session: aiohttp.ClientSession | None = None
+        self._proxies = proxies
+        self._pool: HttpPool | None = None
+        self._prepare: Callable[[str, str], PreparedRequest] | None = None
 
     async def start(self) -> None:
         """Open the pool."""
-        self._find_proxy = lru_cache(maxsize=1024)(self._proxies.find) if self._proxies else None
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                limit=self._max_connections,
-                keepalive_timeout=KEEPALIVE_SECONDS,
-                resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), MODEL_ADDRESSES),
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"accept-encoding": "identity", "user-agent": "signoff"},
-            skip_auto_headers=("content-type",),
-            auto_decompress=False,  # it knows fewer codings, and names fewer of them
-            max_line_size=MAX_HEAD_BYTES,
-            max_field_size=MAX_HEAD_BYTES,
-            max_headers=MAX_HEADERS,
-        )
+        resolver = CheckedResolver(self._resolver or ThreadedResolver(), MODEL_ADDRESSES)
+        self._pool = HttpPool(resolver, self._max_connections)
+        self._prepare = lru_cache(maxsize=1024)(partial(prepare, self._proxies.find if self._proxies else None))
 
     async def close(self) -> None:
-        # Without the abort, aiohttp would close the connections but leave their readers waiting.
         """Abort all calls and close the pool."""
-        for call in self._calls:
-            call.abort()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     async def ask(
         self, request: UpstreamRequest, sink: Sink, *, timeouts: Timeouts, stream: bool, json_only: bool = True
@@ -112,74 +85,57 @@ class UpstreamClient:
         place of JSON are collected. Else no byte is changed, except that a part of a character that no client can read
         becomes U+FFFD. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
         """
-        call = _Call(timeouts, self._used)
-        self._calls.add(call)
+        call = _Call(timeouts)
         try:
-            response = await self._open_response(call, request)
-            call.begin_body(response)
-            _read_head(response, request.response_headers)
-            if response.status >= 300:
-                raise await self._error_of(call, response)
-            if stream and _is_stream(response, json_only=json_only):
-                return await _pass_on_events(call, response, sink, json_only=json_only)
-            if json_only and response.content_type == sse.CONTENT_TYPE:
-                return await _collect_events(call, response)
-            return _to_body(response, await _read_whole(call, response), json_only=json_only)
+            head = await self._send(call, request)
+            _read_limits(head, request.response_headers)
+            if head.status >= 300:
+                raise await self._error_of(call, head)
+            if stream and _is_stream(head.content_type, json_only=json_only):
+                return await _pass_on_events(call, sink, json_only=json_only)
+            if json_only and head.content_type == sse.CONTENT_TYPE:
+                return await _collect_events(call)
+            return _to_body(head, await _read_whole(call), json_only=json_only)
         except TimeoutError as error:
             raise call.timeout_error() from error
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise ModelCut from error
+        except MalformedAnswer as error:
+            raise ModelGarbled(malformed_message(error)) from error
         finally:
-            self._calls.discard(call)
-            call.abort()
+            call.end()
 
-    async def _open_response(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
-        """Return the response as soon as its headers have arrived."""
+    async def _send(self, call: _Call, request: UpstreamRequest) -> ResponseHead:
+        """Send the request, and return the head of the answer as soon as it has arrived."""
+        if self._pool is None or self._prepare is None:
+            raise RuntimeError("UpstreamClient.start() was not awaited")
         try:
-            async with call.header_timeout():
-                try:
-                    return await self._send(call, request)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    if not call.is_reused:
-                        raise
-                # The server closed an idle connection while the request was written: retry once, on a new one.
-                call.requires_new = True
-                return await self._send(call, request)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise
+            prepared = self._prepare(request.method, request.url)
+            head = request_head(prepared, request)
+            try:
+                return await call.send(self._pool, prepared.origin, head, request.body)
+            except OSError as error:
+                if isinstance(error, TimeoutError) or not call.is_stale:
+                    raise
+            # The server closed an idle connection while the request was written: retry once, on a new one.
+            return await call.send(self._pool, prepared.origin, head, request.body, is_new=True)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError) as error:
             raise map_connection_error(error) from error
 
-    async def _send(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("UpstreamClient.start() was not awaited")
-        token, url = _CALL.set(call), parse_model_url(request.url)
-        try:
-            return await self._session.request(
-                request.method,
-                url,
-                proxy=None if self._find_proxy is None else self._find_proxy(url),
-                # aiohttp writes a file-like body in pieces.
-                data=request.body if len(request.body) < 2**20 else io.BytesIO(request.body),
-                headers=request.headers,
-                allow_redirects=False,
-                timeout=_connect_timeout(call.timeouts.connect_seconds),
-            )
-        finally:
-            _CALL.reset(token)
-
-    async def _error_of(self, call: _Call, response: aiohttp.ClientResponse) -> ModelAnswered | ModelGarbled:
-        if response.status < 400:
+    async def _error_of(self, call: _Call, head: ResponseHead) -> ModelAnswered | ModelGarbled:
+        if head.status < 400:
             return ModelGarbled(
-                f"The model redirected the request (status {response.status}); set its `url` to the target."
+                f"The model redirected the request (status {head.status}); set its `url` to the target."
             )
         body = b""
-        with suppress(aiohttp.ClientError, OSError, ModelGarbled):
-            while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
+        with suppress(OSError, MalformedAnswer, ModelGarbled):
+            while len(body) < MAX_ERROR_BYTES and (data := await call.read()):
                 body += data
-        headers = {name.lower(): value for name, value in response.headers.items()}
+        headers = dict(head.headers)
         wait_seconds = self._parse_retry_after(headers)
-        return answered_error(response.status, body, headers=headers, retry_after_seconds=wait_seconds)
+        return answered_error(head.status, body, headers=headers, retry_after_seconds=wait_seconds)
 
     def _parse_retry_after(self, headers: Mapping[str, str]) -> float | None:
         """Return the time to wait in seconds: `retry-after-ms` of OpenAI, or a Retry-After (RFC 9110, section 10.2.3).
@@ -198,32 +154,14 @@ class UpstreamClient:
             return None
 
 
-@lru_cache(maxsize=1024)
-def _connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=seconds)
-
-
-class UpstreamRequest(msgspec.Struct, frozen=True):
-    """Request to a model."""
-
-    method: str
-    url: str
-    body: bytes
-    headers: dict[str, str]
-    response_headers: dict[str, str] = {}
-    """Receiver of the headers about rate limits, with names in lower case."""
-
-
 class _Call:
-    """State of one call: its deadlines and its connection."""
+    """State of one call: its deadlines, its connection, and the coding of its answer."""
 
-    def __init__(self, timeouts: Timeouts, used: WeakSet[ResponseHandler]) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
-        self.response: aiohttp.ClientResponse | None = None
-        self.is_reused = False
-        self.requires_new = False
-        self._used = used
-        self._transport: asyncio.Transport | None = None
+        self._pool: HttpPool | None = None
+        self._origin: Origin | None = None
+        self._connection: HttpConnection | None = None
         self._decoder: ContentDecoder | None = None
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -231,36 +169,41 @@ class _Call:
         self._end = now + timeouts.total_seconds
         self._due = min(self._first_byte_due, self._end)
 
-    def header_timeout(self) -> asyncio.Timeout:
-        """Return the timeout that applies until the headers have arrived."""
-        return asyncio.timeout_at(self._due)
+    @property
+    def is_stale(self) -> bool:
+        """True if the server has closed a connection that was used before, and answered nothing."""
+        connection = self._connection
+        return connection is not None and connection.requests > 1 and not connection.has_answer_begun
 
-    def accept(self, connection: Connection) -> bool:
-        """Accept a connection; return False if it was used before and this call requires a new one."""
-        protocol = connection.protocol
-        self.is_reused = protocol in self._used
-        if protocol is None or (self.is_reused and self.requires_new):
-            return False
-        self._used.add(protocol)
-        self._transport = connection.transport
-        return True
-
-    def begin_body(self, response: aiohttp.ClientResponse) -> None:
-        """Set the response, whose body can be coded although the request asks for no coding."""
-        self.response = response
-        if codings := known_codings(",".join(response.headers.getall("content-encoding", ()))):
+    async def send(
+        self, pool: HttpPool, origin: Origin, head: bytes, body: bytes, *, is_new: bool = False
+    ) -> ResponseHead:
+        """Send the request on a connection of the pool, and return the head of the answer."""
+        self.end()
+        connect_seconds = self.timeouts.connect_seconds
+        connection = await pool.take(origin, connect_seconds=connect_seconds, due=self._due, is_new=is_new)
+        self._pool, self._origin, self._connection = pool, origin, connection
+        answer = await connection.send(head, body, self._due)
+        # A body can be coded although the request asks for no coding.
+        if codings := known_codings(",".join(answer.all("content-encoding"))):
             self._decoder = ContentDecoder(codings, MAX_BODY_BYTES)
+        return answer
 
-    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+    @property
+    def is_ended(self) -> bool:
+        """True if the whole body has been read."""
+        return self._connection is None or self._connection.is_ended
+
+    async def read(self) -> bytes:
         """Return the next bytes of the body, empty at its end. The first bytes share the deadline of the headers.
 
         Raises ModelGarbled if they are not what `Content-Encoding` says.
         """
-        data = await self._read_coded(response)
+        data = await self._read_coded()
         while self._decoder is not None and data:
             if decoded := self._decode(self._decoder, data):
                 return decoded
-            data = await self._read_coded(response)
+            data = await self._read_coded()
         return data
 
     def _decode(self, decoder: ContentDecoder, data: bytes) -> bytes:
@@ -275,20 +218,14 @@ class _Call:
             raise ModelGarbled(f"The model's answer is not what its `Content-Encoding` says: {error}.") from error
         return decoded
 
-    async def _read_coded(self, response: aiohttp.ClientResponse) -> bytes:
-        if response.content.is_eof():  # nothing to wait for
-            return await response.content.readany()
+    async def _read_coded(self) -> bytes:
+        if self._connection is None or self._connection.is_ended:
+            return b""
         now = self._loop.time()
         self._due = min(max(self._first_byte_due, now + self.timeouts.between_chunks_seconds), self._end)
-        # `timeout_at` does not act while buffered bytes make every read return at once.
-        if now >= self._end:
+        if now >= self._end:  # no wait would end while the reader is slower than the model
             raise TimeoutError
-        async with asyncio.timeout_at(self._due):
-            try:
-                data = await response.content.readany()
-            except RuntimeError as error:
-                # aiohttp raises RuntimeError if the connection is already lost.
-                raise ConnectionResetError from error
+        data = await self._connection.read(self._due)
         self._first_byte_due = 0
         return data
 
@@ -300,50 +237,23 @@ class _Call:
             return ModelTimedOut(f"The model did not start to answer within {self.timeouts.first_byte_seconds:g} s.")
         return ModelTimedOut(f"The model sent nothing for {self.timeouts.between_chunks_seconds:g} s.")
 
-    def abort(self) -> None:
-        """Abort the connection, unless the response was read to its end and returned the connection to the pool.
-
-        `close` alone would first write out the buffered request, which never ends when the model does not read.
-        """
-        is_read = self.response is not None and self.response.connection is None
-        if self._transport is not None and not is_read:
-            self._transport.abort()
-        if self.response is not None and not is_read:
-            self.response.close()
+    def end(self) -> None:
+        """Give the connection back to the pool."""
+        if self._connection is not None and self._pool is not None and self._origin is not None:
+            self._pool.release(self._connection, self._origin)
+        self._connection = None
 
 
-_CALL: ContextVar[_Call] = ContextVar("call")
+def _read_limits(head: ResponseHead, limits: dict[str, str]) -> None:
+    """Add the headers of an answer about rate limits to `limits`."""
+    if head.status < 300:
+        limits |= {name: value for name, value in head.headers if name[0:1] in "xa" and is_limit_header(name)}
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Connector that passes each connection to the call that it is for."""
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
-    ) -> Connection:
-        while not _CALL.get().accept(connection := await super().connect(req, traces, timeout)):
-            connection.close()
-        return connection
-
-
-def _read_head(response: aiohttp.ClientResponse, limits: dict[str, str]) -> None:
-    """Add the headers of an answer about rate limits to `limits`. Raises ModelGarbled if the head is too large."""
-    size_bytes, is_error = 0, response.status >= 300
-    for name, value in response.raw_headers:
-        size_bytes += len(name) + len(value)
-        if not is_error and name[:1] in b"xXaA" and is_limit_header(key := name.decode("latin-1").lower()):
-            limits[key] = value.decode("latin-1")
-    if size_bytes > MAX_HEAD_BYTES:
-        raise ModelGarbled(HEAD_TOO_LARGE)
-
-
-async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
+async def _read_whole(call: _Call) -> bytes:
     chunks: list[bytes] = []
     size_bytes = 0
-    while not response.content.at_eof() and (data := await call.read(response)):
+    while data := await call.read():
         size_bytes += len(data)
         if size_bytes > MAX_BODY_BYTES:
             raise ModelGarbled(TOO_LARGE, retryable=False)
@@ -351,19 +261,17 @@ async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
     return b"".join(chunks)
 
 
-async def _pass_on_events(
-    call: _Call, response: aiohttp.ClientResponse, sink: Sink, *, json_only: bool
-) -> bytes | None:
+async def _pass_on_events(call: _Call, sink: Sink, *, json_only: bool) -> bytes | None:
     """Send the events to `sink`, those of one read together; or return the body, if it is one of JSON after all."""
     stream = EventStream(MAX_EVENT_BYTES, json_only=json_only)
-    while not stream.is_ended and (data := await call.read(response)):
+    while not stream.is_ended and (data := await call.read()):
         try:
             stream.feed(data)
         finally:  # the events before an error are part of the answer
             if events := stream.take():
                 await sink.send(events)
     if stream.is_ended:
-        await _drain(call, response)
+        await _drain(call)
         return None
     if json_only and (body := stream.whole_body()) is not None:
         return _check_json(body)
@@ -373,10 +281,10 @@ async def _pass_on_events(
     return None
 
 
-async def _collect_events(call: _Call, response: aiohttp.ClientResponse) -> bytes:
+async def _collect_events(call: _Call) -> bytes:
     """Return the answer that a stream adds up to which the request did not ask for."""
     events = EventSink()
-    body = await _pass_on_events(call, response, events, json_only=True)
+    body = await _pass_on_events(call, events, json_only=True)
     return _collect(events.received) if body is None else body
 
 
@@ -386,19 +294,18 @@ def _collect(events: Sequence[bytes]) -> bytes:
     return collect(events).body
 
 
-def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
+def _is_stream(content_type: str, *, json_only: bool) -> bool:
     """Return True if the body is a stream: some servers ignore `stream`, some label events as plain text."""
-    content_type = response.content_type
     if content_type == sse.CONTENT_TYPE or not json_only:
         return content_type == sse.CONTENT_TYPE
     return content_type == DEFAULT_CONTENT_TYPE or (content_type.startswith("text/") and content_type != "text/html")
 
 
-def _to_body(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
-    content_type = response.content_type
+def _to_body(head: ResponseHead, body: bytes, *, json_only: bool) -> bytes:
+    content_type = head.content_type
     if json_only or (body and (content_type == "application/json" or content_type.endswith("+json"))):
         return _check_json(body)
-    return encode_binary(BinaryBody(response.headers.get("content-type", "application/octet-stream"), body))
+    return encode_binary(BinaryBody(head.get("content-type", DEFAULT_CONTENT_TYPE), body))
 
 
 def _check_json(body: bytes) -> bytes:
@@ -419,8 +326,8 @@ def _check_json(body: bytes) -> bytes:
     return _collect(stream.take())
 
 
-async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
-    with suppress(aiohttp.ClientError, OSError, ModelGarbled):
+async def _drain(call: _Call) -> None:
+    with suppress(OSError, MalformedAnswer, ModelGarbled):
         async with asyncio.timeout(LINGER_SECONDS):
-            while await call.read(response):
+            while await call.read():
                 pass

@@ -1,0 +1,248 @@
+"""Pool of HTTP/1.1 connections to models, directly or through a proxy.
+
+A name is resolved once for a short time, and only addresses that were checked are connected to.
+"""
+
+import asyncio
+import socket
+from base64 import b64encode
+from contextlib import suppress
+from ipaddress import ip_address
+from math import inf
+from typing import Any, NamedTuple, cast
+
+import aiohappyeyeballs
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from signoff.engines.http_connection import Disconnected, HttpConnection, ResponseHead
+from signoff.infra.tls import default_context
+
+# Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
+KEEPALIVE_SECONDS = 4.0
+# How long the addresses of a name are used.
+ADDRESS_SECONDS = 10.0
+# How often deadlines are looked at: one timer for all connections costs less than one for each wait.
+TICK_SECONDS = 0.05
+# Pause before the next address of a name is tried beside the first one (RFC 8305).
+NEXT_ADDRESS_SECONDS = 0.25
+
+AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[str, int]]
+
+
+class ConnectTimeout(OSError):
+    """No connection was open in time."""
+
+
+class UnknownName(OSError):
+    """A host name has no address."""
+
+
+class ProxyUnreachable(OSError):
+    """The proxy cannot be reached; the cause says why."""
+
+
+class ProxyRefused(OSError):
+    """The proxy did not open a connection to the model."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Origin(NamedTuple):
+    """A server, and the proxy on the way to it."""
+
+    is_tls: bool
+    host: str
+    port: int
+    proxy: URL | None = None
+
+
+class HttpPool:
+    """At most `max_connections` connections, of which idle ones are used again. Create it in an event loop."""
+
+    def __init__(self, resolver: AbstractResolver, max_connections: int) -> None:
+        self._resolver = resolver
+        self._slots = asyncio.Semaphore(max_connections)
+        self._queued = 0
+        """Number of requests that wait for a slot. Connections that become idle meanwhile are closed."""
+        self._idle = dict[Origin, list[HttpConnection]]()
+        self._open = set[HttpConnection]()
+        self._waiting = set[HttpConnection]()
+        self._addresses = dict[tuple[str, int], tuple[float, list[AddressInfo]]]()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    async def take(self, origin: Origin, *, connect_seconds: float, due: float, is_new: bool) -> HttpConnection:
+        """Return a connection; unless `is_new`, one that was used before, if there is any. Give it back with `release`.
+
+        Raises TimeoutError at `due`, ConnectTimeout, UnknownName, ProxyUnreachable, ProxyRefused, and OSError.
+        """
+        idle = self._idle.get(origin)
+        while idle and not is_new:
+            if (connection := idle.pop()).is_reusable:
+                return connection
+        ends_at = min(self._loop.time() + connect_seconds, due)
+        try:
+            async with asyncio.timeout_at(ends_at):
+                connection = await self._connect(origin)
+        except TimeoutError:
+            if ends_at == due:
+                raise
+            raise ConnectTimeout from None
+        if self._timer is None:
+            self._tick()
+        return connection
+
+    def release(self, connection: HttpConnection, origin: Origin) -> None:
+        """Keep the connection for another request if its answer was read to its end, and abort it otherwise."""
+        if connection.is_reusable and connection in self._open and not self._queued:
+            connection.idle_since = self._loop.time()
+            self._idle.setdefault(origin, []).append(connection)
+        else:
+            connection.abort()
+
+    def close(self) -> None:
+        """Abort all connections, so that the requests on them fail, and those that wait for one."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._idle.clear()
+        for connection in list(self._open):
+            connection.abort()
+
+    async def _connect(self, origin: Origin) -> HttpConnection:
+        if self._slots.locked():
+            self._drop_idle()
+        self._queued += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._queued -= 1
+        try:
+            connection = await self._open_connection(origin)
+            self._check_open(connection)
+        except BaseException:
+            self._slots.release()
+            raise
+        self._open.add(connection)
+        connection.on_lost = self._forget
+        return connection
+
+    def _check_open(self, connection: HttpConnection) -> None:
+        """Raise ConnectionError if the pool or the connection was closed meanwhile."""
+        if self._is_closed or not connection.is_reusable:
+            connection.abort()
+            raise ConnectionAbortedError if self._is_closed else Disconnected
+
+    async def _open_connection(self, origin: Origin) -> HttpConnection:
+        if origin.proxy is None:
+            return await self._connect_to(origin.host, origin.port, is_tls=origin.is_tls)
+        proxy = origin.proxy
+        try:
+            connection = await self._connect_to(proxy.host or "", proxy.port or 0, is_tls=proxy.scheme == "https")
+        except OSError as error:
+            raise ProxyUnreachable from error
+        return await self._open_tunnel(connection, origin, proxy) if origin.is_tls else connection
+
+    async def _connect_to(self, host: str, port: int, *, is_tls: bool) -> HttpConnection:
+        addresses = await self._resolve(host, port)
+        start: Any = cast("Any", aiohappyeyeballs).start_connection  # its types leave a part unknown
+        connected = await start(addresses, happy_eyeballs_delay=NEXT_ADDRESS_SECONDS, interleave=1, loop=self._loop)
+        try:
+            _, connection = await self._loop.create_connection(
+                self._new_connection,
+                sock=connected,
+                ssl=default_context() if is_tls else None,
+                server_hostname=host.rstrip(".") if is_tls else None,
+            )
+        except BaseException:
+            connected.close()
+            raise
+        return connection
+
+    async def _open_tunnel(self, connection: HttpConnection, origin: Origin, proxy: URL) -> HttpConnection:
+        """Ask the proxy for a connection to the server, and begin TLS on it (RFC 9110, section 9.3.6)."""
+        server = f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
+        credentials = "" if proxy.user is None else f"proxy-authorization: {basic_credentials(proxy)}\r\n"
+        head = f"CONNECT {server} HTTP/1.1\r\nhost: {server}\r\n{credentials}\r\n"
+        try:
+            answer = await connection.send(head.encode(), b"", due=inf)
+            _check_tunnel(answer)
+            tunnel, name = self._new_connection(), origin.host.rstrip(".")
+            transport = await self._loop.start_tls(
+                connection.transport, tunnel, default_context(), server_hostname=name
+            )
+        except BaseException:
+            connection.abort()
+            raise
+        tunnel.connection_made(cast("asyncio.Transport", transport))
+        return tunnel
+
+    def _new_connection(self) -> HttpConnection:
+        return HttpConnection(self._waiting)
+
+    async def _resolve(self, host: str, port: int) -> list[AddressInfo]:
+        with suppress(ValueError):
+            family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+            return [_address_info(family, host, port)]
+        until, addresses = self._addresses.get((host, port), (0.0, []))
+        if self._loop.time() >= until:
+            try:
+                results = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
+            except socket.gaierror as error:
+                raise UnknownName from error
+            addresses = [_address_info(result["family"], result["host"], result["port"]) for result in results]
+            self._addresses[host, port] = (self._loop.time() + ADDRESS_SECONDS, addresses)
+        return addresses
+
+    def _forget(self, connection: HttpConnection) -> None:
+        if connection in self._open:
+            self._open.remove(connection)
+            self._slots.release()
+
+    def _drop_idle(self) -> None:
+        """Abort an idle connection, to make room for a connection to another server."""
+        for connections in self._idle.values():
+            if connections:
+                connections.pop(0).abort()
+                return
+
+    def _tick(self) -> None:
+        """End the waits that are over, and the connections that were idle for too long."""
+        now = self._loop.time()
+        for connection in list(self._waiting):
+            connection.expire(now)
+        self._drop_stale(now)
+        self._timer = self._loop.call_later(TICK_SECONDS, self._tick) if self._open else None
+
+    def _drop_stale(self, now: float) -> None:
+        for origin, connections in list(self._idle.items()):
+            remaining = list[HttpConnection]()
+            for connection in connections:
+                if now - connection.idle_since < KEEPALIVE_SECONDS and connection.is_reusable:
+                    remaining.append(connection)
+                else:
+                    connection.abort()
+            if remaining:
+                connections[:] = remaining
+            else:
+                del self._idle[origin]
+
+
+def _check_tunnel(answer: ResponseHead) -> None:
+    """Raise ProxyRefused unless the proxy has opened the connection."""
+    if answer.status != 200:
+        raise ProxyRefused(answer.status)
+
+
+def _address_info(family: int, host: str, port: int) -> AddressInfo:
+    return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))
+
+
+def basic_credentials(url: URL) -> str:
+    """Return the value of `Authorization` for the user and the password of a URL (RFC 7617)."""
+    return "Basic " + b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()

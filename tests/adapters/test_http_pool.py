@@ -1,0 +1,202 @@
+"""The connections to models: framing, bounds, reuse, and what ends them, against a server that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from fakes.behaviours import ANSWER
+from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, chunk, chunked, pause, raw, wait_for_wake, whole
+from fakes.upstream import FakeUpstream
+from signoff.core.model import Timeouts
+from signoff.engines import http_pool
+from signoff.engines.http_connection import MAX_HEAD_BYTES, MAX_HEADERS
+from signoff.engines.http_request import UpstreamRequest
+from signoff.engines.upstream import UpstreamClient
+from signoff.errors import ModelAnswered, ModelFailed, ModelGarbled, ModelUnreachable
+from support.sinks import Events
+
+pytestmark = pytest.mark.anyio
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+LENGTH = b"content-length: %d\r\n\r\n" % len(ANSWER)
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[UpstreamClient]:
+    upstream = UpstreamClient(now=lambda: 0.0)
+    await upstream.start()
+    yield upstream
+    await upstream.close()
+
+
+def serving(*replies: Reply) -> FakeUpstream:
+    """Return a server that sends the replies in turns."""
+
+    async def reply(request: RecordedRequest) -> Reply:
+        return replies[(request.number - 1) % len(replies)]
+
+    return FakeUpstream(reply)
+
+
+async def ask(upstream: UpstreamClient, fake: FakeUpstream, **more: Any) -> bytes | None:
+    usual: dict[str, Any] = {"method": "POST", "url": fake.url, "body": b"{}", "headers": {}}
+    request = UpstreamRequest(**usual | more)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        return await upstream.ask(request, Events(), timeouts=Timeouts(), stream=False)
+
+
+@pytest.mark.parametrize(
+    ("reply", "connections"),
+    [
+        (whole(ANSWER), 1),
+        (chunked(ANSWER, content_type="application/json"), 1),
+        (raw(HEAD + LENGTH + ANSWER), 1),
+        (raw(CHUNKED, chunk(ANSWER[:5]), chunk(ANSWER[5:]), b"0\r\nx-trailer: 1\r\n\r\n"), 1),
+        (raw(b"HTTP/1.1 100 Continue\r\n\r\n", HEAD + LENGTH + ANSWER), 1),
+        (raw(b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + HEAD + LENGTH, ANSWER), 1),
+        (raw((HEAD + LENGTH).replace(b"\r\n", b"\n") + ANSWER), 1),
+        (raw(HEAD + b"connection: close\r\n" + LENGTH + ANSWER), 2),
+        (raw((HEAD + LENGTH + ANSWER).replace(b"HTTP/1.1", b"HTTP/1.0")), 2),
+        (raw(HEAD + b"\r\n" + ANSWER, end="close"), 2),
+        (raw(HEAD + LENGTH + ANSWER + b"more"), 2),
+        (raw(HEAD + LENGTH + ANSWER + HEAD + LENGTH + b"[]" * 10), 2),
+        (raw(HEAD + LENGTH + ANSWER, end="reset"), 2),
+    ],
+)
+async def test_a_connection_is_used_again_if_its_answer_has_an_end(
+    upstream: UpstreamClient, reply: Reply, connections: int
+) -> None:
+    async with serving(reply) as fake:
+        assert await ask(upstream, fake) == ANSWER
+        assert await ask(upstream, fake) == ANSWER
+        assert fake.opened == connections
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        raw(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", end="hang"),
+        raw(HEAD + b"x: y\r\n" * MAX_HEADERS + LENGTH + ANSWER),
+        raw(HEAD + b"x: " + b"y" * MAX_HEAD_BYTES + b"\r\n" + LENGTH + ANSWER),
+        raw(HEAD, repeat=b"x: " + b"y" * 1000 + b"\r\n"),
+        raw(HEAD + b"x: ", repeat=b"y" * 10_000),
+        raw(b"HTTP/1.1 ", repeat=b"2" * 10_000),
+        raw(repeat=b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        raw(CHUNKED, b"5;", repeat=b"e=" + b"f" * 10_000),
+        raw(CHUNKED, chunk(ANSWER), b"0\r\n", repeat=b"x: " + b"y" * 10_000 + b"\r\n"),
+        raw(CHUNKED, chunk(ANSWER), b"fffffffffffffffffff\r\n"),
+        raw(HEAD + b"content-length: -1\r\n\r\n" + ANSWER),
+        raw(HEAD + b"content-length: 5\r\ncontent-length: 6\r\n\r\n" + ANSWER),
+        raw(b"\x15\x03\x01\x00\x02\x02\x50", end="close"),
+    ],
+    ids=range(13),
+)
+async def test_an_answer_that_is_not_http_or_has_no_bound_is_garbled(upstream: UpstreamClient, reply: Reply) -> None:
+    async with serving(reply) as fake:
+        with pytest.raises(ModelGarbled):
+            await ask(upstream, fake)
+        assert await fake.all_closed()
+
+
+async def test_an_answer_to_a_part_of_the_request_counts(upstream: UpstreamClient) -> None:
+    refused = b'HTTP/1.1 413 Too Large\r\ncontent-length: 21\r\n\r\n{"error": "too long"}'
+
+    class Refusing(FakeUpstream):
+        def reply_unread(self, request: RecordedRequest) -> Reply:
+            return raw(refused, reads_body=False, end="hang")
+
+    async with Refusing() as fake:
+        with pytest.raises(ModelAnswered, match="too long") as raised:
+            await ask(upstream, fake, body=b" " * 30_000_000)
+        assert raised.value.status == 413
+        assert await fake.all_closed()
+
+
+@pytest.mark.parametrize("headers", [{"x": "a\r\nb: c"}, {"x": "a\n"}, {"x\r\ny": "a"}, {"x": "\0"}])
+async def test_a_header_with_a_line_break_is_not_sent(upstream: UpstreamClient, headers: dict[str, str]) -> None:
+    async with serving(whole(ANSWER)) as fake:
+        with pytest.raises(ModelUnreachable):
+            await ask(upstream, fake, headers=headers)
+        assert fake.requests == []
+
+
+async def test_headers_replace_the_usual_ones_but_those_of_framing(upstream: UpstreamClient) -> None:
+    headers = {"User-Agent": "mine", "Content-Length": "1", "Transfer-Encoding": "chunked", "X-Name": "\u00e9"}
+    async with serving(whole(ANSWER)) as fake:
+        url = fake.url.replace("http://", "http://ann:p%40ss@")
+        assert await ask(upstream, fake, url=f"{url}/a%20b?c=%2F", headers=headers) == ANSWER
+        [request] = fake.requests
+        assert (request.path, request.body) == ("/a%20b?c=%2F", b"{}")
+        assert request.headers["user-agent"] == "mine"
+        assert request.headers["content-length"] == "2"
+        assert "transfer-encoding" not in request.headers
+        assert request.headers["authorization"] == "Basic YW5uOnBAc3M="
+        assert request.headers["host"] == fake.url.removeprefix("http://")
+
+
+async def test_idle_connections_are_closed_before_the_server_would(
+    upstream: UpstreamClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_pool, "KEEPALIVE_SECONDS", 0.01)
+    async with serving(whole(ANSWER)) as fake:
+        await ask(upstream, fake)
+        assert await fake.all_closed()
+        assert await ask(upstream, fake) == ANSWER
+
+
+async def test_no_more_connections_are_open_than_allowed() -> None:
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=2)
+    await upstream.start()
+    async with serving(whole(ANSWER, before=(pause(0.01),))) as one, serving(whole(ANSWER)) as other:
+        most = 0
+
+        async def look(fake: FakeUpstream) -> None:
+            nonlocal most
+            assert await ask(upstream, fake) == ANSWER
+            most = max(most, one.open + other.open)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(look(other if number % 4 == 3 else one))
+        assert most <= 3  # the server may see the end of a connection after the beginning of the next one
+        await upstream.close()
+        assert await one.all_closed()
+
+
+async def test_a_slow_reader_slows_the_server_down(upstream: UpstreamClient) -> None:
+    event = b"data: " + b"x" * 100_000 + b"\n\n"
+    async with serving(chunked(wait_for_wake, *(event,) * 1000)) as fake:
+        taken = asyncio.Event()
+
+        class Stuck(Events):
+            async def send(self, events: Sequence[bytes]) -> None:
+                taken.set()
+                await asyncio.Event().wait()
+
+        request = UpstreamRequest("POST", fake.url, b"{}", {})
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(upstream.ask(request, Stuck(), timeouts=Timeouts(), stream=True, json_only=False))
+            await fake.until_stuck()
+            fake.wake.set()
+            await taken.wait()
+            sent = -1
+            while sent != fake.sent_bytes:
+                sent = fake.sent_bytes
+                await asyncio.sleep(0.05)
+            call.cancel()
+        assert sent < 20_000_000
+        assert await fake.all_closed()
+
+
+async def test_closing_ends_calls_that_connect_or_wait(upstream: UpstreamClient) -> None:
+    async with serving(raw(end="hang")) as fake:
+        calls = [asyncio.ensure_future(ask(upstream, fake)) for _ in range(3)]
+        await fake.until_stuck()
+        await upstream.close()
+        for call in calls:
+            with pytest.raises(ModelFailed):
+                await call
