@@ -16,7 +16,7 @@ from signoff.engines import http_pool
 from signoff.engines.http_connection import MAX_HEAD_BYTES, MAX_HEADERS
 from signoff.engines.http_request import UpstreamRequest
 from signoff.engines.upstream import UpstreamClient
-from signoff.errors import ModelAnswered, ModelFailed, ModelGarbled, ModelUnreachable
+from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelUnreachable
 from support.sinks import Events
 
 pytestmark = pytest.mark.anyio
@@ -200,3 +200,59 @@ async def test_closing_ends_calls_that_connect_or_wait(upstream: UpstreamClient)
         for call in calls:
             with pytest.raises(ModelFailed):
                 await call
+
+
+@pytest.mark.parametrize("extra", [b"HTTP/1.1 500 ", b"HTTP/1.1 500 Oops\r\nx: y\r\n", b"\r\nH"])
+async def test_bytes_after_an_answer_are_no_part_of_the_next_one(upstream: UpstreamClient, extra: bytes) -> None:
+    async with serving(raw(HEAD + LENGTH + ANSWER + extra)) as fake:
+        for _ in range(3):
+            assert await ask(upstream, fake) == ANSWER
+        assert fake.opened == 3
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"transfer-encoding: chunked \r\n",
+        b"transfer-encoding : chunked\r\n",
+        b"transfer-encoding: gzip, chunked\r\n",
+        b"transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n",
+        b"content-length : 9999\r\n",
+        b"content-length:\r\n 9999 \r\n",
+    ],
+)
+async def test_an_answer_that_is_cut_off_does_not_end_with_its_connection(
+    upstream: UpstreamClient, headers: bytes
+) -> None:
+    async with serving(raw(HEAD + headers + b"\r\n" + chunk(ANSWER), end="close")) as fake:
+        with pytest.raises(ModelCut):
+            await ask(upstream, fake)
+
+
+async def test_spaces_around_the_value_of_a_header_are_no_part_of_it(upstream: UpstreamClient) -> None:
+    refused = b"HTTP/1.1 429 Slow\r\nretry-after:  7 \t\r\ncontent-length: 2 \r\n\r\n{}"
+    async with serving(raw(refused)) as fake:
+        with pytest.raises(ModelAnswered) as raised:
+            await ask(upstream, fake)
+        assert raised.value.retry_after_seconds == 7
+
+
+async def test_an_answer_without_length_is_not_whole_if_the_pool_was_closed(upstream: UpstreamClient) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    async with serving(raw(head + b"data: a\n\n", end="hang")) as fake:
+        begun, slow = asyncio.Event(), asyncio.Event()
+
+        class Slow(Events):
+            async def send(self, events: Sequence[bytes]) -> None:
+                begun.set()
+                await slow.wait()
+
+        request = UpstreamRequest("POST", fake.url, b"{}", {})
+        call = asyncio.ensure_future(upstream.ask(request, Slow(), timeouts=Timeouts(), stream=True, json_only=False))
+        await begun.wait()
+        await upstream.close()
+        assert await fake.all_closed()
+        await asyncio.sleep(0)
+        slow.set()
+        with pytest.raises(ModelCut):
+            await call

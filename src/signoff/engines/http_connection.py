@@ -51,6 +51,11 @@ class ResponseHead(NamedTuple):
         return [value for each, value in self.headers if each == name]
 
     @property
+    def is_chunked(self) -> bool:
+        """True if chunks are the last coding of the body (RFC 9112, section 6.3)."""
+        return ",".join(self.all("transfer-encoding")).rpartition(",")[2].strip().lower() == "chunked"
+
+    @property
     def content_type(self) -> str:
         """The media type, in lower case and without parameters; the default one if there is none."""
         return self.get("content-type").partition(";")[0].strip().lower() or DEFAULT_CONTENT_TYPE
@@ -235,7 +240,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        if self._ends_with_connection and exc is None:
+        if self._ends_with_connection and exc is None and self._error is None:
             self._is_ended = True
         self._is_keep_alive = False
         self.on_lost(self)
@@ -259,24 +264,26 @@ class HttpConnection(asyncio.Protocol):
 
     # For the parser
 
+    def on_message_begin(self) -> None:
+        """Refuse a second answer to one request, even if only its first byte has arrived."""
+        if self._is_ended:
+            raise MalformedAnswer("a second answer to one request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer, which is only counted."""
         self._head_bytes += len(name) + len(value)
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        self._headers.append((name.decode("latin-1").strip().lower(), value.decode("latin-1").strip()))
         if self._head_bytes > MAX_HEAD_BYTES or len(self._headers) > MAX_HEADERS:
             raise HeadTooLarge
 
     def on_headers_complete(self) -> None:
         """Take the head, unless it is an interim one (1xx)."""
         status = self._parser.get_status_code()
-        if self._is_ended:
-            raise MalformedAnswer("a second answer to one request")
         if 100 <= status < 200:
             return
         self._head = ResponseHead(status, self._headers)
-        has_length = bool(self._head.get("content-length"))
-        is_chunked = self._head.get("transfer-encoding").lower().endswith("chunked")
-        self._ends_with_connection = not (has_length or is_chunked or status in _WITHOUT_BODY)
+        has_end = self._head.get("content-length") or self._head.is_chunked or status in _WITHOUT_BODY
+        self._ends_with_connection = not has_end
         self._bytes_without_body = 0
         self._clear_headers()
 
