@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from aiohttp.abc import ResolveResult
 
 from fakes.behaviours import ANSWER
 from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, chunk, chunked, pause, raw, wait_for_wake, whole
+from fakes.resolver import FakeResolver
 from fakes.upstream import FakeUpstream
 from signoff.core.model import Timeouts
 from signoff.engines import http_pool
@@ -256,3 +259,96 @@ async def test_an_answer_without_length_is_not_whole_if_the_pool_was_closed(upst
         slow.set()
         with pytest.raises(ModelCut):
             await call
+
+
+async def test_closing_ends_a_call_on_a_connection_that_was_used_before(upstream: UpstreamClient) -> None:
+    replies = [whole(ANSWER), raw(end="hang")]
+    async with serving(*replies) as fake:
+        assert await ask(upstream, fake) == ANSWER
+        call = asyncio.ensure_future(ask(upstream, fake))
+        await fake.until_stuck()
+        await upstream.close()
+        with pytest.raises(ModelUnreachable):
+            await call
+        assert fake.opened == 1
+
+
+async def test_a_closed_pool_connects_to_nothing() -> None:
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=1)
+    await upstream.start()
+    async with serving(raw(end="hang")) as fake:
+        calls = [asyncio.ensure_future(ask(upstream, fake)) for _ in range(3)]
+        await fake.until_stuck()
+        await upstream.close()
+        for call in calls:
+            with pytest.raises(ModelFailed):
+                await call
+        assert fake.opened == 1
+
+
+async def test_requests_that_come_together_share_a_lookup_that_outlives_each_of_them() -> None:
+    begun = asyncio.Event()
+    resolved = asyncio.Event()
+
+    class Slow(FakeResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+            results = await super().resolve(host, port, family)
+            begun.set()
+            await resolved.wait()
+            return results
+
+    resolver = Slow(["127.0.0.1"])
+    upstream = UpstreamClient(now=lambda: 0.0, resolver=resolver)
+    await upstream.start()
+    async with serving(whole(ANSWER)) as fake:
+        url = fake.url.replace("127.0.0.1", "model.example")
+        first, *others = [asyncio.ensure_future(ask(upstream, fake, url=url)) for _ in range(5)]
+        await begun.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        resolved.set()
+        assert [await each for each in others] == [ANSWER] * 4
+    await upstream.close()
+    assert first.cancelled()
+    assert resolver.hosts == ["model.example"]
+
+
+async def test_a_failed_lookup_is_repeated() -> None:
+    class Failing(FakeResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+            if not self.hosts:
+                self.hosts.append(host)
+                raise socket.gaierror
+            return await super().resolve(host, port, family)
+
+    upstream = UpstreamClient(now=lambda: 0.0, resolver=Failing(["127.0.0.1"]))
+    await upstream.start()
+    async with serving(whole(ANSWER)) as fake:
+        url = fake.url.replace("127.0.0.1", "model.example")
+        with pytest.raises(ModelUnreachable, match="its host name has no address"):
+            await ask(upstream, fake, url=url)
+        assert await ask(upstream, fake, url=url) == ANSWER
+    await upstream.close()
+
+
+async def test_the_addresses_of_a_name_are_used_in_turns() -> None:
+    upstream = UpstreamClient(now=lambda: 0.0, resolver=FakeResolver(["127.0.0.1", "127.0.0.2"]))
+    await upstream.start()
+    closing = raw(HEAD + b"connection: close\r\n" + LENGTH + ANSWER)
+    async with serving(closing) as one, FakeUpstream(one.reply, host="127.0.0.2", port=one.port) as other:
+        url = one.url.replace("127.0.0.1", "model.example")
+        for _ in range(4):
+            assert await ask(upstream, one, url=url) == ANSWER
+        assert (one.opened, other.opened) == (2, 2)
+    await upstream.close()
+
+
+async def test_a_name_with_other_letters_is_resolved_as_it_is_sent() -> None:
+    resolver = FakeResolver(["127.0.0.1"])
+    upstream = UpstreamClient(now=lambda: 0.0, resolver=resolver)
+    await upstream.start()
+    async with serving(whole(ANSWER)) as fake:
+        assert await ask(upstream, fake, url=fake.url.replace("127.0.0.1", "fa\u00df.example")) == ANSWER
+        assert resolver.hosts == ["xn--fa-hia.example"]
+        assert fake.requests[0].headers["host"] == f"xn--fa-hia.example:{fake.port}"
+    await upstream.close()

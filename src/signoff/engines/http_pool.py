@@ -70,7 +70,8 @@ class HttpPool:
         self._idle = dict[Origin, list[HttpConnection]]()
         self._open = set[HttpConnection]()
         self._waiting = set[HttpConnection]()
-        self._addresses = dict[tuple[str, int], tuple[float, list[AddressInfo]]]()
+        self._lookups = dict[tuple[str, int], tuple[float, asyncio.Task[list[AddressInfo]]]]()
+        """Lookups of names, and the times of the event loop at which their results expire."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -139,6 +140,8 @@ class HttpPool:
             raise ConnectionAbortedError if self._is_closed else Disconnected
 
     async def _open_connection(self, origin: Origin) -> HttpConnection:
+        if self._is_closed:
+            raise ConnectionAbortedError
         if origin.proxy is None:
             return await self._connect_to(origin.host, origin.port, is_tls=origin.is_tls)
         proxy = origin.proxy
@@ -186,18 +189,32 @@ class HttpPool:
         return HttpConnection(self._waiting)
 
     async def _resolve(self, host: str, port: int) -> list[AddressInfo]:
+        """Return the addresses of a host, of which each call puts another one first."""
         with suppress(ValueError):
             family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
             return [_address_info(family, host, port)]
-        until, addresses = self._addresses.get((host, port), (0.0, []))
-        if self._loop.time() >= until:
-            try:
-                results = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
-            except socket.gaierror as error:
+        addresses = await asyncio.shield(self._shared_lookup(host, port))  # others wait for it, too
+        addresses.append(addresses.pop(0))
+        return list(addresses)
+
+    def _shared_lookup(self, host: str, port: int) -> asyncio.Task[list[AddressInfo]]:
+        """Return the lookup of a name that runs or has succeeded lately; begin one if there is none."""
+        now = self._loop.time()
+        self._lookups = {key: lookup for key, lookup in self._lookups.items() if now < lookup[0]}
+        if (host, port) not in self._lookups:
+            task = self._loop.create_task(self._look_up(host, port))
+            self._lookups[host, port] = (now + ADDRESS_SECONDS, task)
+        return self._lookups[host, port][1]
+
+    async def _look_up(self, host: str, port: int) -> list[AddressInfo]:
+        try:
+            results = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
+        except BaseException as error:
+            self._lookups.pop((host, port), None)
+            if isinstance(error, socket.gaierror):
                 raise UnknownName from error
-            addresses = [_address_info(result["family"], result["host"], result["port"]) for result in results]
-            self._addresses[host, port] = (self._loop.time() + ADDRESS_SECONDS, addresses)
-        return addresses
+            raise
+        return [_address_info(result["family"], result["host"], result["port"]) for result in results]
 
     def _forget(self, connection: HttpConnection) -> None:
         if connection in self._open:

@@ -41,7 +41,7 @@ def prepare(find_proxy: Callable[[URL], URL | None] | None, method: str, url: st
     """Return what requests to `url` have in common. Raises ValueError, ModelFailed."""
     parsed = parse_model_url(url)
     proxy = None if find_proxy is None else find_proxy(parsed)
-    origin = Origin(parsed.scheme == "https", parsed.host or "", parsed.port or 0, proxy)
+    origin = Origin(parsed.scheme == "https", parsed.raw_host or "", parsed.port or 0, proxy)
     headers = DEFAULT_HEADERS | {"host": parsed.host_port_subcomponent or ""}
     if parsed.user is not None:
         headers["authorization"] = basic_credentials(parsed)

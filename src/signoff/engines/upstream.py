@@ -107,18 +107,19 @@ class UpstreamClient:
 
     async def _send(self, call: _Call, request: UpstreamRequest) -> ResponseHead:
         """Send the request, and return the head of the answer as soon as it has arrived."""
-        if self._pool is None or self._prepare is None:
+        pool = self._pool
+        if pool is None or self._prepare is None:
             raise RuntimeError("UpstreamClient.start() was not awaited")
         try:
             prepared = self._prepare(request.method, request.url)
             head = request_head(prepared, request)
             try:
-                return await call.send(self._pool, prepared.origin, head, request.body)
+                return await call.send(pool, prepared.origin, head, request.body)
             except OSError as error:
                 if isinstance(error, TimeoutError) or not call.is_stale:
                     raise
             # The server closed an idle connection while the request was written: retry once, on a new one.
-            return await call.send(self._pool, prepared.origin, head, request.body, is_new=True)
+            return await call.send(pool, prepared.origin, head, request.body, is_new=True)
         except TimeoutError:
             raise
         except (OSError, ValueError) as error:
