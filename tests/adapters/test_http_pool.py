@@ -28,6 +28,12 @@ LENGTH = b"content-length: %d\r\n\r\n" % len(ANSWER)
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["uvloop", "asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Run each test on both event loops, whose transports differ."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[UpstreamClient]:
     upstream = UpstreamClient(now=lambda: 0.0)

@@ -166,8 +166,35 @@ async def test_a_trusted_certificate_is_accepted(tmp_path: Path, monkeypatch: py
         await ssrf.probe(f"https://127.0.0.1:{port}/v1", port, MODEL_ADDRESSES)
 
 
-async def test_the_wrong_scheme_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": is_fast}) for is_fast in (True, False)])
+async def test_a_call_that_is_cancelled_at_any_step_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path / "c.pem")
+    trust(monkeypatch, tmp_path / "c.pem")
+    async with tls_server(tmp_path / "c.pem", ANSWER) as port, client() as upstream:
+        url = f"https://127.0.0.1:{port}/v1"
+        files = count_of_files()
+        for steps in range(40):
+            call = asyncio.ensure_future(ask(upstream, url))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while count_of_files() > files:
+                await asyncio.sleep(0)
+        assert await ask(upstream, url) == ANSWER
+
+
+def count_of_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_the_wrong_scheme_is_named(greeting: bytes, tmp_path: Path) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
         writer.close()

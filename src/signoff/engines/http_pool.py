@@ -163,7 +163,9 @@ class HttpPool:
                 server_hostname=host.rstrip(".") if is_tls else None,
             )
         except BaseException:
-            connected.close()
+            # Before a handshake, asyncio leaves a transport on the socket, which closes it at its end.
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
             raise
         return connection
 
