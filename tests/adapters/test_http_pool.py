@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from fakes.resolver import FakeResolver
 from fakes.upstream import FakeUpstream
 from signoff.core.model import Timeouts
 from signoff.engines import http_pool
-from signoff.engines.http_connection import MAX_HEAD_BYTES, MAX_HEADERS
+from signoff.engines.http_connection import MAX_HEAD_BYTES, MAX_HEADERS, HttpConnection
 from signoff.engines.http_request import UpstreamRequest
 from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelUnreachable
@@ -174,6 +176,34 @@ async def test_no_more_connections_are_open_than_allowed() -> None:
         assert most <= 3  # the server may see the end of a connection after the beginning of the next one
         await upstream.close()
         assert await one.all_closed()
+
+
+async def test_a_lost_connection_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_pool, "TICK_SECONDS", 1000.0)
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=2)
+    await upstream.start()
+    leaving = serving(raw(HEAD + LENGTH + ANSWER, end="close"))
+    async with leaving as lost, serving(whole(ANSWER)) as idle, serving(raw(end="hang")) as busy:
+        assert await ask(upstream, lost) == ANSWER
+        assert await lost.all_closed()
+        assert await ask(upstream, idle) == ANSWER
+        call = asyncio.ensure_future(ask(upstream, busy))
+        await busy.until_stuck()
+        async with serving(whole(ANSWER)) as other:
+            assert await ask(upstream, other) == ANSWER
+        await upstream.close()
+        with pytest.raises(ModelFailed):
+            await call
+
+
+async def test_a_timeout_of_the_system_is_a_lost_connection() -> None:
+    connection = HttpConnection(set())
+    reading = asyncio.ensure_future(connection.read(due=inf))
+    await asyncio.sleep(0)
+    connection.connection_lost(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+    with pytest.raises(ConnectionResetError) as raised:
+        await reading
+    assert raised.value.errno == errno.ETIMEDOUT
 
 
 async def test_a_slow_reader_slows_the_server_down(upstream: UpstreamClient) -> None:

@@ -240,6 +240,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
+        if isinstance(exc, TimeoutError):  # ETIMEDOUT of the system; TimeoutError is for our deadlines
+            exc = ConnectionResetError(*exc.args)
         if self._ends_with_connection and exc is None and self._error is None:
             self._is_ended = True
         self._is_keep_alive = False

@@ -226,9 +226,11 @@ class HttpPool:
     def _drop_idle(self) -> None:
         """Abort an idle connection, to make room for a connection to another server."""
         for connections in self._idle.values():
-            if connections:
-                connections.pop(0).abort()
-                return
+            while connections:
+                connection = connections.pop(0)
+                connection.abort()
+                if connection in self._open:  # a lost one has made room before
+                    return
 
     def _tick(self) -> None:
         """End the waits that are over, and the connections that were idle for too long."""
