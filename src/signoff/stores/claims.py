@@ -15,7 +15,7 @@ from signoff.core.job import PRIORITIES, Job
 from signoff.core.turn import BEFORE_ALL_USERS, MAX_USERS_OF_CLAIM, Turn
 from signoff.store import TransitionRequest
 from signoff.stores.schema import IS_WAITING, events, jobs
-from signoff.stores.statements import execute_on_sqlite
+from signoff.stores.statements import execute_prepared
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     changed_columns,
@@ -54,19 +54,21 @@ def claim_jobs(tx: Tx, request: TransitionRequest, limit: int, turn: Turn) -> li
 
 def _next_priority(tx: Tx, below: int) -> int | None:
     """Return the highest priority below `below` of a waiting job, which may not be due yet."""
-    [(priority,)] = _rows(tx, _NEXT_PRIORITY, {"below": below})
+    [(priority,)] = execute_prepared(tx.conn, _NEXT_PRIORITY, {"below": below})
     return priority
 
 
 def _users_in_turn(tx: Tx, parameters: dict[str, Any], limit: int, turn: Turn) -> list[int]:
     """Return up to `limit` users that have an eligible job of the priority, in the order of their turns."""
     statement = _users_statement(len(turn.full_models), len(turn.full_users))
-    users = [user for (user,) in _rows(tx, statement, {**parameters, "after": turn.after_user, "limit": limit})]
+
+    def users_after(user_id: int) -> list[int]:
+        values = {**parameters, "after": user_id, "limit": limit}
+        return [user for (user,) in execute_prepared(tx.conn, statement, values)]
+
+    users = users_after(turn.after_user)
     if len(users) < limit and turn.after_user > BEFORE_ALL_USERS:
-        from_first = [
-            user for (user,) in _rows(tx, statement, {**parameters, "after": BEFORE_ALL_USERS, "limit": limit})
-        ]
-        users += [user for user in from_first if user <= turn.after_user]
+        users += [user for user in users_after(BEFORE_ALL_USERS) if user <= turn.after_user]
     return users[:limit]
 
 
@@ -119,9 +121,3 @@ def _jobs_of_user(place: int, full_models: int) -> sa.CTE:
     query = sa.select(jobs.c.id).where(*_is_eligible(full_models), is_theirs).order_by(jobs.c.due_at, jobs.c.id)
     limit = sa.bindparam(f"limit_{place}", type_=sa.Integer)
     return query.limit(limit).with_for_update(skip_locked=True).cte(f"due_{place}")
-
-
-def _rows(tx: Tx, statement: sa.Select[Any], parameters: dict[str, Any]) -> list[Any]:
-    if tx.conn.dialect.name == "sqlite":
-        return execute_on_sqlite(tx.conn, statement, parameters)
-    return list(tx.conn.execute(statement, parameters))

@@ -29,20 +29,24 @@ class PreparedStatement(NamedTuple):
     """Names of the parameters whose values are JSON."""
 
 
-def execute_on_sqlite(
+def execute_prepared(
     conn: Connection, statement: sa.UpdateBase | sa.Select[Any], parameters: Mapping[str, Any]
-) -> list[Any]:
+) -> Sequence[Any]:
     """Execute a statement that is built once and used often, and return its rows as the driver gives them.
 
-    Values of JSON columns in the rows are bytes. Raises exceptions of the driver.
+    Values of JSON columns in the rows are bytes. On SQLite, raises exceptions of the driver.
     """
     prepared = _prepare(statement, conn.dialect)
     values = {**prepared.defaults, **parameters}
     for name in prepared.json_names:
         if values[name] is not None:
             values[name] = msgspec.json.encode(values[name])
+    ordered = tuple([values[name] for name in prepared.names])
+    if conn.dialect.name != "sqlite":
+        result = conn.exec_driver_sql(prepared.text, ordered)
+        return result.all() if result.returns_rows else []
     connection: Any = conn.connection.driver_connection
-    return connection.execute(prepared.text, [values[name] for name in prepared.names]).fetchall()
+    return connection.execute(prepared.text, ordered).fetchall()
 
 
 @lru_cache(maxsize=256)

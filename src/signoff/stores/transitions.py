@@ -24,7 +24,7 @@ from signoff.stores.decisions import record_decision, record_vote
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs
-from signoff.stores.statements import execute_on_sqlite
+from signoff.stores.statements import execute_prepared
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -292,10 +292,7 @@ def job_of(row: Row[Any]) -> Job:
 
 def changed_jobs(tx: Tx, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[Job]:
     """Execute an update that is built once, and return the jobs that it has changed."""
-    if tx.conn.dialect.name != "sqlite":
-        return [job_of(row) for row in tx.conn.execute(statement, parameters)]
-    rows = execute_on_sqlite(tx.conn, statement, parameters)
-    return [_job_of_encoded(row) for row in rows]
+    return [_job_of_encoded(row) for row in execute_prepared(tx.conn, statement, parameters)]
 
 
 def _job_of_encoded(row: Sequence[Any]) -> Job:
