@@ -20,6 +20,8 @@ class PassRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: str
     """Name of the policy that has the budget."""
+    group: str | None = None
+    """Group of the answers; None if the budget is one for all."""
     version: int
     """Version of the policy. Terms of a version before that of the present period are ignored."""
     terms: BudgetTerms
@@ -35,8 +37,8 @@ class PassRequest(msgspec.Struct, frozen=True, kw_only=True):
 class PassGrant(msgspec.Struct, frozen=True, kw_only=True):
     """Passes that were taken; none while the gate is closed."""
 
-    period: BudgetPeriod
-    """The period, after the passes were taken."""
+    period: BudgetPeriod | None
+    """The period, after the passes were taken; None for a group that has none and gets none."""
     number: int
     """Number of passes."""
 
@@ -47,20 +49,41 @@ class Budgets(Protocol):
     async def take_passes(self, request: PassRequest) -> PassGrant:
         """Take passes of the present period, as many as the gate lets through; begin a period where that is due.
 
+        Each group has periods of its own. A policy with MAX_GROUPS groups gets no further one, and a version of the
+        policy with other kinds of groups than before ends the periods of all. Versions before that get no passes.
+
         A period ends when as many answers have left as its terms say, when the terms change, and by `restart`. Its
         leases and its open audits stay with it. Passes whose lease has lapsed are counted as they were used; a job that
         is about to use one of them raises PassLapsed.
         """
         ...
 
-    async def period(self, policy: str) -> BudgetPeriod | None:
-        """Return the present period of the policy's budget; None if no answer has come under it yet."""
+    async def period(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
+        """Return the present period of the group, or else the newest period of the policy.
+
+        None if no answer has come under it yet.
+        """
         ...
 
-    async def restart(self, policy: str) -> BudgetPeriod | None:
+    async def groups(self, policy: str, *, after: str | None = None, limit: int = 50) -> Sequence[BudgetPeriod]:
+        """Return a page of the present periods of groups, ordered by group; `after` is the last of the page before."""
+        ...
+
+    async def group_count(self, policy: str) -> int:
+        """Return the number of groups that have a present period."""
+        ...
+
+    async def restart(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
         """End the present period, begin one with equal terms, and record that in the audit log.
 
-        Return the new period; None if no answer has come under the budget yet.
+        Return the new period; None if no answer has come under the budget, or of the group, yet.
+        """
+        ...
+
+    async def restart_groups(self, policy: str) -> int:
+        """End the present periods of all groups, and record that in the audit log; return their number.
+
+        The next answer of each group begins its next period.
         """
         ...
 

@@ -52,10 +52,10 @@ async def delivered(store: AStore, lease: str) -> Job:
     return await store.jobs.transition(job.id, a_step("succeed", changes=changes))
 
 
-async def audited(store: AStore, lease: str, **more: Any) -> Job:
+async def audited(store: AStore, lease: str, *, period: int = 1, **more: Any) -> Job:
     """Hold an answer for an audit."""
     job = await leased(store, **more)
-    changes = {"response": ANSWER, "ruling": a_ruling(lease, is_audit=True)}
+    changes = {"response": ANSWER, "ruling": a_ruling(lease, is_audit=True, period=period)}
     return await store.jobs.transition(job.id, a_step("hold", changes=changes))
 
 

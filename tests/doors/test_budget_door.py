@@ -88,3 +88,46 @@ async def test_a_policy_without_a_budget_has_none(tmp_path: Path) -> None:
         await server.ask("PUT", "/api/policies/plain", admin, json={"target": "echo"})
         for path in ("plain", "nothing"):
             assert (await server.ask("GET", f"/api/policies/{path}/budget", admin))[0] == 404
+
+
+async def test_a_budget_for_each_group_is_listed_in_pages_shown_and_restarted(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0.01) as server:
+        admin = await server.token("admin")
+        assert (await saved(server, admin, BUDGET | {"per": "user"}))[0] == 200
+        status, groups = await server.ask("GET", "/api/policies/careful/budget", admin)
+        assert (status, groups["per"], groups["groups"], groups["data"], groups["next"]) == (200, "user", 0, [], None)
+        assert "of one user" in groups["claim"]
+        tokens = [await server.token(email=f"user-{number}@example.com") for number in range(3)]
+        for token in tokens:
+            await server.ask("POST", "/v1/chat/completions", token, json=chat("hello"))
+        _, page = await server.ask("GET", "/api/policies/careful/budget?limit=2", admin)
+        assert (page["groups"], [each["user"] for each in page["data"]]) == (
+            3,
+            ["user-0@example.com", "user-1@example.com"],
+        )
+        _, rest = await server.ask("GET", f"/api/policies/careful/budget?limit=2&after={page['next']}", admin)
+        [last] = rest["data"]
+        assert (last["user"], last["passed"] + last["audits"], rest["next"]) == ("user-2@example.com", 1, None)
+        assert last.keys() >= MEMBERS
+        _, one = await server.ask("GET", f"/api/policies/careful/budget?group={last['group']}", admin)
+        assert one == last
+        path = f"/api/policies/careful/budget/restart?group={last['group']}"
+        status, new = await server.ask("POST", path, admin)
+        assert (status, new["passed"] + new["audits"], new["group"]) == (200, 0, last["group"])
+        status, none = await server.ask("POST", "/api/policies/careful/budget/restart", admin)
+        assert (status, none["groups"], none["data"]) == (200, 0, [])
+        for path in ("budget?group=77", "budget?group=", f"budget?group={last['group']}"):
+            assert (await server.ask("GET", f"/api/policies/careful/{path}", admin))[0] == 404
+
+
+async def test_groups_of_a_budget_are_checked(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        status, answer = await saved(server, admin, BUDGET | {"per": "tag"})
+        assert (status, "`budget.per` must be" in str(answer)) == (400, True)
+        status, answer = await saved(server, admin, BUDGET | {"per": "user", "answers": 1000})
+        assert (status, "1000 of one user" in str(answer)) == (400, True)
+        await saved(server, admin)
+        for method, path in (("GET", "budget"), ("POST", "budget/restart")):
+            status, answer = await server.ask(method, f"/api/policies/careful/{path}?group=1", admin)
+            assert (status, "leave out `group`" in str(answer)) == (400, True)

@@ -23,7 +23,7 @@ async def test_each_save_is_a_version(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
         budget = {"answers": 10000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
-        budget |= {"harmless": [], "planted_rate": 0}
+        budget |= {"harmless": [], "planted_rate": 0, "per": None}
         body: dict[str, Any] = {"target": "gpt-*", "rules": RULES, "budget": budget}
         status, first = await server.ask("PUT", "/api/policies/one", admin, json=body)
         assert status == 200

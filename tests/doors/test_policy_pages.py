@@ -161,6 +161,28 @@ async def test_the_page_of_a_budget_has_the_figures_of_the_api_and_restarts_it(s
     assert "budgeter@example.com" in log
 
 
+async def test_the_page_of_a_budget_for_each_group_lists_them_and_restarts_one_or_all(server: Live) -> None:
+    admin = await signed_in(server, "admin", "grouper")
+    await saved(admin, "grouped", rules=[], budget=BUDGET | {"per": "metadata.team"})
+    for team in ("blue & <b>", "red"):
+        body = chat("hello", "grouped-model", metadata={"team": team})
+        await server.ask("POST", "/v1/chat/completions", headers=admin.headers, json=body)
+    page = await admin.open("/dashboard/policies/grouped")
+    assert "of one value of metadata.team" in page
+    [blue, _] = (await admin.api("GET", "/api/policies/grouped/budget"))["data"]
+    names = ("passed", "bound", "allowed", "audits", "audits_open", "wrong_found")
+    assert cells(page, "blue &amp; &lt;b&gt;") == ["open", *(str(blue[name]) for name in names)]
+    assert "group=blue+%26+%3Cb%3E" in page
+    one = await admin.open("/dashboard/policies/grouped?group=red")
+    assert "Error budget of red" in words(one)
+    address = "/dashboard/policies/grouped/restart"
+    assert await admin.submit(f"{address}?group=red") == "/dashboard/policies/grouped?group=red#budget"
+    assert (await admin.api("GET", "/api/policies/grouped/budget?group=red"))["period"] == 3
+    assert await admin.submit(address) == "/dashboard/policies/grouped#budget"
+    assert (await admin.api("GET", "/api/policies/grouped/budget"))["groups"] == 0
+    assert "No answer has come under the budget yet" in await admin.open("/dashboard/policies/grouped")
+
+
 async def test_planted_items_are_listed_and_removed_on_the_page(server: Live) -> None:
     admin = await signed_in(server, "admin", "gardener")
     await saved(admin, "garden", rules=[], budget=BUDGET)

@@ -51,7 +51,7 @@ class Deployment:
         self.is_wrong = dict[str, bool]()
         self._stored = dict[str, bool]()
         self._cached = dict[int, bool]()
-        self._numbers = itertools.count()
+        self._numbers, self._turns = itertools.count(), itertools.count(1)
         self._template = a_job(response=ANSWER, attempt=1)
         key = base64.urlsafe_b64encode(hashlib.sha256(b"%d" % seed).digest())
         self.processes = [self._process(number, Vault([key])) for number in range(processes)]
@@ -71,9 +71,15 @@ class Deployment:
         assert period is not None
         return period
 
-    def new_job(self) -> Job:
-        """Return a new job, whose model has answered for the first time."""
-        return msgspec.structs.replace(self._template, id=f"job-{next(self._numbers)}")
+    def present(self, group: str) -> BudgetPeriod | None:
+        """Return the stored period of a group, without its passes on their way."""
+        number = self.tables.budget_groups.get("p", {}).get(group)
+        return None if number is None else self.tables.budget_periods["p"][number - 1]
+
+    def new_job(self, team: str | None = None) -> Job:
+        """Return a new job, whose model has answered for the first time, with a value of its caller's metadata."""
+        metadata = msgspec.json.encode(None if team is None else {"team": team})
+        return msgspec.structs.replace(self._template, id=f"job-{next(self._numbers)}", metadata=metadata)
 
     def replay(self, job: Job) -> None:
         """Answer a caller once more with the stored answer of a job, which was counted when it left."""
@@ -101,7 +107,7 @@ class Deployment:
         if holds:
             self.tally.held += 1
             return False
-        services = self.processes[self.tally.answers % len(self.processes)]
+        services = self.processes[next(self._turns) % len(self.processes)]
         judged = await apply_budget(services, job, PASS, [self.policy])
         assert judged.ruling is not None
         verb = "succeed" if judged.ruling.outcome == "pass" else "hold"

@@ -107,6 +107,26 @@ async def two_processes(seed: int, number: int) -> Tally:
     return deployment.tally
 
 
+async def two_processes_with_teams(seed: int, number: int) -> dict[str, Tally]:
+    """Run two processes whose callers choose the team that each request counts for; return the tally of each team.
+
+    A third of the requests name a team that no request has named before. The model is wrong as often as it can be with
+    the first team, in half of the answers of the second, and always with the others.
+    """
+    deployment, chance = (
+        Deployment(seed, msgspec.structs.replace(BUDGET, per="metadata.team"), processes=2),
+        random.Random(seed),
+    )
+    tallies = dict[str, Tally]()
+    for count in range(number):
+        team = chance.choice(("first", "second", f"new-{count}"))
+        period = deployment.present("first")
+        share = {"first": float(period is None or period.passes > 0), "second": 0.5}.get(team, 1.0)
+        deployment.tally = tallies.setdefault(team, Tally())
+        await deployment.answer(deployment.new_job(team), is_wrong=chance.random() < share)
+    return tallies
+
+
 async def stopping_model(seed: int, number: int) -> Tally:
     """Run a model that is wrong just as often as it can be: it stops once the gate has closed."""
     deployment = Deployment(seed, BUDGET)

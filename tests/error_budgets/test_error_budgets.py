@@ -12,7 +12,7 @@ import pytest
 
 from error_budgets.corpus import Answer, read_answers
 from error_budgets.processes import PASS, Deployment
-from error_budgets.runs import ADVERSARIES, ALLOWED, run_drift, stream, threshold_of
+from error_budgets.runs import ADVERSARIES, ALLOWED, run_drift, stream, threshold_of, two_processes_with_teams
 from signoff.core.job import Decision, Job
 from signoff.core.reviews.budget_period import check_terms, terms_of
 from signoff.core.reviews.rules import Budget
@@ -56,6 +56,21 @@ async def test_a_budget_holds_against(name: str) -> None:
     tallies = [await ADVERSARIES[name](seed, 300) for seed in range(RUNS)]
     assert sum(tally.wrong_delivered > ALLOWED for tally in tallies) <= 0.05 * RUNS
     assert max(tally.wrong_delivered for tally in tallies) > 0
+
+
+async def test_a_budget_for_each_group_holds_in_each_of_them_with_two_processes_at_once() -> None:
+    runs = [await two_processes_with_teams(seed, 1_500) for seed in range(RUNS)]
+    for team in ("first", "second"):
+        tallies = [tallies[team] for tallies in runs]
+        assert sum(tally.wrong_delivered > ALLOWED for tally in tallies) <= 0.05 * RUNS
+        # the model keeps going until the gate closes, so the budget is what stops it
+        assert min(tally.wrong_delivered for tally in tallies) > 0
+        assert sum(tally.held for tally in tallies) > 0.4 * sum(tally.answers for tally in tallies)
+    for tallies in runs:
+        fresh = [tally for team, tally in tallies.items() if team.startswith("new-")]
+        assert len(fresh) > 400
+        # a team for each request: each has a budget, of which one answer uses one pass, or none
+        assert {tally.wrong_delivered for tally in fresh} == {0, 1}
 
 
 @pytest.mark.parametrize("url", ["sqlite", "memory"])

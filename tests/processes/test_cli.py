@@ -472,6 +472,24 @@ def test_the_table_of_an_error_budget_has_a_line_for_each_number_of_finds(tmp_pa
     assert signoff(tmp_path, *command)[:2] == (0, "0 42\n1 65\n2 84\n")
 
 
+def test_a_budget_for_each_group_is_shown_and_restarted_whole_or_by_group(tmp_path: Path) -> None:
+    policy = {"target": "echo", "budget": {"answers": 10_000, "share": 0.02, "audit_rate": 0.1, "per": "user"}}
+    _, listed, shown, restarted, missing = signoff_many(
+        tmp_path,
+        ["policy", "put", "refunds", "-", json.dumps(policy)],
+        ["policy", "list", ""],
+        ["budget", "show", "refunds", ""],
+        ["budget", "restart", "refunds", ""],
+        ["budget", "show", "refunds", "--group", "12", ""],
+    )
+    assert "0.02 of 10000 per user" in listed[1]
+    for result in (shown, restarted):
+        assert result[0] == 0
+        assert all(word in result[1] for word in ("group", "gate", "wrong found"))
+    assert missing[0] == 1
+    assert "has no group '12'" in missing[2]
+
+
 def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     policy = {"target": "echo", "rules": [{"if": "answer.length > 3", "then": "hold", "queue": "risky"}]}
     budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}
@@ -494,7 +512,8 @@ def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     assert first == (0, "refunds is saved as version 1, for echo.\n", "")
     assert again == (0, "refunds is saved as version 2, for echo.\n", "")
     # what is shown can be saved as it is
-    assert json.loads(shown[1])["budget"] == budget | {"confidence": 0.95, "harmless": [], "planted_rate": 0}
+    defaults = {"confidence": 0.95, "harmless": [], "planted_rate": 0, "per": None}
+    assert json.loads(shown[1])["budget"] == budget | defaults
     assert json.loads(old[1])["budget"] is None
     assert json.loads(old[1])["rules"] == policy["rules"]
     assert json.loads(shown[1]).keys() >= policy.keys()

@@ -9,6 +9,7 @@ import msgspec
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.job import Job
 from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
 from signoff.core.reviews.copies import copy_for_reviewers, planted_copy
 from signoff.core.reviews.planted import CatchCount, PlantedItem
@@ -16,7 +17,7 @@ from signoff.errors import PassLapsed
 from signoff.infra.actor import current_actor
 from signoff.store import TransitionRequest
 from signoff.stores.audits import VERDICTS, audit_row, coin_in
-from signoff.stores.budgets import planted_change, restart_change
+from signoff.stores.budgets import groups_restart_change, planted_change, restart_change
 from signoff.stores.schema import events, jobs
 from signoff.stores.transitions import SECOND, changes_of, copied_data, event_of
 from simulation.tables import BudgetLease, Connection, Tables, Tx, record
@@ -31,12 +32,12 @@ class MemoryBudgets:
 
     async def take_passes(self, request: PassRequest) -> PassGrant:
         def take(tx: Tx) -> PassGrant:
-            tables = self._tables
-            counts = self._counts(request.policy)
-            first = first_period(request.policy, request.version, request.terms, counts, tx.now)
-            periods = tables.budget_periods.setdefault(request.policy, [first])
+            policy, tables, counts = request.policy, self._tables, self._counts(request.policy)
+            period = self._present_or_first(request, tx.now)
+            if period is None:
+                return PassGrant(period=None, number=0)
             self._return_lapsed(tx.now)
-            period = self._counted(periods[-1])
+            period = self._counted(tables.budget_periods[policy][period.number - 1])
             if period.version < request.version and period.terms == request.terms:
                 self._change(period, version=request.version)
             elif period.version < request.version:
@@ -46,31 +47,69 @@ class MemoryBudgets:
             number = min(request.most, period.passes)
             if number > 0:
                 until = tx.now + round(request.seconds * SECOND)
-                lease = BudgetLease(policy=request.policy, period=period.number, granted=number, until=until)
+                lease = BudgetLease(policy=policy, period=period.number, granted=number, until=until)
                 tables.budget_leases[request.lease] = lease
             outstanding = period.outstanding + number
             return PassGrant(period=msgspec.structs.replace(period, outstanding=outstanding), number=number)
 
         return await self._connection.send(take, writes=True)
 
-    async def period(self, policy: str) -> BudgetPeriod | None:
+    def _present_or_first(self, request: PassRequest, now: int) -> BudgetPeriod | None:
+        """Return the present period that passes are taken from, which may be the first one; None if there is none."""
+        policy, newest = request.policy, self._newest(request.policy)
+        if newest is not None and newest.terms.per != request.terms.per:
+            if request.version <= newest.version:
+                return None
+            self._end_all(policy, now)
+        period = self._present(policy, request.group, request.terms.per)
+        if period is not None or (request.group is not None and len(self._groups(policy)) >= MAX_GROUPS):
+            return period
+        version, terms = request.version, request.terms
+        if newest is not None and newest.version > version:
+            version, terms = newest.version, newest.terms
+        first = first_period(policy, version, terms, self._counts(policy), now)
+        return self._add(msgspec.structs.replace(first, group=request.group))
+
+    async def period(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
         def read(_: Tx) -> BudgetPeriod | None:
-            periods = self._tables.budget_periods.get(policy)
-            return None if periods is None else self._counted(periods[-1])
+            period = self._newest(policy) if group is None else self._present(policy, group, None)
+            return None if period is None else self._counted(period)
 
         return await self._connection.send(read, writes=False)
 
-    async def restart(self, policy: str) -> BudgetPeriod | None:
+    async def groups(self, policy: str, *, after: str | None = None, limit: int = 50) -> Sequence[BudgetPeriod]:
+        def read(_: Tx) -> Sequence[BudgetPeriod]:
+            names = [name for name in sorted(self._groups(policy)) if after is None or name > after][:limit]
+            periods = [self._present(policy, name, None) for name in names]
+            return [self._counted(period) for period in periods if period is not None]
+
+        return await self._connection.send(read, writes=False)
+
+    async def group_count(self, policy: str) -> int:
+        return await self._connection.send(lambda _: len(self._groups(policy)), writes=False)
+
+    async def restart(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
         actor = current_actor()
 
         def restart(tx: Tx) -> BudgetPeriod | None:
-            periods = self._tables.budget_periods.get(policy)
-            if periods is None:
+            old = self._present(policy, group, None)
+            if old is None:
                 return None
-            old = periods[-1]
             new = self._begin(old, next_period(old, old.version, old.terms, self._counts(policy), tx.now))
             record(self._tables, tx, actor, restart_change(old, new))
             return new
+
+        return await self._connection.send(restart, writes=True)
+
+    async def restart_groups(self, policy: str) -> int:
+        actor = current_actor()
+
+        def restart(tx: Tx) -> int:
+            number = len(self._groups(policy))
+            if number:
+                self._end_all(policy, tx.now)
+                record(self._tables, tx, actor, groups_restart_change(policy, number))
+            return number
 
         return await self._connection.send(restart, writes=True)
 
@@ -143,10 +182,37 @@ class MemoryBudgets:
         delivered = period.delivered + sum(lease.used for lease in leases)
         return msgspec.structs.replace(period, outstanding=outstanding, delivered=delivered)
 
+    def _groups(self, policy: str) -> dict[str, int]:
+        return self._tables.budget_groups.setdefault(policy, {})
+
+    def _newest(self, policy: str) -> BudgetPeriod | None:
+        periods = self._tables.budget_periods.get(policy)
+        return periods[-1] if periods else None
+
+    def _present(self, policy: str, group: str | None, per: str | None) -> BudgetPeriod | None:
+        if group is None:
+            newest = self._newest(policy)
+            return newest if newest is not None and newest.terms.per == per else None
+        number = self._groups(policy).get(group)
+        return None if number is None else self._tables.budget_periods[policy][number - 1]
+
     def _begin(self, period: BudgetPeriod, new: BudgetPeriod) -> BudgetPeriod:
         self._change(period, ended_at=new.started_at)
-        self._tables.budget_periods[period.policy].append(new)
-        return new
+        return self._add(new)
+
+    def _add(self, period: BudgetPeriod) -> BudgetPeriod:
+        periods = self._tables.budget_periods.setdefault(period.policy, [])
+        periods.append(msgspec.structs.replace(period, number=len(periods) + 1))
+        if period.group is not None:
+            self._groups(period.policy)[period.group] = len(periods)
+        return periods[-1]
+
+    def _end_all(self, policy: str, now: int) -> None:
+        periods = self._tables.budget_periods[policy]
+        for number in {len(periods), *self._groups(policy).values()}:
+            if periods[number - 1].ended_at is None:
+                self._change(periods[number - 1], ended_at=now)
+        self._groups(policy).clear()
 
     def _change(self, period: BudgetPeriod, **values: object) -> None:
         change_period(self._tables, period.policy, period.number, **values)

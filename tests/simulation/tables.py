@@ -202,6 +202,7 @@ class Tables:
         self.audit: list[AuditEntry] = []
         self.model_logs: dict[str, list[LogLine]] = {}
         self.budget_periods: dict[str, list[BudgetPeriod]] = {}
+        self.budget_groups: dict[str, dict[str, int]] = {}
         self.budget_leases: dict[str, BudgetLease] = {}
         self.budget_audits: list[dict[str, Any]] = []
         self.planted_items: dict[int, tuple[int, PlantedItem]] = {}

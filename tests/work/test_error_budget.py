@@ -63,7 +63,8 @@ class BudgetedServer:
         jobs = list[Job]()
         for _ in range(number):
             self._number += 1
-            job = a_job(self.services.ids.new_id(), policy=policy, metadata=b"%d" % self._number, **more)
+            plain = {"policy": policy, "metadata": b"%d" % self._number}
+            job = a_job(self.services.ids.new_id(), **(plain | more))
             jobs.append(await self.services.store.jobs.insert(job, actor=OWNER.actor))
         return [await self.settled(job.id) for job in jobs]
 

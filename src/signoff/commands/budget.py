@@ -5,12 +5,16 @@ from typing import Annotated
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import OPERATOR, out, run, stop
+from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
 from signoff.core.reviews.error_budget import bound
 from signoff.settings import load
-from signoff.work.reviews.budget_report import BudgetReport, report_budget, restart_budget
+from signoff.work.reviews.budget_report import BudgetReport, list_groups, report_budget, restart_budget
+from signoff.work.services import Services
 
+PAGE = 500
 budgets = CommandGroup("Show, restart and compute error budgets.", panel="Jobs")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]
+Group = Annotated[str | None, typer.Option(help="Group, of a budget with one for each; default: all of them.")]
 MAX_DETECTED = 100_000
 
 
@@ -30,20 +34,45 @@ def budget_table(
         out.print(f"{detected} {bound(detected, audit_rate, confidence)}")
 
 
-@budgets.register("show", "signoff budget show refunds")
-def show_budget(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]) -> None:
-    """Print the figures of the error budget of a policy."""
-    _print(run(load(), lambda services: report_budget(services, OPERATOR, name)))
+@budgets.register("show", "signoff budget show refunds", "signoff budget show refunds --group 12")
+def show_budget(name: Name, group: Group = None) -> None:
+    """Print the figures of the error budget of a policy, or a line for each of its groups."""
+    _print(run(load(), lambda services: _figures(services, name, group)))
 
 
-@budgets.register("restart", "signoff budget restart refunds")
-def restart(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy.")]) -> None:
-    """Start a new period of the error budget of a policy, and print its figures."""
-    _print(run(load(), lambda services: restart_budget(services, OPERATOR, name)))
+@budgets.register("restart", "signoff budget restart refunds", "signoff budget restart refunds --group 12")
+def restart(name: Name, group: Group = None) -> None:
+    """Start a new period of the error budget of a policy, of one group or of all, and print its figures."""
+
+    async def figures(services: Services) -> BudgetReport | list[BudgetReport]:
+        await restart_budget(services, OPERATOR, name, group)
+        return await _figures(services, name, group)
+
+    _print(run(load(), figures))
 
 
-def _print(report: BudgetReport) -> None:
-    """Print the figures, a line `NAME VALUE` for each."""
+async def _figures(services: Services, name: str, group: str | None) -> BudgetReport | list[BudgetReport]:
+    """Return the figures of a budget for all or of one group, or else those of all groups."""
+    page = None if group is not None else await list_groups(services, OPERATOR, name, after=None, limit=PAGE)
+    if page is None:
+        return await report_budget(services, OPERATOR, name, group)
+    every = list(page.data)
+    while page is not None and page.next is not None:
+        page = await list_groups(services, OPERATOR, name, after=page.next, limit=PAGE)
+        every += [] if page is None else page.data
+    return every
+
+
+def _print(report: BudgetReport | list[BudgetReport]) -> None:
+    """Print the figures, a line `NAME VALUE` for each; of groups a table."""
+    if isinstance(report, list):
+        table = table_of("group", "user", "gate", "passed", "allowed", "bound", "audits", "open audits", "wrong found")
+        for each in report:
+            numbers = (each.passed, each.allowed, each.bound, each.audits, each.audits_open, each.wrong_found)
+            gate = "open" if each.open else "closed"
+            table.add_row(each.group or "", each.user or "", gate, *map(str, numbers))
+        print_table(table)
+        return
     for name in report.__struct_fields__:
         value = getattr(report, name)
         out.print(f"{name} {'-' if value is None else value}", markup=False, highlight=False, soft_wrap=True)

@@ -32,6 +32,7 @@ def policy_list() -> None:
     table = table_of("name", "version", "target", "rules", "budget", "saved")
     for policy in run(load(), _all):
         budget = "" if policy.budget is None else f"{policy.budget.share:.4g} of {policy.budget.answers}"
+        budget += "" if policy.budget is None or policy.budget.per is None else f" per {policy.budget.per}"
         rules = str(len(policy.rules))
         table.add_row(policy.name, str(policy.version), policy.target, rules, budget, format_time(policy.created_at))
     print_table(table)

@@ -13,12 +13,14 @@ from signoff.work.reviews.budget_report import (
     BudgetReport,
     budget_curve,
     list_catch_rates,
+    list_groups,
     list_planted,
     report_budget,
 )
 from signoff.work.services import Services
 
 MAX_PLANTED = 20
+MAX_GROUPS_SHOWN = 50
 # The drawing, in units of its own; the axes stand left and below.
 LEFT, RIGHT, TOP, BASE = 44, 500, 14, 190
 MAX_TICKS = 5
@@ -45,22 +47,52 @@ class BudgetChart(NamedTuple):
     """Ticks of the horizontal axis: audits that found a wrong answer, or have no verdict."""
 
 
-async def budget_view(services: Services, caller: Caller, name: str) -> dict[str, Any]:
-    """Return what the page shows of the budget of a policy. Raises Forbidden, NotFound."""
-    report = await report_budget(services, caller, name)
-    curve = await budget_curve(services, caller, name)
-    finds = report.wrong_found + report.audits_open
+class BudgetQuery(NamedTuple):
+    """Selection of what the page shows of an error budget: a group, or a page of the groups."""
+
+    group: str | None = None
+    """Group to show; None for all, or for a budget without groups."""
+    after: str | None = None
+    """Last group of the page before; None for the first page."""
+
+
+WHOLE = BudgetQuery()
+
+
+async def budget_view(services: Services, caller: Caller, name: str, place: BudgetQuery) -> dict[str, Any]:
+    """Return what the page shows of the budget of a policy. Raises Forbidden, NotFound, BadRequest."""
     planted = await list_planted(services, caller, name, after_id=0, limit=MAX_PLANTED)
+    reviewers = {
+        "catch_rates": await list_catch_rates(services, caller, name),
+        "planted": [{"id": item.id, "path": item.path, "answer": text_of(item.response)[:200]} for item in planted],
+    }
+    groups = None
+    if place.group is None:
+        groups = await list_groups(services, caller, name, after=place.after, limit=MAX_GROUPS_SHOWN)
+    if groups is not None:
+        return reviewers | {"groups": groups, "label": group_label}
+    return reviewers | await _figures(services, caller, name, place.group)
+
+
+async def _figures(services: Services, caller: Caller, name: str, group: str | None) -> dict[str, Any]:
+    """Return the figures of a budget without groups, or of one group, and how it burns down."""
+    report = await report_budget(services, caller, name, group)
+    curve = await budget_curve(services, caller, name, group)
+    finds = report.wrong_found + report.audits_open
     return {
         "report": report,
+        "label": group_label,
         "finds": finds,
         "left": max(0, report.allowed - report.bound),
         "closes_in": max(0, report.closes_after - finds),
         "chart": burn_down(curve, finds, report),
         "curve": curve,
-        "catch_rates": await list_catch_rates(services, caller, name),
-        "planted": [{"id": item.id, "path": item.path, "answer": text_of(item.response)[:200]} for item in planted],
     }
+
+
+def group_label(report: BudgetReport) -> str:
+    """Return the words for the group of a report."""
+    return report.user or report.group or "without a value"
 
 
 def burn_down(curve: Sequence[BudgetPoint], finds: int, report: BudgetReport) -> BudgetChart:

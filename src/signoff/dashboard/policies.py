@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from litestar import MediaType, Response, Router, get, post
@@ -14,7 +14,7 @@ from signoff.core.access import Caller
 from signoff.core.json_position import find_position, find_syntax_error
 from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
-from signoff.dashboard.budget import budget_view
+from signoff.dashboard.budget import WHOLE, BudgetQuery, budget_view
 from signoff.dashboard.difference import line_difference
 from signoff.dashboard.shell import POLICIES, SECOND, format_unit, page, redirect, with_status
 from signoff.doors.callers import check_same_site
@@ -89,7 +89,9 @@ async def show_policy(
 ) -> Template:
     """Show a version of the policy, by default the one that applies, and its error budget."""
     number = parse_digits(version)
-    return await _policy_page(request, services, caller, name, version=number if number and number < INTS else None)
+    place = BudgetQuery(request.query_params.get("group"), request.query_params.get("groups_after"))
+    number = number if number and number < INTS else None
+    return await _policy_page(request, services, caller, name, version=number, place=place)
 
 
 @post("/dashboard/policies/{name:str}", include_in_schema=False, status_code=303, media_type=MediaType.HTML)
@@ -130,12 +132,17 @@ async def post_delete(
 
 @post("/dashboard/policies/{name:str}/restart", include_in_schema=False, status_code=303)
 async def post_restart(
-    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    request: AnyRequest,
+    services: InjectedServices,
+    caller: InjectedCaller,
+    name: FromPath[str],
+    group: FromQuery[str | None] = None,
 ) -> Response[str]:
-    """Start a new period of the error budget, and show it."""
+    """Start a new period of the error budget, of one group or of all, and show it."""
     check_same_site(scope_of(request))
-    await restart_budget(services, caller, name)
-    return redirect(f"{_address(name)}#budget")
+    await restart_budget(services, caller, name, group)
+    query = "" if group is None else f"?{urlencode({'group': group})}"
+    return redirect(f"{_address(name)}{query}#budget")
 
 
 @post("/dashboard/policies/{name:str}/planted/{item_id:int}/delete", include_in_schema=False, status_code=303)
@@ -197,6 +204,7 @@ async def _policy_page(  # noqa: PLR0913 -- the request, its caller, and what th
     form: PolicyForm | None = None,
     error: SignoffError | None = None,
     tried: DryRun | None = None,
+    place: BudgetQuery = WHOLE,
 ) -> Template:
     versions = await list_policy_versions(services, caller, name, before=None, limit=MAX_VERSIONS)
     current = await _current(services, caller, name)
@@ -222,7 +230,7 @@ async def _policy_page(  # noqa: PLR0913 -- the request, its caller, and what th
         error=error and _located("" if form is None else form.body, error),
         tried=tried and _sentences(tried, policy if form is None else _draft(form)),
         dry_runs=DRY_RUNS,
-        budget=None if current is None or current.budget is None else await budget_view(services, caller, name),
+        budget=None if current is None or current.budget is None else await budget_view(services, caller, name, place),
     )
     return with_status(shown, error)
 

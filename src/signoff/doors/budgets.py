@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Router, delete, get, post
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.endpoints import CHAT
 from signoff.core.reviews.planted import PlantedItem
@@ -13,6 +13,7 @@ from signoff.doors.http import INTS, parse_json
 from signoff.work.reviews.budget_report import (
     drop_planted,
     list_catch_rates,
+    list_groups,
     list_planted,
     plant_item,
     report_budget,
@@ -20,6 +21,7 @@ from signoff.work.reviews.budget_report import (
 )
 
 MAX_PAGE = 1000
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
 
 class NewPlantedItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,15 +36,30 @@ class NewPlantedItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 @get("/{name:str}/budget", summary="Show an error budget")
-async def get_budget(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> dict[str, Any]:
-    """Return the figures of the present period, for admins."""
-    return msgspec.structs.asdict(await report_budget(services, caller, name))
+async def get_budget(
+    services: InjectedServices,
+    caller: InjectedCaller,
+    name: FromPath[str],
+    group: FromQuery[str | None] = None,
+    after: FromQuery[str | None] = None,
+    limit: Limit = 50,
+) -> dict[str, Any]:
+    """Return the figures of the present period, or a page of those of each group, for admins."""
+    groups = None if group is not None else await list_groups(services, caller, name, after=after, limit=limit)
+    return msgspec.to_builtins(groups or await report_budget(services, caller, name, group))
 
 
 @post("/{name:str}/budget/restart", status_code=200, summary="Start a new period of an error budget")
-async def post_restart(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> dict[str, Any]:
-    """Start a new period with equal terms, and return its figures, for admins; the audit log records it."""
-    return msgspec.structs.asdict(await restart_budget(services, caller, name))
+async def post_restart(
+    services: InjectedServices, caller: InjectedCaller, name: FromPath[str], group: FromQuery[str | None] = None
+) -> dict[str, Any]:
+    """Start a new period with equal terms, of one group or of all, for admins; the audit log records it.
+
+    Return its figures, or the groups, none of which has a period then.
+    """
+    await restart_budget(services, caller, name, group)
+    groups = None if group is not None else await list_groups(services, caller, name, after=None, limit=1)
+    return msgspec.to_builtins(groups or await report_budget(services, caller, name, group))
 
 
 @get("/{name:str}/catch-rates", summary="Show what reviewers catch of planted items")
@@ -57,7 +74,7 @@ async def get_planted(
     caller: InjectedCaller,
     name: FromPath[str],
     after: Annotated[int, QueryParameter(ge=0, lt=INTS)] = 0,
-    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
+    limit: Limit = 50,
 ) -> dict[str, Any]:
     """Return a page of the planted items of a policy, for admins; `next` is `after` of the next page."""
     items = await list_planted(services, caller, name, after_id=after, limit=limit)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
+from cachetools import LRUCache
 
 from signoff.budgets import Budgets, PassRequest
 from signoff.core.reviews.budget_period import BudgetTerms
@@ -16,6 +17,8 @@ FRESH_SECONDS = 10.0
 MAX_PASSES = 16
 # Other processes need passes too: a lease takes at most this share of those that are left.
 SHARES = 8
+# Groups beyond these that this process answers in turn take their passes anew.
+MAX_LEASES = 4096
 
 
 class Pass(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,52 +39,59 @@ class _Lease(msgspec.Struct):
     fresh_until: float
 
 
+_Key = tuple[str, str | None]
+
+
 class Passes:
-    """Passes by policy. Those that are not used lapse by themselves."""
+    """Passes by policy and group. Those that are not used, or forgotten here, lapse by themselves."""
 
     def __init__(self, budgets: Budgets, new_id: Callable[[], str]) -> None:
         self._budgets = budgets
         self._new_id = new_id
-        self._leases: dict[str, _Lease] = {}
-        self._most: dict[str, int] = {}
+        self._leases = LRUCache[_Key, _Lease](MAX_LEASES)
+        self._most = LRUCache[_Key, int](MAX_LEASES)
         self._locks = defaultdict[str, asyncio.Lock](asyncio.Lock)
 
-    async def take(self, policy: str, version: int, terms: BudgetTerms) -> Pass | None:
+    async def take(self, policy: str, group: str | None, version: int, terms: BudgetTerms) -> Pass | None:
         """Return a pass, or None while the gate is closed. Raises Overloaded.
 
         Args:
             policy: Name of the policy that has the budget.
+            group: Group of the answer; None if the budget is one for all.
             version: Version of the policy; a newer one than before may start a new period.
             terms: Terms of the budget in that version.
         """
         async with self._locks[policy]:
-            lease = self._leases.get(policy)
+            lease = self._leases.get((policy, group))
             if lease is None or lease.number == 0 or lease.version < version or lease.fresh_until < _now():
-                lease = await self._lease(policy, version, terms)
+                lease = await self._lease((policy, group), version, terms)
             if lease is None:
                 return None
             lease.number -= 1
             return lease.one
 
-    async def _lease(self, policy: str, version: int, terms: BudgetTerms) -> _Lease | None:
+    async def _lease(self, key: _Key, version: int, terms: BudgetTerms) -> _Lease | None:
         fresh_until = _now() + FRESH_SECONDS
         request = PassRequest(
-            policy=policy,
+            policy=key[0],
+            group=key[1],
             version=version,
             terms=terms,
             lease=self._new_id(),
-            most=self._most.get(policy, 1),
+            most=self._most.get(key, 1),
             seconds=LEASE_SECONDS,
         )
-        self._leases.pop(policy, None)
+        self._leases.pop(key, None)
         grant = await self._budgets.take_passes(request)
-        self._most[policy] = max(1, min(MAX_PASSES, grant.period.passes // SHARES))
-        if grant.number == 0:
-            return None
         period = grant.period
+        if period is not None:
+            self._most[key] = max(1, min(MAX_PASSES, period.passes // SHARES))
+        if period is None or grant.number == 0:
+            return None
         one = Pass(lease=request.lease, period=period.number, audit_rate=period.terms.audit_rate)
-        lease = _Lease(one=one, version=max(version, period.version), number=grant.number, fresh_until=fresh_until)
-        self._leases[policy] = lease
+        version = max(version, period.version)
+        lease = _Lease(one=one, version=version, number=grant.number, fresh_until=fresh_until)
+        self._leases[key] = lease
         return lease
 
 

@@ -11,12 +11,14 @@ from signoff.budgets import PassGrant, PassRequest
 from signoff.core.audit import Actor, AuditChange
 from signoff.core.job import Job
 from signoff.core.reviews.answer_digest import digest_answer
-from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
+from signoff.core.reviews.budget_group import MAX_GROUPS
+from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms, first_period, next_period
 from signoff.core.reviews.copies import planted_copy
 from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.budgets_schema import (
+    budget_groups,
     budget_leases,
     budget_periods,
     budgets,
@@ -31,6 +33,7 @@ from signoff.stores.writer import Tx
 
 # A transaction that takes passes deletes no more leases, so that it stays short.
 MAX_RETURNED_LEASES = 500
+_NOTHING = PassGrant(period=None, number=0)
 _STORED = [column.name for column in budget_periods.c]
 
 
@@ -44,14 +47,35 @@ class SqlBudgets:
         """See `budgets.Budgets`."""
         return await self._database.write_alone(lambda tx: _take(tx, request))
 
-    async def period(self, policy: str) -> BudgetPeriod | None:
+    async def period(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
         """See `budgets.Budgets`."""
-        return await self._database.read(lambda conn, _: _read_period(conn, policy))
+        return await self._database.read(lambda conn, _: _read_period(conn, policy, group))
 
-    async def restart(self, policy: str) -> BudgetPeriod | None:
+    async def groups(self, policy: str, *, after: str | None = None, limit: int = 50) -> Sequence[BudgetPeriod]:
+        """See `budgets.Budgets`."""
+        query = sa.select(budget_groups.c.period).where(budget_groups.c.policy == policy)
+        query = query.order_by(budget_groups.c.group).limit(limit)
+        query = query if after is None else query.where(budget_groups.c.group > after)
+
+        def read(conn: Connection, _: object) -> list[BudgetPeriod]:
+            periods = [_period_of(conn, policy, number) for number in conn.execute(query).scalars().all()]
+            return [_read_counted(conn, period, *_passes_of(conn, period)) for period in periods]
+
+        return await self._database.read(read)
+
+    async def group_count(self, policy: str) -> int:
+        """See `budgets.Budgets`."""
+        return await self._database.read(lambda conn, _: _count_groups(conn, policy))
+
+    async def restart(self, policy: str, group: str | None = None) -> BudgetPeriod | None:
         """See `budgets.Budgets`."""
         actor = current_actor()
-        return await self._database.write(lambda tx: _restart(tx, policy, actor))
+        return await self._database.write(lambda tx: _restart(tx, policy, group, actor))
+
+    async def restart_groups(self, policy: str) -> int:
+        """See `budgets.Budgets`."""
+        actor = current_actor()
+        return await self._database.write(lambda tx: _restart_groups(tx, policy, actor))
 
     async def plant(self, item: PlantedItem) -> PlantedItem:
         """See `budgets.Budgets`."""
@@ -117,7 +141,17 @@ class SqlBudgets:
 
 
 def _take(tx: Tx, request: PassRequest) -> PassGrant:
-    period = _lock_period(tx, request)
+    insert = insert_into(budgets, tx.conn.dialect.name).on_conflict_do_nothing()
+    tx.conn.execute(insert, {"policy": request.policy, "period": 0})  # so that there is a row to lock
+    newest = _lock_newest(tx, request.policy)
+    if newest is not None and newest.terms.per != request.terms.per:
+        if request.version <= newest.version:
+            return _NOTHING
+        _end_all(tx, newest)
+    number = _present(tx.conn, request.policy, request.group, newest, request.terms.per)
+    if number is None and request.group is not None and _count_groups(tx.conn, request.policy) >= MAX_GROUPS:
+        return _NOTHING
+    period = _begin_first(tx, request, newest) if number is None else _period_of(tx.conn, request.policy, number)
     outstanding, used = _return_lapsed(tx, period)
     period = _read_counted(tx.conn, period, outstanding, used)
     if period.version < request.version:
@@ -127,23 +161,55 @@ def _take(tx: Tx, request: PassRequest) -> PassGrant:
             period, outstanding = _begin(tx, period, request.version, request.terms), 0
     elif period.has_ended:
         period, outstanding = _begin(tx, period, period.version, period.terms), 0
-    number = min(request.most, period.passes)
-    if number > 0:
-        row = {"id": request.lease, "policy": request.policy, "period": period.number, "granted": number, "used": 0}
+    passes = min(request.most, period.passes)
+    if passes > 0:
+        row = {"id": request.lease, "policy": request.policy, "period": period.number, "granted": passes, "used": 0}
         tx.conn.execute(sa.insert(budget_leases), row | {"until": tx.now + round(request.seconds * SECOND)})
-    return PassGrant(period=msgspec.structs.replace(period, outstanding=outstanding + number), number=number)
+    return PassGrant(period=msgspec.structs.replace(period, outstanding=outstanding + passes), number=passes)
 
 
-def _lock_period(tx: Tx, request: PassRequest) -> BudgetPeriod:
-    """Lock the budget, and return its present period, without counts; begin the first one if there is none."""
-    row = {"policy": request.policy, "period": 1}
-    insert = insert_into(budgets, tx.conn.dialect.name).on_conflict_do_nothing()
-    if tx.conn.execute(insert, row).rowcount == 1:
-        counts = _read_counts(tx.conn, request.policy)
-        first = first_period(request.policy, request.version, request.terms, counts, tx.now)
-        tx.conn.execute(sa.insert(budget_periods), _row_of(first))
-    number = tx.conn.execute(_LOCK, {"of_policy": request.policy}).scalar_one()
-    return _period_of(tx.conn, request.policy, number)
+def _lock_newest(tx: Tx, policy: str) -> BudgetPeriod | None:
+    """Lock the budget, and return the newest period of the policy, without counts; None if it has had none."""
+    number = tx.conn.execute(_LOCK, {"of_policy": policy}).scalar_one_or_none()
+    return _period_of(tx.conn, policy, number) if number else None
+
+
+def _present(
+    conn: Connection, policy: str, group: str | None, newest: BudgetPeriod | None, per: str | None
+) -> int | None:
+    """Return the number of the present period of a group, or of the budget for all; None if it has none."""
+    if group is not None:
+        of_group = (budget_groups.c.policy == policy) & (budget_groups.c.group == group)
+        return conn.execute(sa.select(budget_groups.c.period).where(of_group)).scalar_one_or_none()
+    return newest.number if newest is not None and newest.terms.per == per else None
+
+
+def _count_groups(conn: Connection, policy: str) -> int:
+    query = sa.select(sa.func.count()).select_from(budget_groups).where(budget_groups.c.policy == policy)
+    return conn.execute(query).scalar_one()
+
+
+def _begin_first(tx: Tx, request: PassRequest, newest: BudgetPeriod | None) -> BudgetPeriod:
+    """Begin the first period of a group, or of a budget for all; under the newest terms if those asked for are old."""
+    version, terms = request.version, request.terms
+    if newest is not None and newest.version > version:
+        version, terms = newest.version, newest.terms
+    first = first_period(request.policy, version, terms, _read_counts(tx.conn, request.policy), tx.now)
+    return _add(tx, msgspec.structs.replace(first, group=request.group))
+
+
+def _add(tx: Tx, period: BudgetPeriod) -> BudgetPeriod:
+    """Store a period with the next number, as the present one of its group; return it. The budget is locked."""
+    of_policy = budgets.c.policy == period.policy
+    number = sa.update(budgets).where(of_policy).values(period=budgets.c.period + 1).returning(budgets.c.period)
+    period = msgspec.structs.replace(period, number=tx.conn.execute(number).scalar_one())
+    tx.conn.execute(sa.insert(budget_periods), _row_of(period))
+    if period.group is not None:
+        row = {"policy": period.policy, "group": period.group, "period": period.number}
+        insert = insert_into(budget_groups, tx.conn.dialect.name).values(row)
+        is_present = {"period": insert.excluded.period}
+        tx.conn.execute(insert.on_conflict_do_update(index_elements=["policy", "group"], set_=is_present))
+    return period
 
 
 def _return_lapsed(tx: Tx, period: BudgetPeriod) -> tuple[int, int]:
@@ -181,17 +247,25 @@ def _read_counted(conn: Connection, period: BudgetPeriod, outstanding: int, used
     return msgspec.structs.replace(now, outstanding=outstanding, delivered=now.delivered + used)
 
 
-def _begin(tx: Tx, period: BudgetPeriod, version: int, terms: Any) -> BudgetPeriod:
+def _begin(tx: Tx, period: BudgetPeriod, version: int, terms: BudgetTerms) -> BudgetPeriod:
     """End `period`, and return the one that follows it. The budget is locked."""
-    new = next_period(period, version, terms, _read_counts(tx.conn, period.policy), tx.now)
     tx.conn.execute(_update(period, ended_at=tx.now))
-    tx.conn.execute(sa.insert(budget_periods), _row_of(new))
-    tx.conn.execute(sa.update(budgets).where(budgets.c.policy == period.policy).values(period=new.number))
-    return new
+    return _add(tx, next_period(period, version, terms, _read_counts(tx.conn, period.policy), tx.now))
 
 
-def _restart(tx: Tx, policy: str, actor: Actor) -> BudgetPeriod | None:
-    number = tx.conn.execute(_LOCK, {"of_policy": policy}).scalar_one_or_none()
+def _end_all(tx: Tx, newest: BudgetPeriod) -> int:
+    """End the present periods of a policy, of all its groups, and return their number. The budget is locked."""
+    of_groups = budget_groups.c.policy == newest.policy
+    numbers = sa.select(budget_groups.c.period).where(of_groups)
+    is_present = budget_periods.c.number.in_(numbers) | (budget_periods.c.number == newest.number)
+    of_policy = (budget_periods.c.policy == newest.policy) & budget_periods.c.ended_at.is_(None) & is_present
+    tx.conn.execute(sa.update(budget_periods).where(of_policy).values(ended_at=tx.now))
+    return tx.conn.execute(sa.delete(budget_groups).where(of_groups)).rowcount
+
+
+def _restart(tx: Tx, policy: str, group: str | None, actor: Actor) -> BudgetPeriod | None:
+    newest = _lock_newest(tx, policy)
+    number = _present(tx.conn, policy, group, newest, None)
     if number is None:
         return None
     period = _period_of(tx.conn, policy, number)
@@ -200,10 +274,25 @@ def _restart(tx: Tx, policy: str, actor: Actor) -> BudgetPeriod | None:
     return new
 
 
+def _restart_groups(tx: Tx, policy: str, actor: Actor) -> int:
+    newest = _lock_newest(tx, policy)
+    number = 0 if newest is None else _end_all(tx, newest)
+    if number:
+        record(tx, actor, groups_restart_change(policy, number))
+    return number
+
+
 def restart_change(old: BudgetPeriod, new: BudgetPeriod) -> AuditChange:
     """Return the entry of the audit log for a period that an admin has begun."""
-    before, after = ({"period": each.number} for each in (old, new))
+    group = {} if old.group is None else {"group": old.group}
+    before, after = (group | {"period": each.number} for each in (old, new))
     return AuditChange(action="budget_restarted", subject=f"policy:{old.policy}", before=before, after=after)
+
+
+def groups_restart_change(policy: str, number: int) -> AuditChange:
+    """Return the entry of the audit log for the end of the periods of all groups, whose number is given."""
+    before, after = {"groups": number}, {"groups": 0}
+    return AuditChange(action="budget_restarted", subject=f"policy:{policy}", before=before, after=after)
 
 
 def planted_change(action: str, policy: str, item_id: int) -> AuditChange:
@@ -211,8 +300,12 @@ def planted_change(action: str, policy: str, item_id: int) -> AuditChange:
     return AuditChange(action=action, subject=f"policy:{policy}", after={"planted_item": item_id})
 
 
-def _read_period(conn: Connection, policy: str) -> BudgetPeriod | None:
-    number = conn.execute(sa.select(budgets.c.period).where(budgets.c.policy == policy)).scalar_one_or_none()
+def _read_period(conn: Connection, policy: str, group: str | None) -> BudgetPeriod | None:
+    if group is None:
+        query = sa.select(budgets.c.period).where(budgets.c.policy == policy)
+        number = conn.execute(query).scalar_one_or_none()
+    else:
+        number = _present(conn, policy, group, None, None)
     if number is None:
         return None
     period = _period_of(conn, policy, number)

@@ -6,11 +6,21 @@ from signoff.core.reviews.budget_period import BudgetTerms
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.metadata import metadata
 
-# The present period of each policy. Whoever takes passes or begins a period locks this row first.
+# The newest period of each policy, which is the present one of a budget without groups. Whoever takes passes or begins
+# a period locks this row first.
 budgets = sa.Table(
     "budgets",
     metadata,
     sa.Column("policy", sa.Text, primary_key=True),
+    sa.Column("period", sa.Integer, nullable=False),
+)
+
+# The present period of each group.
+budget_groups = sa.Table(
+    "budget_groups",
+    metadata,
+    sa.Column("policy", sa.Text, primary_key=True),
+    sa.Column("group", sa.Text, primary_key=True),
     sa.Column("period", sa.Integer, nullable=False),
 )
 
@@ -19,6 +29,7 @@ budget_periods = sa.Table(
     metadata,
     sa.Column("policy", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("group", sa.Text),
     sa.Column("terms", JsonColumn(BudgetTerms), nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("catch_rate", sa.Float),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.reviews.answer_digest import Harmless
+from signoff.core.reviews.budget_group import check_per, group_words
 from signoff.core.reviews.catch_rate import lowest_catch_rate
 from signoff.core.reviews.error_budget import bound
 from signoff.core.reviews.planted import CatchCount
@@ -30,6 +31,8 @@ class BudgetTerms(msgspec.Struct, frozen=True, kw_only=True):
     """Probability of an audit of an answer that the rules let pass, between 0 and 1."""
     harmless: tuple[Harmless, ...] = ()
     """Kinds of edits that do not make an answer wrong, besides those of whitespace."""
+    per: str | None = None
+    """Group that has a period of its own; see `rules.Budget`."""
 
     @property
     def allowed(self) -> int:
@@ -49,10 +52,14 @@ def check_terms(terms: BudgetTerms) -> None:
     if terms.allowed >= bound(0, terms.audit_rate, terms.confidence) + 1:
         return
     raise ValueError(
-        f"`budget` allows {terms.allowed} wrong answers of {terms.answers}, but as many as "
+        f"`budget` allows {terms.allowed} wrong answers of {terms.answers}{_of_group(terms)}, but as many as "
         f"{bound(0, terms.audit_rate, terms.confidence)} can stay undetected by audits of {terms.audit_rate:.1%}. "
         f"Set `answers` to at least {least_answers(terms)}{_other_remedy(terms)}."
     )
+
+
+def _of_group(terms: BudgetTerms) -> str:
+    return "" if terms.per is None else f" of {group_words(terms.per)}"
 
 
 def _other_remedy(terms: BudgetTerms) -> str:
@@ -87,9 +94,11 @@ class BudgetPeriod(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     """Name of the policy that has the budget."""
     number: int
-    """Number of the period, from 1."""
+    """Number of the period, from 1; the groups of a policy share the numbers."""
     terms: BudgetTerms
     """Terms of the whole period."""
+    group: str | None = None
+    """Group whose answers count; None if the budget is one for all."""
     version: int
     """Version of the policy at the start, or the newest one since with equal terms."""
     catch_rate: float | None = None
@@ -177,7 +186,7 @@ def claim_of(period: BudgetPeriod) -> str:
     """Return the promise of the budget in words, with its assumption."""
     terms = period.terms
     promise = (
-        f"Of each {terms.answers:,} answers that leave without a review, at most {terms.allowed:,} "
+        f"Of each {terms.answers:,} answers{_of_group(terms)} that leave without a review, at most {terms.allowed:,} "
         f"({100 * terms.share:.4g} %) are wrong, with a confidence of {100 * terms.confidence:g} %."
     )
     if period.catch_rate is None:
@@ -203,8 +212,9 @@ def first_period(policy: str, version: int, terms: BudgetTerms, counts: Sequence
 def next_period(
     period: BudgetPeriod, version: int, terms: BudgetTerms, counts: Sequence[CatchCount], now: int
 ) -> BudgetPeriod:
-    """Return the period after `period`, which starts at `now`."""
-    return msgspec.structs.replace(first_period(period.policy, version, terms, counts, now), number=period.number + 1)
+    """Return the period after `period`, of the same group, which starts at `now`."""
+    first = first_period(period.policy, version, terms, counts, now)
+    return msgspec.structs.replace(first, number=period.number + 1, group=period.group)
 
 
 def _catch_rate(terms: BudgetTerms, counts: Sequence[CatchCount]) -> float | None:
@@ -222,6 +232,7 @@ def terms_of(budget: Budget) -> BudgetTerms:
         confidence=budget.confidence,
         audit_rate=budget.audit_rate,
         harmless=budget.harmless,
+        per=budget.per,
     )
 
 
@@ -230,6 +241,7 @@ def check_budget(draft: PolicyDraft) -> None:
     if draft.budget is None:
         return
     check_terms(terms_of(draft.budget))
+    check_per(draft.budget.per)
     if not 0 <= draft.budget.planted_rate <= 1:
         raise ValueError(f"`budget.planted_rate` must be from 0 to 1 (got {draft.budget.planted_rate:g}).")
     if any(action.on_deadline == "approve" for action in (*draft.rules, draft.default)):

@@ -60,6 +60,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Kinds of edits that do not make an answer wrong, besides those of whitespace."""
     planted_rate: float = 0
     """Probability with which a held answer brings a planted item to the desk, from 0 to 1."""
+    per: str | None = None
+    """Group that has a budget of its own: `user`, `prompt_version` or `metadata.NAME`; None for one budget for all."""
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

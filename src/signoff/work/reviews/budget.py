@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.job import Job
+from signoff.core.reviews.budget_group import group_of
 from signoff.core.reviews.budget_period import terms_of
 from signoff.core.reviews.coin import PURPOSE, Coin, toss
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy
@@ -45,13 +46,24 @@ async def _spend(services: Services, job: Job, ruling: Ruling, budgeted: Sequenc
     if not budgeted:
         return _with_coin(ruling, Coin(value=value, look_rate=ruling.audit or 0))
     policy = budgeted[0]
-    if len({each.name for each in budgeted}) > 1 or policy.budget is None:  # an answer cannot count in two budgets
+    if len({each.name for each in budgeted}) > 1:  # an answer cannot count in two budgets
         return msgspec.structs.replace(ruling, outcome="hold")
     newest = max(budgeted, key=lambda each: each.version)
-    one = await services.runtime.passes.take(policy.name, newest.version, terms_of(newest.budget or policy.budget))
+    one = await _take_pass(services, job, newest)
     if one is None:
         return msgspec.structs.replace(ruling, outcome="hold")
     return _with_coin(ruling, _coin(policy.name, one, value, ruling.audit or 0))
+
+
+async def _take_pass(services: Services, job: Job, policy: ReviewPolicy) -> Pass | None:
+    """Return a pass of the budget of the job's group; None while its gate is closed, or if it can have no budget."""
+    if policy.budget is None:
+        return None
+    per = policy.budget.per
+    group = None if per is None else group_of(job, per)
+    if per is not None and group is None:
+        return None
+    return await services.runtime.passes.take(policy.name, group, policy.version, terms_of(policy.budget))
 
 
 def _coin(policy: str, one: Pass, value: float, look_rate: float) -> Coin:

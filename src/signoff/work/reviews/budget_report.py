@@ -7,6 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.endpoints import parse_route
+from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import (
     BudgetPeriod,
     claim_of,
@@ -14,6 +15,7 @@ from signoff.core.reviews.budget_period import (
     first_period,
     largest_undetected,
     least_reviewed_share,
+    next_period,
     terms_of,
 )
 from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, lowest_catch_rate
@@ -28,7 +30,7 @@ MAX_ID = 2**31 - 1
 
 
 class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of the present period of an error budget."""
+    """The figures of the present period of an error budget, or of one group of it."""
 
     allowed: int
     """Largest number of wrong answers that may leave without a review in the period."""
@@ -66,6 +68,27 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     """Lower bound of the reviewers' catch rate that the bound is computed with; None if none had been measured."""
     why: str
     """Reason why answers may leave now, or may not."""
+    group: str | None = None
+    """Group whose answers these are; None if the budget is one for all."""
+    user: str | None = None
+    """Email of the user whose answers these are; None for other groups."""
+
+
+class BudgetGroups(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the groups of an error budget, with the figures of their present periods."""
+
+    per: str
+    """Kind of the groups; see `rules.Budget`."""
+    claim: str
+    """The promise of the budget, for each group."""
+    groups: int
+    """Number of groups that have a budget now."""
+    most_groups: int
+    """Largest number of groups; all answers of further ones are held."""
+    data: list[BudgetReport]
+    """The groups, by name."""
+    next: str | None
+    """`after` of the next page; None for the last one."""
 
 
 class BudgetPoint(msgspec.Struct, frozen=True):
@@ -87,32 +110,64 @@ class CatchReport(msgspec.Struct, frozen=True, kw_only=True):
     highest: float
 
 
-async def report_budget(services: Services, caller: Caller, name: str) -> BudgetReport:
-    """Return the figures of the budget of the policy `name`, for an admin. Raises Forbidden, NotFound."""
-    check_admin(caller)
-    policy = await _load(services, name)
-    return report_of(await _period(services, policy))
+async def report_budget(services: Services, caller: Caller, name: str, group: str | None = None) -> BudgetReport:
+    """Return the figures of the budget of the policy `name`, or of one group of it, for an admin.
 
-
-async def budget_curve(services: Services, caller: Caller, name: str) -> list[BudgetPoint]:
-    """Return how the present period burns down: from no find to that which closes the gate. Raises Forbidden, NotFound.
-
-    A long way is given in at most MAX_POINTS steps.
+    Raises Forbidden, NotFound, and BadRequest if a group is named for a budget without groups, or none for one with.
     """
     check_admin(caller)
-    period = await _period(services, await _load(services, name))
+    policy = await _load(services, name)
+    return await _with_user(services, await _period(services, policy, group))
+
+
+async def list_groups(
+    services: Services, caller: Caller, name: str, *, after: str | None, limit: int
+) -> BudgetGroups | None:
+    """Return a page of the groups of the budget, for an admin; None if it has none. Raises Forbidden, NotFound."""
+    check_admin(caller)
+    policy = await _load(services, name)
+    if policy.budget is None or policy.budget.per is None:
+        return None
+    stored = await services.store.budgets.groups(name, after=after, limit=limit)
+    # After a change of `per`, those of before are there until the next answer.
+    newest = await services.store.budgets.period(name)
+    are_present = newest is not None and newest.terms.per == policy.budget.per
+    periods = [await _due_period(services, policy, each) for each in stored if are_present]
+    return BudgetGroups(
+        per=policy.budget.per,
+        claim=claim_of(await _due_period(services, policy, newest)),
+        groups=await services.store.budgets.group_count(name) if are_present else 0,
+        most_groups=MAX_GROUPS,
+        data=[await _with_user(services, each) for each in periods],
+        next=stored[-1].group if len(stored) == limit and are_present else None,
+    )
+
+
+async def budget_curve(services: Services, caller: Caller, name: str, group: str | None = None) -> list[BudgetPoint]:
+    """Return how the present period burns down: from no find to that which closes the gate.
+
+    A long way is given in at most MAX_POINTS steps. Raises Forbidden, NotFound, BadRequest.
+    """
+    check_admin(caller)
+    period = await _period(services, await _load(services, name), group)
     last = closing_detections(period)
     numbers = sorted({round(last * step / MAX_POINTS) for step in range(MAX_POINTS + 1)} | {period.detected})
     return [BudgetPoint(each, max(0, period.terms.allowed - largest_undetected(period, each))) for each in numbers]
 
 
-async def restart_budget(services: Services, caller: Caller, name: str) -> BudgetReport:
-    """Start a new period of the budget of the policy `name`, and return its figures. Raises Forbidden, NotFound."""
+async def restart_budget(services: Services, caller: Caller, name: str, group: str | None = None) -> None:
+    """Start a new period of the budget of the policy `name`: of one group, or by default of all.
+
+    Raises Forbidden, NotFound, and BadRequest if a group is named for a budget without groups.
+    """
     check_identified(caller)
     check_admin(caller)
     policy = await _load(services, name)
-    await services.store.budgets.restart(name)
-    return report_of(await _period(services, policy))
+    if group is None and policy.budget is not None and policy.budget.per is not None:
+        await services.store.budgets.restart_groups(name)
+        return
+    await _period(services, policy, group)
+    await services.store.budgets.restart(name, group)
 
 
 async def list_catch_rates(services: Services, caller: Caller, name: str) -> list[CatchReport]:
@@ -161,15 +216,36 @@ async def _load(services: Services, name: str) -> ReviewPolicy:
     return policy
 
 
-async def _period(services: Services, policy: ReviewPolicy) -> BudgetPeriod:
-    """Return the present period; where the next answer starts one, return that as it will begin."""
-    period, terms = await services.store.budgets.period(policy.name), policy.budget and terms_of(policy.budget)
+async def _period(services: Services, policy: ReviewPolicy, group: str | None) -> BudgetPeriod:
+    """Return the present period of a group, or else that of a budget for all. Raises NotFound, BadRequest."""
+    per = policy.budget and policy.budget.per
+    if (per is None) != (group is None):
+        fault = "one for all; leave out `group`" if per is None else f"one for each {per}; name a `group`"
+        raise BadRequest(f"The error budget of {policy.name!r} is {fault}.")
+    period = await services.store.budgets.period(policy.name, group)
+    if group is not None and (period is None or period.terms.per != per):
+        raise NotFound(f"The error budget of {policy.name!r} has no group {group!r}; no answer has come under it yet.")
+    return msgspec.structs.replace(await _due_period(services, policy, period), group=group)
+
+
+async def _due_period(services: Services, policy: ReviewPolicy, period: BudgetPeriod | None) -> BudgetPeriod:
+    """Return `period`; where the next answer starts another one, return that as it will begin."""
+    terms = policy.budget and terms_of(policy.budget)
     if terms is not None and (period is None or (period.version < policy.version and period.terms != terms)):
         counts = await services.store.budgets.catch_counts(policy.name)
-        first = first_period(policy.name, policy.version, terms, counts, services.clock())
-        return first if period is None else msgspec.structs.replace(first, number=period.number + 1)
+        new = (policy.version, terms, counts, services.clock())
+        return first_period(policy.name, *new) if period is None else next_period(period, *new)
     assert period is not None  # noqa: S101 -- a policy with a budget has terms
     return period
+
+
+async def _with_user(services: Services, period: BudgetPeriod) -> BudgetReport:
+    """Return the figures of a period, with the email of the user whose answers it counts."""
+    report = report_of(period)
+    if period.terms.per != "user" or not (period.group or "").isdecimal():
+        return report
+    user, _ = await services.store.people.owner(int(period.group or 0), 0)
+    return msgspec.structs.replace(report, user=None if user is None else user.email)
 
 
 def report_of(period: BudgetPeriod) -> BudgetReport:
@@ -195,6 +271,7 @@ def report_of(period: BudgetPeriod) -> BudgetReport:
         least_reviewed_share=None if error_share is None else least_reviewed_share(error_share, period.terms.share),
         catch_rate=period.catch_rate,
         why=_reason(period),
+        group=period.group,
     )
 
 
