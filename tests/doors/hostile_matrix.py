@@ -133,6 +133,7 @@ _ADMIN = [
     Row("GET /api/policies/{name}", "403 403 403 200", "/api/policies/policy"),
     Row("GET /api/policies/{name}/versions", "403 403 403 200", "/api/policies/policy/versions"),
     Row("POST /api/policies/{name}/dry-run", "403 403 403 200", "/api/policies/policy/dry-run", {"last": 10}),
+    Row("POST /api/policies/{name}/recommendation", "403 403 403 409", "/api/policies/policy/recommendation", {}),
     Row("GET /api/policies/{name}/budget", "403 403 403 200", "/api/policies/policy/budget"),
     Row("POST /api/policies/{name}/budget/restart", "403 403 403 200", "/api/policies/policy/budget/restart"),
     Row("GET /api/policies/{name}/catch-rates", "403 403 403 200", "/api/policies/policy/catch-rates"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import AsyncIterator
 
@@ -18,7 +19,7 @@ BUDGET = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.
 
 @pytest.fixture(scope="module", name="server")
 async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    async with live(tmp_path_factory.mktemp("policies"), hold_seconds=0.01) as server:
+    async with live(tmp_path_factory.mktemp("policies"), hold_seconds=0.01, release_after_seconds=0) as server:
         yield server
 
 
@@ -138,6 +139,47 @@ async def test_the_rules_show_what_they_did_and_a_dry_run_says_what_a_draft_woul
     assert (api["answers"], api["passed"], api["rejected"]) == (4, 3, 1)
 
 
+async def test_a_recommended_rule_is_shown_and_put_into_the_form_and_saved_only_from_there(server: Live) -> None:
+    admin = await signed_in(server, "admin", "learner")
+    policy = {"target": "learned-model", "rules": [], "default": {"then": "hold"}}
+    await saved(admin, "learned", **policy)
+    page = await admin.submit("/dashboard/policies/learned/recommendation", status=409)
+    alert = words(page.partition('role="alert">')[2].partition("</p>")[0])
+    assert alert.startswith("A recommendation needs 20 answers that people found wrong")
+
+    for number in range(44):
+        text = "x" * (30 + number if number % 2 else 1 + number // 2)
+        await server.ask("POST", "/v1/chat/completions", headers=admin.headers, json=chat(text, "learned-model"))
+    waiting = (await admin.api("GET", "/api/jobs?status=human&limit=100"))["data"]
+    held = [job for job in waiting if job["model"] == "learned-model"]
+    assert len(held) == 44
+    for item in held:
+        job = await admin.api("GET", f"/api/jobs/{item['job_id']}")
+        length = len(job["response"]["choices"][0]["message"]["content"])
+        verdict = {"verdict": "reject", "reason": "wrong"} if length > 30 else {"verdict": "approve"}
+        await admin.api("POST", f"/api/reviews/{job['job_id']}/decide", json={"round": 1} | verdict)
+    page = await admin.submit("/dashboard/policies/learned/recommendation", status=200)
+    assert "From 44 answers that people decided on, of which 22 were wrong" in words(page)
+    assert "answer.length" in page
+    assert (await admin.api("GET", "/api/policies/learned"))["version"] == 1
+    draft = html.unescape(page.partition('name="body" value="')[2].partition('"')[0])
+    shown = await admin.submit("/dashboard/policies/learned/draft", status=200, body=draft)
+    assert html.escape(draft, quote=False).replace('"', "&#34;") in shown
+    assert (await admin.api("GET", "/api/policies/learned"))["version"] == 1
+    api = await admin.api("POST", "/api/policies/learned/recommendation", json={"caught": 0.5})
+    tried = await admin.api("POST", "/api/policies/learned/dry-run", json={"policy": api["draft"]})
+    [row] = [each for each in api["thresholds"] if each["threshold"] == api["threshold"]]
+    assert tried["held"] == row["held"] < 44
+    await admin.submit("/dashboard/policies/learned", body=draft)
+    stored = await admin.api("GET", "/api/policies/learned")
+    assert (stored["version"], stored["default"], json.loads(draft)["rules"][0]["then"]) == (
+        2,
+        {"then": "hold"},
+        "pass",
+    )
+    assert await admin.api("PUT", "/api/policies/learned", json=api["draft"])
+
+
 async def test_the_page_of_a_budget_has_the_figures_of_the_api_and_restarts_it(server: Live) -> None:
     admin = await signed_in(server, "admin", "budgeter")
     await saved(admin, "spent", rules=[], budget=BUDGET)
@@ -202,7 +244,7 @@ async def test_only_admins_see_policies_and_budgets(server: Live, role: str) -> 
     for path in ("/dashboard/policies", f"/dashboard/policies/hidden-{role}"):
         await other.open(path, status=403)
     assert 'href="/dashboard/policies"' not in await other.open("/dashboard/jobs")
-    for path in ("", "/dry-run", "/delete", "/restart"):
+    for path in ("", "/dry-run", "/delete", "/restart", "/recommendation", "/draft"):
         await other.submit(f"/dashboard/policies/hidden-{role}{path}", status=403, body=json.dumps(POLICY))
         forged = {"sec-fetch-site": "cross-site"}
         await admin.submit(f"/dashboard/policies/hidden-{role}{path}", status=403, headers=forged, body="{}")

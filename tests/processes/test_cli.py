@@ -495,7 +495,7 @@ def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}
     (tmp_path / "draft.json").write_text(json.dumps(policy))
     (tmp_path / "faulty.json").write_text(json.dumps(policy | {"rules": [{"if": "answer.txt", "then": "hold"}]}))
-    first, again, shown, old, listed, tried, drafted, faulty, missing, deleted, gone = signoff_many(
+    first, again, shown, old, listed, tried, drafted, learned, faulty, missing, deleted, gone = signoff_many(
         tmp_path,
         ["policy", "put", "refunds", "draft.json", ""],
         ["policy", "put", "refunds", "-", json.dumps(policy | {"budget": budget})],
@@ -504,6 +504,7 @@ def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
         ["policy", "list", ""],
         ["policy", "dry-run", "refunds", ""],
         ["policy", "dry-run", "refunds", "draft.json", "--last", "5", ""],
+        ["policy", "recommend", "refunds", ""],
         ["policy", "put", "refunds", "faulty.json", ""],
         ["policy", "put", "refunds", "none.json", ""],
         ["policy", "delete", "refunds", ""],
@@ -518,6 +519,8 @@ def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     assert json.loads(old[1])["rules"] == policy["rules"]
     assert json.loads(shown[1]).keys() >= policy.keys()
     assert "name" not in json.loads(shown[1])
+    assert learned[0] == 1
+    assert "needs 20 answers that people found wrong" in learned[2]
     assert re.search(r"refunds +│ +2 +│ +echo +│ +1 +│ +0.02 of 10000", listed[1])
     for result in (tried, drafted):
         assert result[0] == 0

@@ -78,7 +78,7 @@ LOADERS = {
     "work/reviews/leases.py _check_assignee": "is for `assign`, which has loaded the job by `load_held`",
     "work/reviews/queues.py _check_members": "is for `put_queue`, which checks `check_admin`",
     "work/reviews/consult.py _ask": "reads the job that it made itself, for a policy",
-    "work/reviews/dry_run.py _answers_of": "is for admins: `dry_run` checks that, and returns counts alone",
+    "work/reviews/past_answers.py _answers_of": "is for admins: `dry_run` and `recommend` check that",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",
     "work/admin/people.py invite_user": "checks `check_admin` first",

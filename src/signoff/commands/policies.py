@@ -10,11 +10,14 @@ import typer
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
 from signoff.core.decode import decode_json
+from signoff.core.reviews.accuracy import Estimate
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy
 from signoff.core.wire import format_time
 from signoff.settings import load
 from signoff.work.reviews.dry_run import DryRun, dry_run
 from signoff.work.reviews.library import get_policy, list_policies, remove_policy, save_policy
+from signoff.work.reviews.past_answers import MAX_LAST
+from signoff.work.reviews.recommend import CAUGHT_SHARE, recommend
 from signoff.work.services import Services
 
 PAGE = 500
@@ -77,6 +80,41 @@ def policy_dry_run(name: Name, file: OptionalDraft = None, last: Last = 1000) ->
             out.print(f"{field} {getattr(result, field)}")
         for key, number in by_key.get(field, {}).items():
             out.print(f"{field} {key} {number}")
+
+
+@policies.register(
+    "recommend", "signoff policy recommend refunds", "signoff policy recommend refunds --draft > refunds.json"
+)
+def policy_recommend(
+    name: Name,
+    *,
+    last: Annotated[int, typer.Option(help="Number of past answers to look at, from the newest on.")] = MAX_LAST,
+    caught: Annotated[float, typer.Option(help="Share of the wrong answers that the rule is to catch.")] = CAUGHT_SHARE,
+    draft: Annotated[bool, typer.Option("--draft", help="Print the policy with the rule, as JSON.")] = False,
+) -> None:
+    """Recommend a rule that holds answers like those that people found wrong. Nothing is saved."""
+    result = run(load(), lambda services: recommend(services, OPERATOR, name, last=last, caught=caught))
+    if draft:
+        members = msgspec.to_builtins(result.draft)
+        out.print(msgspec.json.format(msgspec.json.encode(members), indent=2).decode(), markup=False, soft_wrap=True)
+        return
+    for field in ("answers", "reviewed", "wrong", "random"):
+        out.print(f"{field} {getattr(result, field)}")
+    accuracy = result.validation
+    for field, estimate in (("error_share", result.error_share), ("auc", accuracy.auc), ("brier", accuracy.brier)):
+        out.print(f"{field} {_interval(estimate)}")
+    out.print(f"brier_of_share {accuracy.brier_of_share:.3f}")
+    table = table_of("threshold", "held", "share held", "share of wrong ones caught")
+    for row in result.thresholds:
+        mark = " (draft)" if row.threshold == result.threshold else ""
+        table.add_row(f"{row.threshold:g}{mark}", str(row.held), f"{row.held_share:.3f}", _interval(row.caught))
+    print_table(table)
+    for caution in result.cautions:
+        out.print(caution, markup=False)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.lowest:.3f} to {estimate.highest:.3f})"
 
 
 @policies.register("delete", "signoff policy delete refunds")

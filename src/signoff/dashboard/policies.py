@@ -1,35 +1,35 @@
 """The pages of review policies, for admins: rules with what they did lately, versions, a dry run, the error budget."""
 
-import re
-from collections import Counter
-from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-import msgspec
 from litestar import MediaType, Response, Router, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.json_position import find_position, find_syntax_error
-from signoff.core.reviews.policy import Escalation
-from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
-from signoff.dashboard.budget import WHOLE, BudgetQuery, budget_view
-from signoff.dashboard.difference import line_difference
-from signoff.dashboard.shell import POLICIES, SECOND, format_unit, page, redirect, with_status
+from signoff.dashboard.budget import BudgetQuery
+from signoff.dashboard.policy_page import (
+    TITLES,
+    PolicyForm,
+    draft_of,
+    located,
+    policy_address,
+    policy_page,
+    read_form,
+)
+from signoff.dashboard.shell import POLICIES, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import INTS, parse_digits, parse_form, parse_json
+from signoff.doors.http import INTS, parse_digits
 from signoff.errors import BadRequest, NotFound, SignoffError
 from signoff.work.reviews.budget_report import drop_planted, restart_budget
-from signoff.work.reviews.dry_run import DryRun, dry_run
-from signoff.work.reviews.library import get_policy, list_policies, list_policy_versions, remove_policy, save_policy
-from signoff.work.reviews.ruling_count import CountedOutcome, RulingCount, count_rulings
+from signoff.work.reviews.dry_run import dry_run
+from signoff.work.reviews.library import get_policy, list_policies, remove_policy, save_policy
+from signoff.work.reviews.recommend import recommend
+from signoff.work.reviews.ruling_count import count_rulings
 from signoff.work.services import Services
 
 MAX_LISTED = 50
-MAX_VERSIONS = 20
-DRY_RUNS = (100, 1000, 5000)
 EXAMPLE = """{
   "target": "*",
   "rules": [
@@ -37,22 +37,6 @@ EXAMPLE = """{
   ],
   "default": {"then": "pass"}
 }"""
-# Members of a policy that are no part of its draft.
-_STORED = {"name", "version", "user_id", "token_id", "created_at"}
-# Paths in error messages: `$.rules[0].then` of the decoder, and `rules[0].if` of the checks of policies.
-_PATH = re.compile(r"`\$?\.?((?:rules|default|budget|target|judge|moderation|webhook)\b[\w.\[\]]*)`")
-_TITLES: dict[CountedOutcome, str] = {"pass": "passed", "hold": "held", "reject": "rejected", "audit": "audited"}
-
-
-class PolicyForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of the forms of a policy."""
-
-    body: str = ""
-    """JSON of the policy."""
-    name: str = ""
-    """Name, in the form of a new policy."""
-    last: str = "1000"
-    """Number of past answers of a dry run."""
 
 
 @get("/dashboard/policies", include_in_schema=False, media_type=MediaType.HTML)
@@ -68,15 +52,15 @@ async def post_policy(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Template | Response[str]:
     """Save a new policy, and show it; or show the form again with what is wrong."""
-    form = await _form(request)
+    form = await read_form(request)
     name = form.name.strip()
     try:
         if await _exists(services, caller, name):
             raise BadRequest(f"There is a policy {name!r} already; choose another `name`, or open it to change it.")
-        await save_policy(services, caller, name, _draft(form))
+        await save_policy(services, caller, name, draft_of(form))
     except SignoffError as error:
         return await _list_page(request, services, caller, form, error=error)
-    return redirect(_address(name))
+    return redirect(policy_address(name))
 
 
 @get("/dashboard/policies/{name:str}", include_in_schema=False, media_type=MediaType.HTML)
@@ -91,7 +75,7 @@ async def show_policy(
     number = parse_digits(version)
     place = BudgetQuery(request.query_params.get("group"), request.query_params.get("groups_after"))
     number = number if number and number < INTS else None
-    return await _policy_page(request, services, caller, name, version=number, place=place)
+    return await policy_page(request, services, caller, name, version=number, place=place)
 
 
 @post("/dashboard/policies/{name:str}", include_in_schema=False, status_code=303, media_type=MediaType.HTML)
@@ -99,12 +83,12 @@ async def post_version(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> Template | Response[str]:
     """Save a new version, and show it; or show the form again with what is wrong."""
-    form = await _form(request)
+    form = await read_form(request)
     try:
-        await save_policy(services, caller, name, _draft(form))
+        await save_policy(services, caller, name, draft_of(form))
     except SignoffError as error:
-        return await _policy_page(request, services, caller, name, form=form, error=error)
-    return redirect(_address(name))
+        return await policy_page(request, services, caller, name, form=form, error=error)
+    return redirect(policy_address(name))
 
 
 @post("/dashboard/policies/{name:str}/dry-run", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
@@ -112,12 +96,38 @@ async def post_dry_run(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> Template:
     """Judge past answers by the draft of the form, and show what it would have done. Nothing is saved."""
-    form = await _form(request)
+    form = await read_form(request)
     try:
-        result = await dry_run(services, caller, name, last=parse_digits(form.last) or 0, draft=_draft(form))
+        result = await dry_run(services, caller, name, last=parse_digits(form.last) or 0, draft=draft_of(form))
     except SignoffError as error:
-        return await _policy_page(request, services, caller, name, form=form, error=error)
-    return await _policy_page(request, services, caller, name, form=form, tried=result)
+        return await policy_page(request, services, caller, name, form=form, error=error)
+    return await policy_page(request, services, caller, name, form=form, tried=result)
+
+
+@post(
+    "/dashboard/policies/{name:str}/recommendation",
+    include_in_schema=False,
+    status_code=200,
+    media_type=MediaType.HTML,
+)
+async def post_recommendation(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+) -> Template:
+    """Show a rule that is fitted to what people decided, with what it would do. Nothing is saved."""
+    check_same_site(scope_of(request))
+    try:
+        result = await recommend(services, caller, name)
+    except SignoffError as error:
+        return await policy_page(request, services, caller, name, error=error)
+    return await policy_page(request, services, caller, name, recommended=result)
+
+
+@post("/dashboard/policies/{name:str}/draft", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
+async def post_draft(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+) -> Template:
+    """Show a draft in the form of the policy, from where it can be tried and saved."""
+    return await policy_page(request, services, caller, name, form=await read_form(request))
 
 
 @post("/dashboard/policies/{name:str}/delete", include_in_schema=False, status_code=303)
@@ -142,7 +152,7 @@ async def post_restart(
     check_same_site(scope_of(request))
     await restart_budget(services, caller, name, group)
     query = "" if group is None else f"?{urlencode({'group': group})}"
-    return redirect(f"{_address(name)}{query}#budget")
+    return redirect(f"{policy_address(name)}{query}#budget")
 
 
 @post("/dashboard/policies/{name:str}/planted/{item_id:int}/delete", include_in_schema=False, status_code=303)
@@ -156,7 +166,7 @@ async def post_unplant(
     """Remove a planted item, and show the others."""
     check_same_site(scope_of(request))
     await drop_planted(services, caller, name, item_id)
-    return redirect(f"{_address(name)}#budget")
+    return redirect(f"{policy_address(name)}#budget")
 
 
 async def _exists(services: Services, caller: Caller, name: str) -> bool:
@@ -187,174 +197,11 @@ async def _list_page(
         policies=[{"policy": each, "counts": counts.of_policy(each.name)} for each in policies],
         next_name=policies[-1].name if len(policies) == MAX_LISTED else None,
         counts=counts,
-        outcomes=_TITLES,
+        outcomes=TITLES,
         form=form,
-        error=error and _located(form.body, error),
+        error=error and located(form.body, error),
     )
     return with_status(shown, error)
-
-
-async def _policy_page(  # noqa: PLR0913 -- the request, its caller, and what the page shows
-    request: AnyRequest,
-    services: Services,
-    caller: Caller,
-    name: str,
-    *,
-    version: int | None = None,
-    form: PolicyForm | None = None,
-    error: SignoffError | None = None,
-    tried: DryRun | None = None,
-    place: BudgetQuery = WHOLE,
-) -> Template:
-    versions = await list_policy_versions(services, caller, name, before=None, limit=MAX_VERSIONS)
-    current = await _current(services, caller, name)
-    shown_version = version or (current or versions[0]).version
-    policy = await get_policy(services, caller, name, shown_version)
-    before = None if policy.version == 1 else await get_policy(services, caller, name, policy.version - 1)
-    counts = await count_rulings(services, caller)
-    shown = page(
-        request,
-        services,
-        caller,
-        "policy.html",
-        POLICIES.name,
-        policy=policy,
-        is_current=current is not None and current.version == policy.version,
-        is_deleted=current is None,
-        versions=versions,
-        difference=[] if before is None else line_difference(_text(before), _text(policy)),
-        rules=_rules(policy, counts),
-        counts=counts,
-        outcomes=_TITLES,
-        form=form or PolicyForm(body=_text(policy)),
-        error=error and _located("" if form is None else form.body, error),
-        tried=tried and _sentences(tried, policy if form is None else _draft(form)),
-        dry_runs=DRY_RUNS,
-        budget=None if current is None or current.budget is None else await budget_view(services, caller, name, place),
-    )
-    return with_status(shown, error)
-
-
-async def _current(services: Services, caller: Caller, name: str) -> ReviewPolicy | None:
-    """Return the version that applies; None if the policy was deleted, whose versions stay."""
-    try:
-        return await get_policy(services, caller, name)
-    except SignoffError as error:
-        if error.status == 404:
-            return None
-        raise
-
-
-async def _form(request: AnyRequest) -> PolicyForm:
-    check_same_site(scope_of(request))
-    form = parse_form(await request.body(), PolicyForm, "policy")
-    return msgspec.structs.replace(form, body=form.body.replace("\r\n", "\n"))
-
-
-def _draft(form: PolicyForm) -> PolicyDraft:
-    return parse_json(form.body.encode(), PolicyDraft, "policy")
-
-
-def _address(name: str) -> str:
-    return f"{POLICIES.path}/{quote(name, safe='')}"
-
-
-def _located(text: str, error: SignoffError) -> str:
-    """Return the message of an error in the JSON of a policy, with the line and the column."""
-    if (place := find_syntax_error(text)) is not None:
-        line, column = place
-        return f"Line {line}, column {column}: this is not JSON. {error.message}"
-    if (match := _PATH.search(error.message)) is not None:
-        line, column = find_position(text, match[1])
-        return f"Line {line}, column {column}: {error.message}"
-    return error.message
-
-
-def _text(policy: ReviewPolicy) -> str:
-    """Return the JSON of a policy as an admin writes it, without what has its default."""
-    members = {name: value for name, value in msgspec.to_builtins(policy).items() if name not in _STORED}
-    members |= {
-        "rules": [{"if": rule.if_, "then": rule.then} | _brief(rule) for rule in policy.rules],
-        "default": {"then": policy.default.then} | _brief(policy.default),
-        "budget": policy.budget and _brief(policy.budget),
-        "webhook": policy.webhook and _brief(policy.webhook),
-    }
-    shown = {name: value for name, value in members.items() if value is not None}
-    return msgspec.json.format(msgspec.json.encode(shown), indent=2).decode()
-
-
-def _brief(value: msgspec.Struct) -> dict[str, Any]:
-    """Return the members of a part of a policy that are set, with whole numbers as such."""
-    members: dict[str, Any] = msgspec.to_builtins(value)
-    numbers = {name: int(each) for name, each in members.items() if isinstance(each, float) and each.is_integer()}
-    return {name: each for name, each in (members | numbers).items() if each is not None and each != []}
-
-
-def _rules(policy: ReviewPolicy, counts: RulingCount) -> list[dict[str, Any]]:
-    """Return the rules in order, the default last, in words and with the latest outcomes of this version."""
-    rules: list[tuple[int | None, Action]] = [*enumerate(policy.rules), (None, policy.default)]
-    return [
-        {
-            "number": "" if number is None else number + 1,
-            "condition": None if number is None else policy.rules[number].if_,
-            "words": action_words(action),
-            "then": action.then,
-            "counts": counts.rulings.get((policy.name, policy.version, number), Counter()),
-        }
-        for number, action in rules
-    ]
-
-
-def action_words(action: Action) -> str:
-    """Return what happens to an answer, as a sentence without its end.
-
-    >>> action_words(Action(then="hold", queue="law", votes=2, deadline_seconds=3600, on_deadline="reject"))
-    'hold for a person in the queue law; 2 reviewers must agree; without a verdict within 1 h, it is rejected'
-    """
-    words = {
-        "pass": "pass",
-        "hold": "hold for a person",
-        "reject": f"reject as {action.code or 'rejected'}" + (f", saying “{action.message}”" if action.message else ""),
-        "ask": f"ask {action.ask} as well, then judge its answer",
-        "audit": f"pass, but a person looks at {(action.audit or 0):.3g} of them",
-    }[action.then]
-    parts = [words + (f" in the queue {action.queue}" if action.queue else "")]
-    parts += [f"priority {action.priority}"] if action.priority is not None else []
-    parts += [f"{action.votes} reviewers must agree"] if action.votes > 1 else []
-    if action.deadline_seconds is not None or action.on_deadline is not None:
-        parts.append(_deadline_words(action))
-    return "; ".join(parts)
-
-
-def _deadline_words(action: Action) -> str:
-    within = (
-        "" if action.deadline_seconds is None else f" within {format_unit(round(action.deadline_seconds * SECOND))}"
-    )
-    match action.on_deadline:
-        case Escalation(escalate=queue):
-            outcome = f"it moves to the queue {queue}"
-        case "approve" | "reject" as verdict:
-            outcome = f"it is {verdict.removesuffix('e')}ed"
-        case _:
-            outcome = "it stays in review"
-    return f"without a verdict{within}, {outcome}"
-
-
-def _sentences(result: DryRun, policy: PolicyDraft) -> dict[str, Any]:
-    """Return the result of a dry run in words."""
-    shares = [("would have passed", result.passed, "ok"), ("would have been held", result.held, "hold")]
-    shares += [("would have been rejected", result.rejected, "bad"), ("would have asked another", result.consulted, "")]
-    shares = [share for share in shares if share[1]]
-    numbers = [*range(len(policy.rules)), None]
-    by_rule = [
-        ("default" if number is None else f"rule {number + 1}", result.rules.get(_rule_key(number), 0))
-        for number in numbers
-    ]
-    return {"result": result, "shares": shares, "rules": by_rule}
-
-
-def _rule_key(number: int | None) -> str:
-    return "default" if number is None else str(number)
 
 
 router = Router(
@@ -365,6 +212,8 @@ router = Router(
         show_policy,
         post_version,
         post_dry_run,
+        post_recommendation,
+        post_draft,
         post_delete,
         post_restart,
         post_unplant,

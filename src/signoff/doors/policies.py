@@ -18,6 +18,8 @@ from signoff.work.reviews.library import (
     remove_policy,
     save_policy,
 )
+from signoff.work.reviews.past_answers import MAX_LAST
+from signoff.work.reviews.recommend import CAUGHT_SHARE, recommend
 
 MAX_PAGE = 500
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
@@ -31,6 +33,15 @@ class DryRunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Number of past answers to judge, from the newest on."""
     policy: PolicyDraft | None = None
     """Draft of the policy; None for the policy as it applies now."""
+
+
+class RecommendationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /api/policies/{name}/recommendation`."""
+
+    last: int = MAX_LAST
+    """Number of past answers to look at, from the newest on."""
+    caught: float = CAUGHT_SHARE
+    """Share of the wrong answers that the rule is to catch, above 0 and up to 1."""
 
 
 @get("/", summary="List review policies")
@@ -80,6 +91,15 @@ async def delete_policy(services: InjectedServices, caller: InjectedCaller, name
     await remove_policy(services, caller, name)
 
 
+@post("/{name:str}/recommendation", status_code=200, summary="Recommend a rule from the decisions of reviewers")
+async def post_recommendation(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+) -> dict[str, Any]:
+    """Return a draft of the policy with a rule that is fitted to what people decided. Nothing is saved."""
+    order = parse_json(await request.body() or b"{}", RecommendationRequest, "recommendation")
+    return msgspec.to_builtins(await recommend(services, caller, name, last=order.last, caught=order.caught))
+
+
 @post("/{name:str}/dry-run", status_code=200, summary="Try a review policy on past answers")
 async def post_dry_run(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
@@ -97,6 +117,14 @@ def _policy_json(policy: ReviewPolicy) -> dict[str, Any]:
 
 router = Router(
     "/api/policies",
-    route_handlers=[get_policies, get_one_policy, get_versions, put_policy, delete_policy, post_dry_run],
+    route_handlers=[
+        get_policies,
+        get_one_policy,
+        get_versions,
+        put_policy,
+        delete_policy,
+        post_recommendation,
+        post_dry_run,
+    ],
     tags=["policies"],
 )
