@@ -19,6 +19,7 @@ import pytest
 from signoff.core.endpoints import KNOWN
 from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.core.transitions import TRANSITIONS, Guard
+from signoff.doors.openai.door import COHERE_RERANK
 from signoff.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -376,7 +377,7 @@ def hot_routes() -> set[str]:
     }
     messages = {"GET /v1/messages/batches/{batch_id}/results", "DELETE /v1/messages/batches/{batch_id}"}
     local = {*files, "DELETE /v1/files/{file_id}", *batches, *messages}
-    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached | local
+    return {f"POST {path}" for path in (*KNOWN, COHERE_RERANK)} | {"GET /v1/models"} | predicting | cached | local
 
 
 def test_every_operation_on_a_model_is_documented() -> None:
