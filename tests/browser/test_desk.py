@@ -152,6 +152,38 @@ async def test_two_reviewers_see_each_other_and_never_have_the_same_answer(chrom
         await expect(bob.page.locator(f"#q-{second.id}")).not_to_contain_text("ann@example.com")
 
 
+async def test_many_answers_are_decided_at_once_and_undone(chrome: Browser, server: Live) -> None:
+    answers = await held(server, 12, completion("the same"), target="echo")
+    [other] = await held(server, 1, completion("another"), target="other")
+    admin = await server.token("admin")
+
+    async def verdicts() -> list[str | None]:
+        jobs = [await server.services.store.jobs.get(job.id) for job in [*answers, other]]
+        return [None if job is None or job.decision is None else job.decision.verdict for job in jobs]
+
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        page = reviewer.page
+        await page.get_by_text("Filter and sort").click()
+        await page.get_by_label("Target").fill("echo")
+        await page.get_by_role("button", name="Apply").click()
+        await page.get_by_role("link", name="Decide on many at once").click()
+        assert await page.get_by_label("Model, prompt or pipeline").input_value() == "echo"
+        await page.get_by_label("Approve as it is").check()
+        await page.get_by_role("button", name="Show which they are").click()
+        number = int((await page.get_by_role("heading", level=1).inner_text()).split()[0])
+        assert await verdicts() == [None] * 13
+        assert await reviewer.violations() == []
+        await page.get_by_role("button", name=f"Approve {number} answer").click()
+        await expect(page.get_by_role("heading", level=1)).to_contain_text(f"{number} answer")
+        assert (await verdicts()).count("approve") == number
+        await page.get_by_role("button", name="Undo all").click()
+        await expect(page.get_by_text(f"{number} undone")).to_be_visible()
+    assert await verdicts() == [None] * 13
+    _, waiting = await server.ask("GET", "/api/reviews", admin)
+    assert [item["round"] for item in waiting["data"]].count(2) == number
+
+
 async def refund(server: Live, arguments: dict[str, Any], text: str | None = None) -> Job:
     tools = [{"type": "function", "function": {"name": "refund", "parameters": TOOL}}]
     call = {"id": "call_1", "type": "function", "function": {"name": "refund", "arguments": json.dumps(arguments)}}

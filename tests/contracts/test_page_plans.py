@@ -11,10 +11,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from signoff.core.filters import JobFilter
 from signoff.core.reviews.figures import FigureQuery
+from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.usage import DAY_US, UsageQuery
 from signoff.stores.job_pages import page_statement
 from signoff.stores.quotas import refusals_statement
 from signoff.stores.review_figures import _statement as figures_statement
+from signoff.stores.reviews import _page_statement as held_statement
 from signoff.stores.sql import SqlStore
 from signoff.stores.usage import _report_statement
 from support.stores import AStore
@@ -36,6 +38,9 @@ QUERIES: dict[str, Any] = {
     "usage": _report_statement(UsageQuery(by=("prompt", "prompt_version"), since=SINCE, until=2 * SINCE, by_cost=True)),
     "people": _report_statement(UsageQuery(by=("token",), since=SINCE, by_cost=True)),
     "quality": figures_statement(FigureQuery(by=("prompt", "prompt_version"), since=SINCE)),
+    "desk, by the time of the hold": held_statement(
+        ReviewFilter(queues=("", "law"), order="newest", after=(1, "x")), 0
+    ),
     "limits": refusals_statement(SINCE, None, 50),
 }
 

@@ -11,7 +11,15 @@ from signoff.core.audit import AuditFilter
 from signoff.core.job import Decision, Edit, Job, Verdict
 from signoff.core.reviews.bulk import Bulk, BulkItem
 from signoff.core.reviews.notices import Notice, NoticeOutcome
-from signoff.core.reviews.queues import NextReview, ReviewFilter, ReviewQueue, rank_of
+from signoff.core.reviews.queues import (
+    NextReview,
+    ReviewFilter,
+    ReviewOrder,
+    ReviewQueue,
+    format_cursor,
+    parse_cursor,
+    rank_of,
+)
 from signoff.errors import Stale
 from signoff.stores.schema import jobs
 from support.stores import AStore, a_step, execute, held, together
@@ -135,6 +143,22 @@ async def test_a_list_has_the_order_of_the_desk_on_every_page(store: AStore) -> 
             break
         after = (rank_of(page[-1]), page[-1].id)
     assert seen == expected
+
+
+@pytest.mark.parametrize("order", ["oldest", "newest"])
+async def test_a_list_by_the_time_of_the_hold_is_whole_on_every_page(store: AStore, order: ReviewOrder) -> None:
+    together = [await on_desk(store, review_queue="legal" if number % 2 else None) for number in range(5)]
+    await execute(store, sa.update(jobs).values(held_at=5))
+    later = [await on_desk(store, review_queue="legal" if number % 2 else None) for number in range(4)]
+    expected = sorted([(5, job.id) for job in together] + [(job.held_at or 0, job.id) for job in later])
+    seen, after = list[tuple[int, str]](), None
+    while True:
+        page = await store.reviews.list(ReviewFilter(queues=("", "legal"), order=order, after=after, limit=2))
+        seen += [(job.held_at or 0, job.id) for job in page]
+        if not page.may_continue:
+            break
+        after = parse_cursor(format_cursor(page[-1], order))
+    assert seen == (expected if order == "oldest" else expected[::-1])
 
 
 async def test_a_list_is_filtered(store: AStore) -> None:

@@ -7,6 +7,13 @@ from doors.hostile_row import FORM, Row
 FIRST = "version=1"
 PAGES = [
     Row("GET /dashboard/review", "403 403 200 200"),
+    Row("GET /dashboard/review/bulk", "403 403 200 200"),
+    Row("POST /dashboard/review/bulk", "403 403 303 303", body="verdict=approve&target=none", headers=FORM),
+    Row("GET /dashboard/review/bulk/{bulk_id}", "403 403 404 404", "/dashboard/review/bulk/none"),
+    Row(
+        "POST /dashboard/review/bulk/{bulk_id}/apply", "403 403 404 404", "/dashboard/review/bulk/none/apply", "", FORM
+    ),
+    Row("POST /dashboard/review/bulk/{bulk_id}/undo", "403 403 404 404", "/dashboard/review/bulk/none/undo", "", FORM),
     Row("GET /dashboard/review/{job_id}", "403 403 200 200", "/dashboard/review/<held>"),
     Row("POST /dashboard/review/next", "403 403 303 303", body="", headers=FORM),
     Row("GET /dashboard/review/queue", "403 403 200 200", "/dashboard/review/queue"),

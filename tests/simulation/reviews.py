@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from signoff.core.reviews.queues import (
     ReviewFilter,
     ReviewQueue,
     VoteRecord,
+    place_of,
     rank_of,
 )
 from signoff.errors import Conflict
@@ -75,9 +77,14 @@ class MemoryReviews:
             if filters.min_age_seconds is not None:
                 before = tx.now - round(filters.min_age_seconds * SECOND)
                 held = [job for job in held if job.held_at is not None and job.held_at <= before]
-            keys = {job.id: (rank_of(job), job.id) for job in held}
-            held = [job for job in held if filters.after is None or keys[job.id] > filters.after]
-            matching = sorted(held, key=lambda job: keys[job.id])[: filters.limit]
+            held = sorted(held, key=lambda job: place_of(job, filters.order), reverse=filters.order == "newest")
+            if filters.after is not None:
+                places = [place_of(job, filters.order) for job in held]
+                is_later = [
+                    place < filters.after if filters.order == "newest" else place > filters.after for place in places
+                ]
+                held = list(itertools.compress(held, is_later))
+            matching = held[: filters.limit]
             sizes = (len(job.body) + len(job.metadata) + len(job.response or b"") for job in matching)
             page = matching[: page_length(sizes, filters.max_bytes)]
             return Page(page, may_continue=len(page) < len(matching) or 0 < len(matching) == filters.limit)

@@ -31,7 +31,7 @@ from signoff.core.wire import job_as_json
 from signoff.errors import Stale
 from signoff.stores.schema import jobs
 from signoff.work.jobs.query import get_job, list_events
-from signoff.work.reviews.bulk import apply_bulk, select_bulk, undo_bulk
+from signoff.work.reviews.bulk import BulkSelection, apply_bulk, select_bulk, undo_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide, release_verdict, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.history import with_queues
@@ -319,7 +319,8 @@ class Story:
         services = self.server.services
         filters = await with_queues(services, OTHERS[1], None, ReviewFilter(queues=(), limit=100))
         verdict: Verdict = self.random.choice(["approve", "reject", "redo"])
-        bulk = await select_bulk(services, OTHERS[1], filters, verdict, "r")
+        selection = BulkSelection(filters=filters, verdict=verdict, reason="r")
+        bulk = await select_bulk(services, OTHERS[1], selection)
         jobs = {job.id: job for job in await self.stored()}
         assert not [item for item in bulk.items if stays_out_of_bulk(jobs[item.job_id])]
         is_undone = self.random.random() < 0.3

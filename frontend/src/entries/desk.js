@@ -4,7 +4,6 @@
 import "../desk/editor.js";
 import "../desk/lease.js";
 import "../desk/draft.js";
-import "../desk/undo.js";
 import "../desk/queue.js";
 import "../desk/keys.js";
 import "../desk/prefetch.js";

@@ -2,23 +2,21 @@
 
 import contextlib
 from typing import Any
-from urllib.parse import urlencode
 
-import msgspec
 from litestar import MediaType, Response, Router, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.job import Edit, Job, Verdict
+from signoff.core.job import Edit, Verdict
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.reviews.votes import as_seen_by
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
 from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
+from signoff.dashboard.desk_queue import DeskView, address_with, open_next, queue_state, view_of
 from signoff.dashboard.difference import count_words
 from signoff.dashboard.media import media_of
-from signoff.dashboard.shell import REVIEW, address_of, page
+from signoff.dashboard.shell import REVIEW, address_of, page, redirect
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
@@ -26,53 +24,30 @@ from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
 from signoff.work.jobs.query import get_job
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
-from signoff.work.reviews.history import list_held, queue_depths
-from signoff.work.reviews.leases import lock_for_review, take_next
+from signoff.work.reviews.leases import lock_for_review
 from signoff.work.reviews.queues import list_reasons
 from signoff.work.services import Services
 
-MAX_LISTED = 30
 MAX_SKIPPED = 50
 VERDICTS: dict[str, Verdict] = {"approve": "approve", "redo": "redo", "reject": "reject"}
 DECIDED = {"approve": "Approved", "redo": "Sent back", "reject": "Rejected"}
 ITEM = "/dashboard/review/{job_id:str}"
 
 
-class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Held answer in the list of the queue."""
-
-    job: Job
-    """The job."""
-    text: str
-    """Beginning of the question."""
-    priority: int
-    """Priority on the desk, from 0 to 9."""
-    opened_by: str | None
-    """Email of the reviewer who has it open."""
-
-
 @get("/dashboard/review", include_in_schema=False, media_type=MediaType.HTML)
 async def show_review(
-    request: AnyRequest,
-    services: InjectedServices,
-    caller: InjectedCaller,
-    queue: FromQuery[str | None] = None,
-    decided: FromQuery[str] = "",
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, decided: FromQuery[str] = ""
 ) -> Template:
     """Show the queue, and nothing else."""
-    return await _review_page(request, services, caller, None, queue=queue or None, decided=decided)
+    return await _review_page(request, services, caller, None, view=view_of(request.query_params), decided=decided)
 
 
 @get("/dashboard/review/queue", include_in_schema=False, media_type=MediaType.HTML)
 async def show_queue(
-    request: AnyRequest,
-    services: InjectedServices,
-    caller: InjectedCaller,
-    queue: FromQuery[str | None] = None,
-    item: FromQuery[str] = "",
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, item: FromQuery[str] = ""
 ) -> Template:
     """Return the queue alone, and who has the item `item` open, for a page that shows it."""
-    state = await _queue_state(services, caller, queue or None)
+    state = await queue_state(services, caller, view_of(request.query_params))
     opened_by, over = None, ""
     if item:
         try:
@@ -84,20 +59,20 @@ async def show_queue(
 
 
 @get(ITEM, include_in_schema=False, media_type=MediaType.HTML)
-async def show_item(  # noqa: PLR0913 -- one parameter for each part of the address
+async def show_item(
     request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
     job_id: FromPath[str],
     *,
-    queue: FromQuery[str | None] = None,
     decided: FromQuery[str] = "",
     skip: FromQuery[str] = "",
 ) -> Template:
     """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
     job = await load_held(services, caller, job_id)
     card = await held_card(services, caller, job)
-    return await _review_page(request, services, caller, card, queue=queue or None, decided=decided, skip=skip)
+    view = view_of(request.query_params)
+    return await _review_page(request, services, caller, card, view=view, decided=decided, skip=skip)
 
 
 @post("/dashboard/review/next", include_in_schema=False, status_code=303)
@@ -126,7 +101,7 @@ async def post_open(
     """Open the answer for the caller, and show it."""
     form = await _form(request)
     await lock_for_review(services, caller, job_id, "open")
-    return _to(f"{REVIEW.path}/{job_id}", {"queue": form.get("queue")})
+    return redirect(address_with(f"{REVIEW.path}/{job_id}", view_of(form)))
 
 
 @post(f"{ITEM}/leave", include_in_schema=False, status_code=303)
@@ -136,7 +111,7 @@ async def post_leave(
     """Give the answer back, and show the queue."""
     form = await _form(request)
     await lock_for_review(services, caller, job_id, "leave")
-    return _to(REVIEW.path, {"queue": form.get("queue")})
+    return redirect(address_with(REVIEW.path, view_of(form)))
 
 
 @post(f"{ITEM}/undo", include_in_schema=False, status_code=303)
@@ -151,7 +126,7 @@ async def post_undo(
         with contextlib.suppress(Stale, JobNotFound, Forbidden):
             await save_draft(services, caller, job_id, decided.decision.edit)
     await _leave(services, caller, form)
-    return _to(f"{REVIEW.path}/{job_id}", {"queue": form.get("queue")})
+    return redirect(address_with(f"{REVIEW.path}/{job_id}", view_of(form)))
 
 
 @post(f"{ITEM}/draft", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
@@ -208,8 +183,8 @@ async def post_verdict(
     desk_edit = read_edit(job, form) if verdict == "approve" else FormEdit()
     if desk_edit.faults:
         card = await held_card(services, caller, job, form, desk_edit.faults)
-        queue, skip = form.get("queue") or None, form.get("skip", "")
-        response = await _review_page(request, services, caller, card, queue=queue, skip=skip)
+        skip = form.get("skip", "")
+        response = await _review_page(request, services, caller, card, view=view_of(form), skip=skip)
         response.status_code = 400
         return response
     verdict_request = VerdictRequest(
@@ -248,15 +223,10 @@ def _skipped(form: dict[str, str]) -> list[str]:
 
 async def _to_next(services: Services, caller: Caller, form: dict[str, str], decided: str = "") -> Response[str]:
     """Open the next answer for the caller, and redirect to it, or to the queue if none is left."""
-    skip, queue = _skipped(form), form.get("queue") or None
-    job = await take_next(services, caller, queue, skip)
+    skip, view = _skipped(form), view_of(form)
+    job = await open_next(services, caller, view, skip)
     path = REVIEW.path if job is None else f"{REVIEW.path}/{job.id}"
-    return _to(path, {"queue": queue, "decided": decided, "skip": ",".join(skip)})
-
-
-def _to(path: str, query: dict[str, str | None]) -> Response[str]:
-    text = urlencode({name: value for name, value in query.items() if value})
-    return Response("", status_code=303, headers={"location": f"{path}?{text}" if text else path})
+    return redirect(address_with(path, view, decided=decided, skip=",".join(skip)))
 
 
 async def _review_page(  # noqa: PLR0913 -- the state of the page
@@ -265,7 +235,7 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
     caller: Caller,
     card: HeldCard | None,
     *,
-    queue: str | None,
+    view: DeskView,
     decided: str = "",
     skip: str = "",
 ) -> Template:
@@ -284,31 +254,7 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
         reasons=await list_reasons(services, caller),
         undo=await _undoable(services, caller, decided),
         address=address_of(request),
-        **await _queue_state(services, caller, queue),
-    )
-
-
-async def _queue_state(services: Services, caller: Caller, queue: str | None) -> dict[str, Any]:
-    """Return the variables of the queue: its first answers, and the number of all."""
-    filters = ReviewFilter(queues=(), limit=MAX_LISTED)
-    depths = await queue_depths(services, caller)
-    chosen = [depth for depth in depths if queue is None or depth.queue == queue]
-    return {
-        "entries": [_entry(services, job) for job in await list_held(services, caller, queue, filters)],
-        "depths": depths,
-        "waiting": sum(depth.held for depth in chosen),
-        "is_capped": any(depth.held_is_capped for depth in chosen),
-        "queue": queue,
-        "now": services.clock(),
-    }
-
-
-def _entry(services: Services, job: Job) -> QueueEntry:
-    return QueueEntry(
-        job=job,
-        text=" ".join(question_of(job)[:300].split()),
-        priority=job.priority if job.review_priority is None else job.review_priority,
-        opened_by=opener_of(services, job),
+        **await queue_state(services, caller, view),
     )
 
 

@@ -4,6 +4,7 @@ from litestar import Router
 
 from signoff.dashboard import (
     audit,
+    bulk,
     cache,
     functions,
     home,
@@ -23,6 +24,7 @@ from signoff.dashboard import (
 ROUTES: list[Router] = [
     home.router,
     review.router,
+    bulk.router,
     jobs.router,
     job.router,
     usage.router,

@@ -1,6 +1,6 @@
 """The native API of reviews: `/api/reviews`, the desk on which reviewers decide on held answers."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import msgspec
 from litestar import Response, Router, get, post
@@ -11,12 +11,12 @@ from signoff.core.access import Caller
 from signoff.core.job import Edit, Job, Verdict
 from signoff.core.reviews.bulk import MAX_BULK, Bulk
 from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as_json
-from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, format_cursor, parse_cursor
+from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, parse_json
 from signoff.errors import BadRequest
-from signoff.work.reviews.bulk import apply_bulk, select_bulk, undo_bulk
+from signoff.work.reviews.bulk import BulkSelection, apply_bulk, select_bulk, undo_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.history import (
@@ -99,6 +99,8 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Name of a review queue; null for all queues of the caller."""
     target: str | None = None
     """Name of the model, prompt or pipeline that was requested; null for any."""
+    policy: str | None = None
+    """Name of the policy that holds the answer; null for any."""
     min_age_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     """Time since the answer was held; null for any."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_BULK)] = MAX_BULK
@@ -114,15 +116,19 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
     target: FromQuery[str | None] = None,
     assignee: FromQuery[str | None] = None,
     min_age_seconds: Annotated[float | None, QueryParameter(ge=0, le=1e9)] = None,
+    order: FromQuery[str] = "urgent",
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
-    """Return a page of held answers in the order of the desk: by priority, deadline and age.
+    """Return a page of held answers in the order of the desk (by priority, deadline and age), or by time of the hold.
 
     `next` is `after` of the next page, and null on the last one.
     """
+    if order not in get_args(ReviewOrder):
+        raise BadRequest(f"`order` must be one of {', '.join(get_args(ReviewOrder))} (got {order[:100]!r}).")
     filters = ReviewFilter(
         queues=(),
+        order=cast("ReviewOrder", order),
         target=target,
         assignee=assignee,
         min_age_seconds=min_age_seconds,
@@ -131,7 +137,7 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
     )
     page = await list_held(services, caller, queue, filters)
     data = [summary_as_json(job, services.clock()) for job in page]
-    return {"data": data, "next": format_cursor(page[-1]) if page and page.may_continue else None}
+    return {"data": data, "next": format_cursor(page[-1], filters.order) if page and page.may_continue else None}
 
 
 @post(
@@ -194,7 +200,10 @@ async def post_bulk(request: AnyRequest, services: InjectedServices, caller: Inj
     wanted = parse_json(await request.body(), BulkRequest, "bulk decision")
     filters = ReviewFilter(queues=(), target=wanted.target, min_age_seconds=wanted.min_age_seconds, limit=wanted.limit)
     filters = await with_queues(services, caller, wanted.queue, filters)
-    return _bulk_json(await select_bulk(services, caller, filters, _verdict(wanted.verdict), wanted.reason))
+    selection = BulkSelection(
+        filters=filters, policy=wanted.policy, verdict=_verdict(wanted.verdict), reason=wanted.reason
+    )
+    return _bulk_json(await select_bulk(services, caller, selection))
 
 
 @post("/bulk/{bulk_id:str}/apply", status_code=200, summary="Apply a bulk decision")

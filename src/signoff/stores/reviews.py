@@ -124,7 +124,7 @@ def _read_page(conn: Connection, filters: ReviewFilter, now: int) -> Page[Job]:
 
 
 def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
-    """Return a query for ids in order. What follows a cursor in a queue is two ranges: its rank, and later ranks."""
+    """Return a query for ids in order. What follows a cursor in a queue is two ranges: its place, and later places."""
     conditions = list[ColumnElement[bool]]()
     if filters.target is not None:
         conditions.append(jobs.c.target == filters.target)
@@ -132,21 +132,30 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
         conditions.append(jobs.c.assignee == filters.assignee)
     if filters.min_age_seconds is not None:
         conditions.append(jobs.c.held_at <= now - round(filters.min_age_seconds * SECOND))
+    place: ColumnElement[int] = review_rank if filters.order == "urgent" else jobs.c.held_at
+    is_descending = filters.order == "newest"
     after: list[tuple[ColumnElement[bool], ...]] = [()]
     if filters.after is not None:
-        rank, job_id = sa.literal(filters.after[0], sa.BigInteger), filters.after[1]
-        after = [(review_rank == rank, jobs.c.id > job_id), (review_rank > rank,)]
+        last, job_id = sa.literal(filters.after[0], sa.BigInteger), filters.after[1]
+        after = [(place == last, jobs.c.id < job_id), (place < last,)]
+        if not is_descending:
+            after = [(place == last, jobs.c.id > job_id), (place > last,)]
     first = [
-        sa.select(review_rank.label("rank"), jobs.c.id)
+        sa.select(place.label("place"), jobs.c.id)
         .where(WAITS_FOR_REVIEW, review_queue_name == queue, *part, *conditions)
-        .order_by(review_rank, jobs.c.id)
+        .order_by(*_ordered(place, jobs.c.id, is_descending=is_descending))
         .limit(filters.limit)
         .subquery()
         for queue in filters.queues
         for part in after
     ]
     every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery()
-    return sa.select(every.c.id).order_by(every.c.rank, every.c.id).limit(filters.limit)
+    order = _ordered(every.c.place, every.c.id, is_descending=is_descending)
+    return sa.select(every.c.id).order_by(*order).limit(filters.limit)
+
+
+def _ordered(*columns: ColumnElement[Any], is_descending: bool) -> list[ColumnElement[Any]]:
+    return [column.desc() if is_descending else column.asc() for column in columns]
 
 
 def _queues_statement() -> sa.Select[Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -9,6 +10,7 @@ from signoff.core.filters import MAX_PAGE_BYTES
 from signoff.core.job import PRIORITIES, Decision, Job
 from signoff.errors import BadRequest
 
+ReviewOrder = Literal["urgent", "oldest", "newest"]
 # The queue of all reviewers has no name.
 EVERYBODYS = ""
 MAX_QUEUES = 500
@@ -42,7 +44,7 @@ class ReviewQueue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Held answers to list, in the order in which reviewers should decide; the conditions are joined by AND."""
+    """Held answers to list; the conditions are joined by AND."""
 
     queues: tuple[str, ...]
     """Names of review queues; EVERYBODYS for the queue of all reviewers."""
@@ -52,8 +54,10 @@ class ReviewFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Email of the reviewer to whom the answer is assigned; None for any."""
     min_age_seconds: float | None = None
     """Time since the answer was held; None for any."""
+    order: ReviewOrder = "urgent"
+    """`urgent` for the order in which reviewers should decide, else by the time of the hold."""
     after: tuple[int, str] | None = None
-    """Cursor: rank and id of the last answer of the previous page; None for the first page."""
+    """Cursor: rank (or time of the hold) and id of the last answer of the previous page; None for the first page."""
     limit: int = 50
     """Maximum number of answers in the list."""
     max_bytes: int = MAX_PAGE_BYTES
@@ -101,9 +105,15 @@ def rank_of(job: Job) -> int:
     return (PRIORITIES.stop - 1 - priority) * RANK_OF_PRIORITY + deadline
 
 
-def format_cursor(job: Job) -> str:
-    """Return the cursor of the page that follows `job`."""
-    return f"{rank_of(job)}_{job.id}"
+def place_of(job: Job, order: ReviewOrder) -> tuple[int, str]:
+    """Return the place of a held answer in a list of this order: its rank, or the time of the hold, and its id."""
+    return rank_of(job) if order == "urgent" else job.held_at or 0, job.id
+
+
+def format_cursor(job: Job, order: ReviewOrder) -> str:
+    """Return the cursor of the page that follows `job` in a list of this order."""
+    place, job_id = place_of(job, order)
+    return f"{place}_{job_id}"
 
 
 def parse_cursor(text: str) -> tuple[int, str]:

@@ -14,16 +14,31 @@ from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
 from signoff.work.reviews.held import user_left_out
 from signoff.work.services import Services
 
+# Number of answers in a bulk for which the time to undo it is longer by `release_after_seconds`.
+ITEMS_PER_UNDO = 100
 
-async def select_bulk(
-    services: Services, caller: Caller, filters: ReviewFilter, verdict: Verdict, reason: str | None
-) -> Bulk:
+
+class BulkSelection(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers for a bulk decision, and the verdict on all of them."""
+
+    filters: ReviewFilter
+    """Answers to look at, in the queues of the caller."""
+    policy: str | None = None
+    """Name of the policy that holds the answers; None for any."""
+    verdict: Verdict
+    """Verdict on each answer."""
+    reason: str | None = None
+    """Reason for it, which a rejection needs."""
+
+
+async def select_bulk(services: Services, caller: Caller, selection: BulkSelection) -> Bulk:
     """Select the answers for a bulk decision, and return it for a preview; nothing is decided yet.
 
     Left out are answers that others have open, that the caller asked for, that have a draft, and that need single
     decisions; and of the others a random share, so that nobody can tell which of them those are.
     """
     check_may_review(caller)
+    verdict, reason, filters = selection.verdict, selection.reason, selection.filters
     if verdict == "reject" and not reason:
         raise BadRequest("`reason` is needed to reject answers: their callers get it.")
     left_out, now = await user_left_out(services, caller), services.clock()
@@ -32,6 +47,7 @@ async def select_bulk(
         BulkItem(job_id=job.id, round=job.round)
         for job in page
         if job.user_id != left_out
+        and selection.policy in {None, job.ruling and job.ruling.policy}
         and _is_free(job, caller, now)
         and job.draft is None
         and not stays_out_of_bulk(job)
@@ -52,14 +68,16 @@ async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
 
     To apply it again does nothing but what was left undone, such as after a crash. Raises NotFound.
     """
-    bulk = await _load_own(services, caller, bulk_id)
+    bulk = await get_bulk(services, caller, bulk_id)
+    # Who has decided on many answers at once needs longer to see that it was wrong.
+    factor = 1 + len(bulk.items) / ITEMS_PER_UNDO
 
     async def decide_one(item: BulkItem) -> Job:
         request = VerdictRequest(
             verdict=bulk.verdict,
             reason=bulk.reason,
             round=item.round,
-            release_seconds=services.rules.release_after_seconds,
+            release_seconds=services.rules.release_after_seconds * factor,
         )
         return await decide(services, caller, item.job_id, request)
 
@@ -68,7 +86,7 @@ async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
 
 async def undo_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
     """Undo each decision of a bulk that has not taken effect. Raises NotFound, and Conflict if it was not applied."""
-    bulk = await _load_own(services, caller, bulk_id)
+    bulk = await get_bulk(services, caller, bulk_id)
     if bulk.items and all(item.state == "selected" for item in bulk.items):
         raise Conflict("The bulk decision was not applied, so there is nothing to undo.")
     return await _apply(services, bulk, "decided", "undone", lambda item: undo_verdict(services, caller, item.job_id))
@@ -112,7 +130,8 @@ async def _is_decided(services: Services, bulk: Bulk, item: BulkItem) -> bool:
     )
 
 
-async def _load_own(services: Services, caller: Caller, bulk_id: str) -> Bulk:
+async def get_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
+    """Return a bulk decision of `caller`. Raises Forbidden, NotFound."""
     check_may_review(caller)
     bulk = await services.store.reviews.bulk(bulk_id)
     if bulk is None or bulk.reviewer != caller.email:

@@ -1,5 +1,6 @@
 """Review leases: a held answer is open for one reviewer at a time, and moves between reviewers and queues."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -7,8 +8,9 @@ import msgspec
 
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
-from signoff.core.reviews.queues import EVERYBODYS, NextReview
-from signoff.errors import BadRequest, Stale
+from signoff.core.reviews.queues import EVERYBODYS, NextReview, ReviewFilter
+from signoff.core.reviews.votes import votes_needed
+from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.work.reviews.held import (
     MAX_QUEUES_READ,
@@ -43,6 +45,30 @@ async def take_next(services: Services, caller: Caller, queue: str | None, skip:
         skip=tuple(skip),
     )
     return await services.store.reviews.open_next(query, actor=caller.actor, lease_seconds=LOCK_SECONDS)
+
+
+async def take_first(services: Services, caller: Caller, filters: ReviewFilter, skip: Sequence[str]) -> Job | None:
+    """Open the first free answer of a list for `caller`, and return its job; None if the page of `filters` has none.
+
+    What `take_next` leaves out is left out here too. The queues of `filters` must be those of the caller.
+    """
+    left_out, now = await user_left_out(services, caller), services.clock()
+    for job in await services.store.reviews.list(filters):
+        is_open = job.review_lease not in {None, caller.email} and (job.review_lease_until or 0) >= now
+        if job.id in skip or job.user_id == left_out or is_open or job.assignee not in {None, caller.email}:
+            continue
+        if await _has_voted(services, caller, job):
+            continue
+        with contextlib.suppress(Stale, Forbidden, JobNotFound):  # somebody else was faster
+            return await lock_for_review(services, caller, job.id, "open")
+    return None
+
+
+async def _has_voted(services: Services, caller: Caller, job: Job) -> bool:
+    if votes_needed(job) == 1:
+        return False
+    votes = await services.store.reviews.votes(job.id, job.round)
+    return any(vote.decision.reviewer == caller.email for vote in votes)
 
 
 async def lock_for_review(services: Services, caller: Caller, job_id: str, action: LockAction) -> Job:

@@ -1,0 +1,123 @@
+"""The queue of the desk: the held answers that it lists, their order, and the address that says so."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.job import Job
+from signoff.core.reviews.item import question_of
+from signoff.core.reviews.queues import ReviewFilter, ReviewOrder, format_cursor, parse_cursor
+from signoff.dashboard.desk_card import opener_of
+from signoff.work.reviews.history import list_held, queue_depths, with_queues
+from signoff.work.reviews.leases import take_first, take_next
+from signoff.work.services import Services
+
+MAX_LISTED = 30
+ORDERS: dict[ReviewOrder, str] = {"urgent": "most urgent first", "oldest": "oldest first", "newest": "newest first"}
+AGES = {"3600": "for an hour or more", "86400": "for a day or more", "604800": "for a week or more"}
+
+
+class DeskView(msgspec.Struct, frozen=True, kw_only=True):
+    """Part of the queue that a reviewer looks at, as the address of the desk has it; an empty text is no condition."""
+
+    queue: str = ""
+    """Review queue; empty for all queues of the reviewer."""
+    target: str = ""
+    """Model, prompt or pipeline that was requested."""
+    age: str = ""
+    """Seconds since the hold, one of AGES."""
+    mine: str = ""
+    """Not empty for the answers that are assigned to the reviewer."""
+    order: str = ""
+    """Order of the list; empty for that of the desk."""
+    after: str = ""
+    """Cursor of the list."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What the address and the forms of the page have of it."""
+        return {name: text for name, text in msgspec.structs.asdict(self).items() if text}
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if it differs from a whole queue in the order of the desk."""
+        return bool(self.fields.keys() - {"queue"})
+
+    def first(self) -> "DeskView":
+        """Return it from the first answer on."""
+        return msgspec.structs.replace(self, after="")
+
+    def filters(self, caller: Caller) -> ReviewFilter:
+        """Return the conditions and the order of the list. Raises BadRequest if the cursor is none."""
+        orders: dict[str, ReviewOrder] = {name: name for name in ORDERS}
+        return ReviewFilter(
+            queues=(),
+            target=self.target.strip() or None,
+            assignee=caller.email if self.mine else None,
+            min_age_seconds=float(self.age) if self.age in AGES else None,
+            order=orders.get(self.order, "urgent"),
+            after=parse_cursor(self.after) if self.after else None,
+            limit=MAX_LISTED,
+        )
+
+
+class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Held answer in the list of the queue."""
+
+    job: Job
+    """The job."""
+    text: str
+    """Beginning of the question."""
+    priority: int
+    """Priority on the desk, from 0 to 9."""
+    opened_by: str | None
+    """Email of the reviewer who has it open."""
+
+
+def view_of(fields: Mapping[str, str]) -> DeskView:
+    """Return the view that the query of an address, or a form, describes."""
+    return msgspec.convert(dict(fields), DeskView)
+
+
+def address_with(path: str, view: DeskView, **more: str) -> str:
+    """Return a path with the view, and what else is not empty, as its query."""
+    text = urlencode(view.fields | {name: value for name, value in more.items() if value})
+    return f"{path}?{text}" if text else path
+
+
+async def open_next(services: Services, caller: Caller, view: DeskView, skip: list[str]) -> Job | None:
+    """Open the next answer of the view for the caller, and return its job; None if none is left."""
+    if not view.is_filtered:
+        return await take_next(services, caller, view.queue or None, skip)
+    filters = await with_queues(services, caller, view.queue or None, view.filters(caller))
+    return await take_first(services, caller, filters, skip)
+
+
+async def queue_state(services: Services, caller: Caller, view: DeskView) -> dict[str, Any]:
+    """Return the variables of the queue: a page of its answers, and the number of all that wait."""
+    filters, depths = view.filters(caller), await queue_depths(services, caller)
+    chosen = [depth for depth in depths if not view.queue or depth.queue == view.queue]
+    listed = await list_held(services, caller, view.queue or None, filters)
+    return {
+        "entries": [_entry(services, job) for job in listed],
+        "next_cursor": format_cursor(listed[-1], filters.order) if listed and listed.may_continue else "",
+        "depths": depths,
+        "waiting": sum(depth.held for depth in chosen),
+        "is_capped": any(depth.held_is_capped for depth in chosen),
+        "view": view,
+        "orders": ORDERS,
+        "ages": AGES,
+        "now": services.clock(),
+    }
+
+
+def _entry(services: Services, job: Job) -> QueueEntry:
+    return QueueEntry(
+        job=job,
+        text=" ".join(question_of(job)[:300].split()),
+        priority=job.priority if job.review_priority is None else job.review_priority,
+        opened_by=opener_of(services, job),
+    )
