@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import sqlalchemy as sa
 
 from signoff.core.price import Price
@@ -22,6 +23,7 @@ from signoff.stores.schema import calls, jobs, usage_days, usage_hours
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.usage import add_price
 from signoff.work.pipelines.functions import register_missing_builtins
+from support.batches import a_line, as_file
 from support.browser import DESKTOP, PHONE, Person, browser, person, sign_in
 from support.live_server import Live, live, until
 from support.service_supervisor import chromium_binary
@@ -71,7 +73,7 @@ EDIT = (
 REPLY = "Thank you for writing. Your guarantee covers this until March 2028, and a technician calls you this afternoon."
 PROMPT = "Summarise the conversation in one sentence for the next shift: {conversation}"
 PAGES = (
-    *("jobs", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
+    *("jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
     *("functions", "cache", "limits", "models", "people", "audit"),
 )
 POLICY = {
@@ -121,17 +123,44 @@ async def fill(server: Live) -> dict[str, str]:
     assert status == 200
     items = [await hold(server, number, question) for number, question in enumerate(QUESTIONS)]
     pages = {name: f"/dashboard/{name}" for name in PAGES}
+    batch_id, faulty_id = await batches(server, tokens[1])
     ones = {
         "job": f"jobs/{job_id}",
         "policy": "policies/support",
         "model": "models/gpt-4o",
         "prompt": "prompts/shift_summary",
+        "bulk": "review/bulk",
+        "batch": f"batches/{batch_id}",
+        "batch-faulty": f"batches/{faulty_id}",
     }
     return (
         {"review": f"/dashboard/review/{items[1]}"}
         | {name: f"/dashboard/{path}" for name, path in ones.items()}
         | pages
     )
+
+
+async def batches(server: Live, token: str) -> tuple[str, str]:
+    """Make a batch that is answered, one of a file with faults, and one whose answers are held."""
+    lines = [a_line(str(number), question, model="llama-local") for number, question in enumerate(QUESTIONS * 40)]
+    faulty: list[dict[str, Any] | str] = [*lines[:20], "{", lines[3], a_line("x", model="gpt-5")]
+    reviewed = [a_line(str(number), question, model="gpt-4o") for number, question in enumerate(QUESTIONS)]
+    files = {"may.jsonl": as_file(*lines), "june.jsonl": as_file(*faulty), "refunds.jsonl": as_file(*reviewed)}
+    made = list[str]()
+    for name, content in files.items():
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", content, filename=name)
+        _, file = await server.ask("POST", "/v1/files", token, data=form)
+        new = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        _, batch = await server.ask("POST", "/v1/batches", token, json=new)
+        made.append(batch["id"])
+
+    async def all_came_far() -> bool | None:
+        _, page = await server.ask("GET", "/v1/batches", token)
+        return {batch["status"] for batch in page["data"]} == {"completed", "failed", "in_progress"} or None
+
+    await until(all_came_far)
+    return made[0], made[1]
 
 
 REASONS = ["Wrong fact", "Against policy", "Wrong tool call", "Personal data", "Tone", "Incomplete"]

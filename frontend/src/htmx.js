@@ -3,4 +3,9 @@
 
 import htmx from "htmx.org/dist/htmx.esm.js";
 
+// A page that nobody looks at asks for nothing.
+document.addEventListener("htmx:before:request", (event) => {
+  if (event.detail.ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
+});
+
 export default htmx;

@@ -14,7 +14,7 @@ from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 PAGES = [
-    *("review", "review/bulk", "jobs", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
+    *("review", "review/bulk", "jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
     *("functions", "cache", "limits", "people", "models", "audit"),
 ]
 

@@ -177,6 +177,17 @@ async def test_batches_are_listed_in_pages_in_both_directions(store: AStore) -> 
     assert (list(page), page.may_continue) == ([batches[3], batches[2]], True)
 
 
+async def test_batches_of_all_users_are_listed_by_api(store: AStore) -> None:
+    batches = [await stored_batch(store, user_id=user_id) for user_id in (7, 8, 9)]
+    messages = [await stored_batch(store, id=f"msgbatch_{number}", api="anthropic") for number in range(2)]
+    every = {"user_id": None, "api": "openai"}
+    page = await store.batches.page(BatchFilter(**every, limit=2))  # type: ignore[arg-type]
+    assert (list(page), page.may_continue) == ([batches[2], batches[1]], True)
+    page = await store.batches.page(BatchFilter(**every, after_id=page[-1].id))  # type: ignore[arg-type]
+    assert list(page) == [batches[0]]
+    assert list(await store.batches.page(BatchFilter(user_id=None, api="anthropic"))) == messages[::-1]
+
+
 async def test_equal_idempotency_keys_of_a_user_make_one_batch(store: AStore, other: AStore) -> None:
     new = [a_batch(idempotency_key="k") for _ in range(4)]
     works = [each.batches.insert(one, window_seconds=DAY) for each, one in zip((store, other) * 2, new, strict=True)]

@@ -9,10 +9,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from signoff.core.batch import BatchFilter
 from signoff.core.filters import JobFilter
 from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.usage import DAY_US, UsageQuery
+from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.quotas import refusals_statement
 from signoff.stores.review_figures import _statement as figures_statement
@@ -24,7 +26,7 @@ from support.stores import AStore
 pytestmark = pytest.mark.anyio
 SINCE = 40 * DAY_US
 SCANNED = re.compile(
-    r"(?:SCAN|Seq Scan on) (jobs|calls|events|usage_hours|usage_days|review_hours|refusal_hours)\b"
+    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|usage_hours|usage_days|review_hours|refusal_hours)\b"
     r"(?! USING (?:COVERING )?INDEX sqlite_autoindex)"  # a walk by id, which the limit ends
 )
 # Each walk of the pages begins at the newest job, or after one; 250 is the length of its steps.
@@ -41,6 +43,7 @@ QUERIES: dict[str, Any] = {
     "desk, by the time of the hold": held_statement(
         ReviewFilter(queues=("", "law"), order="newest", after=(1, "x")), 0
     ),
+    "batches of all": batches_statement(BatchFilter(user_id=None, api="openai", after_id="batch_1")),
     "limits": refusals_statement(SINCE, None, 50),
 }
 

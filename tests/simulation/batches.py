@@ -150,7 +150,8 @@ class MemoryBatches:
 
     async def page(self, filters: BatchFilter) -> Page[Batch]:
         def read(_: Tx) -> Page[Batch]:
-            own = [row for row in self._tables.batches.values() if (row.user_id, row.api) == _owner(filters)]
+            own = [row for row in self._tables.batches.values() if row.api == filters.api]
+            own = [row for row in own if filters.user_id in {None, row.user_id}]
             own = [row for row in own if filters.after_id is None or row.id < filters.after_id]
             own = [row for row in own if filters.before_id is None or row.id > filters.before_id]
             own.sort(key=lambda row: row.id, reverse=filters.before_id is None)
@@ -331,7 +332,3 @@ class MemoryBatches:
                 self._tables.deleted_files.setdefault(file_id, tx.now)
         rows = self._tables.deliveries
         self._tables.deliveries = {name: row for name, row in rows.items() if row.job_id != batch.id}
-
-
-def _owner(filters: BatchFilter) -> tuple[int, str]:
-    return filters.user_id, filters.api

@@ -1,4 +1,4 @@
-// The queue is polled by htmx; it stays as it is while the reviewer types, or looks at another tab.
+// The queue is polled by htmx; it stays as it is while the reviewer types.
 
 import htmx from "../htmx.js";
 import { find, isTyping } from "./page.js";
@@ -12,5 +12,5 @@ export const refreshQueue = () => {
 
 document.addEventListener("htmx:before:request", (event) => {
   const isPoll = event.target === find("queue-live") && event.detail.ctx.sourceEvent?.type === "every";
-  if (isPoll && (isTyping() || document.hidden || find("sheet").open)) event.preventDefault();
+  if (isPoll && (isTyping() || find("sheet").open)) event.preventDefault();
 });

@@ -211,10 +211,10 @@ class FileFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Batches of a user to list, from the newest to the oldest."""
+    """Batches to list, from the newest to the oldest."""
 
-    user_id: int
-    """Owner."""
+    user_id: int | None
+    """Owner; None for all users."""
     api: BatchApi
     """API that the batches were made with."""
     after_id: str | None = None

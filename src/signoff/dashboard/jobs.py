@@ -8,6 +8,7 @@ import msgspec
 from litestar import MediaType, Response, Router, get, post
 from litestar.response import Template
 
+from signoff.core.access import Caller
 from signoff.core.job import STATUSES, Job, Status
 from signoff.core.reviews.item import question_of
 from signoff.core.saved_views import SavedView
@@ -19,11 +20,26 @@ from signoff.doors.http import INTS, parse_digits, parse_form
 from signoff.doors.usage import parse_microseconds
 from signoff.errors import BadRequest
 from signoff.work.admin.views import drop_view, list_views, save_view
+from signoff.work.batches.manage import list_lines
 from signoff.work.jobs.search import JobSearch, SearchResult, list_steps, search_jobs
+from signoff.work.services import Services
 
 VIEWS = "jobs"
 # Filters behind "More filters".
-_MORE = ("model", "door", "user", "token", "prompt", "prompt_version", "cache", "since", "until", "run", "order")
+_MORE = (
+    "model",
+    "door",
+    "user",
+    "token",
+    "prompt",
+    "prompt_version",
+    "cache",
+    "since",
+    "until",
+    "run",
+    "batch",
+    "order",
+)
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 MAX_LISTED = 50
 
@@ -82,6 +98,8 @@ class JobForm(msgspec.Struct, frozen=True, kw_only=True):
     """Time before which the jobs were received, UTC."""
     run: str = ""
     """Run whose steps are listed, and nothing else."""
+    batch: str = ""
+    """Batch whose lines are listed in order, and nothing else."""
     order: str = ""
     """`cost` for the most expensive first."""
     after: str = ""
@@ -100,6 +118,8 @@ async def show_jobs(
     if fields.run:
         steps = await list_steps(services, caller, fields.run.strip())
         result = SearchResult(jobs=steps, examined=len(steps), next_id=None, reached_at=None)
+    elif fields.batch:
+        result = await _lines(services, caller, fields)
     else:
         result = await search_jobs(services, caller, search)
     query = _query(fields)
@@ -137,6 +157,14 @@ async def post_view(request: AnyRequest, services: InjectedServices, caller: Inj
     else:
         await save_view(services, caller, SavedView(page=VIEWS, name=name, query=query))
     return redirect(f"{JOBS.path}?{query}" if query else JOBS.path)
+
+
+async def _lines(services: Services, caller: Caller, fields: JobForm) -> SearchResult:
+    """Return a page of the lines of a batch; its cursor is the number of the last one."""
+    after_line = _number("after", fields.after) or 0
+    lines = await list_lines(services, caller, fields.batch.strip(), after_line, MAX_LISTED)
+    next_id = str(lines[-1].batch_line) if lines.may_continue else None
+    return SearchResult(jobs=list(lines), examined=len(lines), next_id=next_id, reached_at=None)
 
 
 def _query(fields: JobForm) -> str:

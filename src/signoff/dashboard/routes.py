@@ -4,6 +4,7 @@ from litestar import Router
 
 from signoff.dashboard import (
     audit,
+    batches,
     bulk,
     cache,
     functions,
@@ -27,6 +28,7 @@ ROUTES: list[Router] = [
     bulk.router,
     jobs.router,
     job.router,
+    batches.router,
     usage.router,
     playground.router,
     library.prompts,

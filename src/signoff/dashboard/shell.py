@@ -43,6 +43,7 @@ REVIEW = NavigationItem("Review", "/dashboard/review")
 JOBS = NavigationItem("Jobs", "/dashboard/jobs")
 USAGE = NavigationItem("Usage", "/dashboard/usage")
 PLAYGROUND = NavigationItem("Playground", "/dashboard/playground")
+BATCHES = NavigationItem("Batches", "/dashboard/batches")
 PROMPTS = NavigationItem("Prompts", "/dashboard/prompts")
 PIPELINES = NavigationItem("Pipelines", "/dashboard/pipelines")
 MODELS = NavigationItem("Models", "/dashboard/models")
@@ -53,7 +54,7 @@ CACHE = NavigationItem("Cache", "/dashboard/cache", is_more=True)
 LIMITS = NavigationItem("Limits", "/dashboard/limits", is_more=True)
 QUALITY = NavigationItem("Quality of review", "/dashboard/quality", is_more=True)
 AUDIT = NavigationItem("Audit log", "/dashboard/audit", is_more=True)
-_FOR_ALL = (JOBS, USAGE, PLAYGROUND, PROMPTS, PIPELINES)
+_FOR_ALL = (JOBS, BATCHES, USAGE, PLAYGROUND, PROMPTS, PIPELINES)
 
 
 def pages_of(caller: Caller) -> list[NavigationItem]:

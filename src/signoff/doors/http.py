@@ -40,6 +40,8 @@ CONNECTION = "signoff.connection"
 MOUNT = "signoff.mount"
 # Key in a request's scope of the maximum size of its body, if that is less than the setting.
 BODY_LIMIT = "signoff.body_limit"
+# Key of a scope: the function that receives the body of the request piece by piece, where it is read as a whole.
+RECEIVE = "signoff.receive"
 # Key in a request's scope of its id, which every response has as a header.
 REQUEST_ID = "signoff.request_id"
 LOOPBACK = ("127.0.0.1", "::1")

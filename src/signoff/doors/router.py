@@ -31,6 +31,7 @@ from signoff.doors.head import ACTING_PATHS, as_get, without_body
 from signoff.doors.http import (
     BODY_LIMIT,
     MAX_DISCARDED_BYTES,
+    RECEIVE,
     REQUEST_ID,
     ASGIApp,
     DoorSettings,
@@ -105,7 +106,7 @@ class DoorRouter:
         return self._serve_rest(scope, receive, send)
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
+        scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings, RECEIVE: receive}
         receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
         try:
             await self._rest(scope, receive, send)

@@ -237,16 +237,27 @@ def _insert(tx: Tx, batch: Batch, window_seconds: float) -> Batch:
 
 
 def _read_page(conn: Connection, filters: BatchFilter) -> Page[Batch]:
-    query = sa.select(*_COLUMNS).where(batches.c.user_id == filters.user_id, batches.c.api == filters.api)
+    rows = conn.execute(_page_statement(filters)).all()
+    page = [_batch_of(row) for row in rows[: filters.limit]]
+    return Page(page if filters.before_id is None else reversed(page), may_continue=len(rows) > filters.limit)
+
+
+def _page_statement(filters: BatchFilter) -> sa.Select[Any]:
+    """Return a query for a page of batches, and one more."""
+    query = sa.select(*_COLUMNS).where(batches.c.api == filters.api, _is_of(filters))
     if filters.after_id is not None:
         query = query.where(batches.c.id < filters.after_id)
     if filters.before_id is not None:
         query = query.where(batches.c.id > filters.before_id)
-    from_oldest = filters.before_id is not None
-    query = query.order_by(batches.c.id if from_oldest else batches.c.id.desc()).limit(filters.limit + 1)
-    rows = conn.execute(query).all()
-    page = [_batch_of(row) for row in rows[: filters.limit]]
-    return Page(reversed(page) if from_oldest else page, may_continue=len(rows) > filters.limit)
+    order = batches.c.id.desc() if filters.before_id is None else batches.c.id.asc()
+    return query.order_by(order).limit(filters.limit + 1)
+
+
+def _is_of(filters: BatchFilter) -> sa.ColumnElement[bool]:
+    """Return the condition of an owner; for all owners, the range of ids of the API, by which the ids begin."""
+    if filters.user_id is not None:
+        return batches.c.user_id == filters.user_id
+    return batches.c.id < "m" if filters.api == "openai" else batches.c.id > "m"
 
 
 def _change(

@@ -62,7 +62,7 @@ async def serve_files(services: Services, request: LocalRequest, send: Send) -> 
     segments = scope["path"].rstrip("/").split("/v1/files", 1)[1].split("/")[1:]
     match scope["method"], segments:
         case "POST", []:
-            stored = await store_upload(services, caller, _Upload(request).fill)
+            stored = await store_upload(services, caller, Upload(request).fill)
             await send_json(send, file_json(stored))
         case "GET", []:
             await send_json(send, await _page(services, caller, scope))
@@ -95,7 +95,7 @@ def file_json(file: StoredFile) -> dict[str, Any]:
     }
 
 
-class _Upload:
+class Upload:
     """An upload: a form with a file, which is written while it comes."""
 
     def __init__(self, request: LocalRequest) -> None:
@@ -106,10 +106,15 @@ class _Upload:
         if (header(scope, b"content-encoding") or "identity").strip().lower() != "identity":
             raise UnsupportedEncoding("The form of an upload must not be compressed; leave `Content-Encoding` out.")
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """Fields of the form that were read so far, beside its file."""
+        return self._form.fields
+
     async def fill(self, writer: BlobWriter) -> UploadFields:
         """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge, FilesTooLarge."""
         if (parse_digits(header(self._scope, b"content-length")) or 0) > self._limit + FORM_BYTES:
-            await self._refuse(0)
+            await self._refuse(has_more=(header(self._scope, b"expect") or "").lower() != "100-continue")
         size, has_more = 0, True
         while has_more:
             data, has_more = await self._next()
@@ -118,10 +123,10 @@ class _Upload:
                 for piece in self._form.feed(data):
                     await writer.write(piece)
             except FilesTooLarge:
-                await self._discard(size, has_more=has_more)
+                await self._discard(has_more=has_more)
                 raise
             if writer.size_bytes > self._limit or size > self._limit + FORM_BYTES:
-                await self._refuse(size)
+                await self._refuse(has_more=has_more)
         self._form.finish()
         fields = self._form.fields
         return UploadFields(
@@ -137,15 +142,13 @@ class _Upload:
             raise BadRequest("The client disconnected before it had sent the whole body.")
         return message.get("body", b""), message.get("more_body", False)
 
-    async def _refuse(self, size: int) -> None:
+    async def _refuse(self, *, has_more: bool) -> None:
         """Raise TooLarge, once the client can see the response."""
-        await self._discard(size, has_more=True)
+        await self._discard(has_more=has_more)
         raise TooLarge(f"The file must not be larger than {self._limit} bytes (setting `max_file_bytes`); split it.")
 
-    async def _discard(self, size: int, *, has_more: bool) -> None:
-        """Read on for a while after `size` bytes, so that the client sees the response."""
-        if size == 0 and (header(self._scope, b"expect") or "").lower() == "100-continue":
-            return
+    async def _discard(self, *, has_more: bool) -> None:
+        """Read on for a while, so that the client sees the response."""
         discarded = 0
         while has_more and discarded < MAX_DISCARDED_BYTES:
             data, has_more = await self._next()

@@ -2,15 +2,18 @@
 
 import msgspec
 
+from signoff.batches import LineCounts
 from signoff.core.access import Caller
 from signoff.core.allow_list import checked_host
 from signoff.core.batch import MAX_OPEN_BATCHES, WINDOW_SECONDS, Batch, BatchFilter, BatchTotals
 from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import COUNT_TOKENS, KNOWN
-from signoff.core.filters import Page
+from signoff.core.filters import MAX_PAGE_BYTES, Page
+from signoff.core.job import Job
 from signoff.errors import BacklogFull, BadRequest, Conflict, JobNotFound, KeyReused, NotFound, Stale
 from signoff.work.batches.files import may_read
 from signoff.work.jobs.deliver import seal_webhook
+from signoff.work.jobs.query import MAX_COUNT, redacted
 from signoff.work.services import Services
 
 ENDPOINTS = tuple(sorted(KNOWN - {COUNT_TOKENS}))
@@ -57,6 +60,27 @@ async def find_batch(services: Services, caller: Caller, batch_id: str) -> Batch
 async def list_batches(services: Services, filters: BatchFilter) -> Page[Batch]:
     """Return a page of the batches of a user."""
     return await services.store.batches.page(filters)
+
+
+async def list_lines(services: Services, caller: Caller, batch_id: str, after_line: int, limit: int) -> Page[Job]:
+    """Return a page of the jobs of the lines after `after_line`, as the caller may see them. Raises NotFound."""
+    await find_batch(services, caller, batch_id)
+    store = services.store.batches
+    lines = await store.lines(batch_id, after_line=after_line, limit=limit, max_bytes=MAX_PAGE_BYTES)
+    rest = lines and await store.lines(batch_id, after_line=lines[-1].batch_line or 0, limit=1, max_bytes=1)
+    return Page((redacted(caller, job) for job in lines), may_continue=bool(rest))
+
+
+async def waiting_lines(services: Services, batch: Batch) -> LineCounts:
+    """Return the numbers of lines that wait for a model or for a review; counting of each ends at MAX_COUNT."""
+    if batch.has_ended:
+        return LineCounts(queued=0, held=0, is_overdue=False)
+    return await services.store.batches.unended(batch.id, at_most=MAX_COUNT)
+
+
+async def owner_of(services: Services, batch: Batch) -> str | None:
+    """Return the email of the user whose batch it is; None for nobody's."""
+    return await services.caches.reviewers.email_of(batch.user_id)
 
 
 async def totals_of(services: Services, batch: Batch) -> BatchTotals:
