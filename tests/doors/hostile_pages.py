@@ -96,6 +96,8 @@ PAGES = [
     Row("GET /dashboard/policies/{name}", "403 403 403 200", "/dashboard/policies/policy"),
     Row("POST /dashboard/policies", "403 403 403 400", body="name=x&policy=x", headers=FORM),
     Row("POST /dashboard/policies/{name}/delete", "403 403 403 404", "/dashboard/policies/none/delete", "", FORM),
+    Row("GET /dashboard/policies/{name}/planted", "403 403 403 200", "/dashboard/policies/policy/planted"),
+    Row("POST /dashboard/policies/{name}/planted", "403 403 403 400", "/dashboard/policies/policy/planted", "", FORM),
     Row("GET /dashboard/limits", "200 200 200 200"),
     Row("POST /dashboard/limits", "403 403 403 400", body="who=nobody", headers=FORM),
     Row("POST /dashboard/limits/delete", "403 403 403 404", body="who=each&model=none", headers=FORM),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from signoff.dashboard.policies import MAX_LISTED
-from support.live_server import Live, chat, live
+from support.live_server import Live, chat, live, until
 from support.pages import Browser, cells, signed_in, words
 
 pytestmark = pytest.mark.anyio
@@ -234,6 +235,55 @@ async def test_planted_items_are_listed_and_removed_on_the_page(server: Live) ->
     assert "2 + 2 is &lt;b&gt;5&lt;/b&gt;" in await admin.open("/dashboard/policies/garden")
     await admin.submit(f"/dashboard/policies/garden/planted/{new['id']}/delete")
     assert (await admin.api("GET", "/api/policies/garden/planted"))["data"] == []
+
+
+async def test_an_item_is_planted_by_hand_and_from_a_job(server: Live) -> None:
+    admin = await signed_in(server, "admin", "planter")
+    await saved(admin, "plant", rules=[], budget=BUDGET)
+    path, payload = "/dashboard/policies/plant/planted", json.dumps(chat("What is 2 + 2?", "plant-model"))
+    location = await admin.submit(path, payload=payload, answer='"five" <b>\r\nor more')
+    assert location == "/dashboard/policies/plant#planted"
+
+    hostile = "What is <img src=x onerror=alert(1)>?"
+    job_id = (await admin.api("POST", "/api/jobs", status=202, json={"body": chat(hostile, "echo")}))["job_id"]
+
+    async def answered() -> dict[str, Any] | None:
+        job = await admin.api("GET", f"/api/jobs/{job_id}")
+        return job if job["status"] == "success" else None
+
+    job = (await until(answered))["response"]
+    page = await admin.open(f"{path}?job={job_id}")
+    assert page.count("What is &lt;img src=x onerror=alert(1)&gt;?") == 2
+    form = {"job": job_id, "payload": json.dumps(chat(hostile, "echo"))}
+    assert "still that of the job" in await admin.submit(path, status=400, answer=hostile, **form)
+    await admin.submit(path, answer="a picture", **form)
+
+    by_hand, from_job = (await admin.api("GET", "/api/policies/plant/planted"))["data"]
+    texts = [each["response"]["choices"][0]["message"]["content"] for each in (by_hand, from_job)]
+    assert texts == ['"five" <b>\nor more', "a picture"]
+    assert (by_hand["payload"], by_hand["response"]["model"]) == (json.loads(payload), "plant-model")
+    assert from_job["response"]["id"] == job["id"]
+    assert "#34;five&#34; &lt;b&gt;" in await admin.open("/dashboard/policies/plant")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"payload": "{", "answer": "x"}, "line 1, column 2"),
+        ({"payload": "[]", "answer": "x"}, "not a valid request"),
+        ({"payload": "{}", "answer": "x"}, "with a `model`"),
+        ({"payload": "{}", "answer": " "}, "Write the wrong answer"),
+    ],
+)
+async def test_what_is_wrong_with_a_planted_item_is_said_in_its_form(
+    server: Live, form: dict[str, str], message: str
+) -> None:
+    admin = await signed_in(server, "admin", "fault")
+    if await admin.server.services.store.policies.get("faulty") is None:
+        await saved(admin, "faulty", rules=[], budget=BUDGET)
+    page = await admin.submit("/dashboard/policies/faulty/planted", status=400, **form)
+    assert message in page
+    assert "does not exist" in await admin.open("/dashboard/policies/faulty/planted?job=none", status=404)
 
 
 @pytest.mark.parametrize("role", ["user", "reviewer"])

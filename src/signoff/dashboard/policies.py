@@ -22,7 +22,7 @@ from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits
 from signoff.errors import BadRequest, NotFound, SignoffError
-from signoff.work.reviews.budget_report import drop_planted, restart_budget
+from signoff.work.reviews.budget_report import restart_budget
 from signoff.work.reviews.dry_run import dry_run
 from signoff.work.reviews.library import get_policy, list_policies, remove_policy, save_policy
 from signoff.work.reviews.recommend import recommend
@@ -155,20 +155,6 @@ async def post_restart(
     return redirect(f"{policy_address(name)}{query}#budget")
 
 
-@post("/dashboard/policies/{name:str}/planted/{item_id:int}/delete", include_in_schema=False, status_code=303)
-async def post_unplant(
-    request: AnyRequest,
-    services: InjectedServices,
-    caller: InjectedCaller,
-    name: FromPath[str],
-    item_id: FromPath[int],
-) -> Response[str]:
-    """Remove a planted item, and show the others."""
-    check_same_site(scope_of(request))
-    await drop_planted(services, caller, name, item_id)
-    return redirect(f"{policy_address(name)}#budget")
-
-
 async def _exists(services: Services, caller: Caller, name: str) -> bool:
     try:
         await get_policy(services, caller, name)
@@ -216,6 +202,5 @@ router = Router(
         post_draft,
         post_delete,
         post_restart,
-        post_unplant,
     ],
 )
