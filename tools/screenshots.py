@@ -19,6 +19,8 @@ import sqlalchemy as sa
 from signoff.core.price import Price
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.usage import DAY_US
+from signoff.stores.latency_schema import latency_days, latency_hours
+from signoff.stores.receipts_schema import review_hours
 from signoff.stores.schema import calls, jobs, usage_days, usage_hours
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.usage import add_price
@@ -94,7 +96,10 @@ async def main() -> None:
     if binary is None:
         raise SystemExit("No browser was found: install chromium (on Debian: apt install chromium).")
     with tempfile.TemporaryDirectory() as folder:
-        async with live(Path(folder), log_before_answer=True) as server, browser(str(binary)) as running:
+        async with (
+            live(Path(folder), log_before_answer=True, release_after_seconds=0) as server,
+            browser(str(binary)) as running,
+        ):
             addresses = await fill(server)
             async with person(running, server.url) as reviewer:
                 await sign_in(server.services, reviewer, "robin", "admin")
@@ -114,7 +119,13 @@ async def fill(server: Live) -> dict[str, str]:
     admin = await server.token("admin", "admin@alder.example")
     job_id = await work_for_a_week(server, tokens, admin)
     await server.ask("PUT", "/api/review-reasons", admin, json={"reasons": REASONS})
-    await server.ask("POST", "/api/prompts", admin, json={"name": "shift_summary", "body": PROMPT})
+    for number, text in enumerate((PROMPT.replace(" in one sentence", ""), PROMPT)):
+        prompt = {"name": "shift_summary", "body": text, "model": "claude-sonnet", "message": ("", "Shorter")[number]}
+        method, path = ("PUT", "/api/prompts/shift_summary") if number else ("POST", "/api/prompts")
+        status, answer = await server.ask(method, path, admin, json=prompt | {"label": "production"})
+        assert status < 300, answer
+        for _ in range(7 - 3 * number):
+            await call(server, admin, "shift_summary", number)
     await server.ask("POST", "/api/pipelines", admin, json={"name": "report", "body": "uppercase(shift_summary(text))"})
     _, saved = await server.ask("PUT", "/api/policies/support", admin, json=POLICY)
     assert saved.get("version") == 1, saved
@@ -178,15 +189,29 @@ async def work_for_a_week(server: Live, tokens: list[str], admin: str) -> str:
         for name, share in zip(MODELS, (6, 4, 2), strict=True):
             for _ in range(share * (3 + (day * 5) % 4)):
                 number = next(numbers)
-                model = f"{name}/status=503" if number % 23 == 0 else name
+                pause = 0.02 + 0.15 * (number * 7 % 10 / 10) ** 3
+                model = f"{name}/status=503" if number % 23 == 0 else f"{name}/delay={pause:.3f}"
                 await call(server, tokens[number % len(tokens)], model, number)
         await counted(server, admin, next(numbers) - day)
+        await decisions(server, admin, 3 + day * 5 % 7)
         if day < DAYS - 1:
             await make_older(server)
     body = {"body": request(QUESTIONS[0], "gpt-4o")}
     _, job = await server.ask("POST", "/api/jobs", tokens[0], json=body)
     await server.job_when(tokens[0], job["job_id"], lambda job: job["status"] == "success")
     return job["job_id"]
+
+
+async def decisions(server: Live, admin: str, number: int) -> None:
+    """Hold answers and decide on them, as reviewers do."""
+    for index in range(number):
+        job_id = await hold(server, index % len(QUESTIONS), QUESTIONS[index % len(QUESTIONS)])
+        verdict: dict[str, Any] = {"verdict": "approve", "round": 1}
+        if index % 4 == 1:
+            verdict |= {"response": EDIT}
+        elif index % 6 == 2:
+            verdict |= {"verdict": "reject", "reason": REASONS[index % len(REASONS)]}
+        await server.ask("POST", f"/api/reviews/{job_id}/decide", admin, json=verdict)
 
 
 async def counted(server: Live, admin: str, number: int) -> None:
@@ -214,7 +239,8 @@ async def make_older(server: Live) -> None:
     store: Any = server.services.store
     for column in (jobs.c.created_at, calls.c.created_at):
         await execute(store, sa.update(column.table).values({column: column - DAY_US}))
-    for column in (usage_hours.c.hour, usage_days.c.day):
+    sums = (usage_hours.c.hour, usage_days.c.day, latency_hours.c.hour, latency_days.c.day, review_hours.c.hour)
+    for column in sums:
         key = column.table.c.key  # it has the time, too
         older = sa.update(column.table).values({column: column - DAY_US, key: sa.literal("older ") + key})
         await execute(store, older)

@@ -16,12 +16,12 @@ const colour = (element, token) => {
   return color;
 };
 
-const written = (value, prefix) =>
-  prefix + new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(value);
+const written = (value, prefix, suffix) =>
+  prefix + new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(value) + suffix;
 
 /** Draw the chart of `figure` from its data: times in seconds, values, and each value in words. */
 export const draw = (figure) => {
-  const { times, values, titles, labels, prefix } = JSON.parse(figure.dataset.chart);
+  const { times, values, titles, labels, prefix, suffix } = JSON.parse(figure.dataset.chart);
   const words = figure.querySelector(".chart-value");
   const summary = words.textContent;
   const half = (times.length > 1 ? times[1] - times[0] : 3600) / 2;
@@ -36,6 +36,7 @@ export const draw = (figure) => {
     {
       width: figure.clientWidth,
       height: HEIGHT,
+      padding: [null, 20, null, null],
       legend: { show: false },
       cursor: { sync: { key: sync.key }, y: false, points: { show: false }, drag: { x: false, y: false } },
       scales: { x: { time: false, range: [times[0] - half, times.at(-1) + half] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
@@ -56,7 +57,7 @@ export const draw = (figure) => {
           splits: () => times.filter((_, index) => index % every === 0),
           values: (_, ticks) => ticks.map((tick) => labels[times.indexOf(tick)]),
         },
-        { ...axis, size: (_, texts) => 14 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)), values: (_, ticks) => ticks.map((tick) => written(tick, prefix)) },
+        { ...axis, size: (_, texts) => 14 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)), values: (_, ticks) => ticks.map((tick) => written(tick, prefix, suffix)) },
       ],
       hooks: {
         setCursor: [({ cursor }) => (words.textContent = cursor.idx == null ? summary : titles[cursor.idx])],

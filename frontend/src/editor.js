@@ -54,7 +54,7 @@ export const replaceTextArea = (area, extensions = []) => {
       ],
     }),
   });
-  view.dom.classList.add("code-editor", ...(isJson ? ["mono"] : []));
+  view.dom.classList.add("code-editor", ...(area.classList.contains("mono") ? ["mono", "tall"] : []));
   area.after(view.dom);
   area.hidden = true;
   label?.addEventListener("click", () => view.focus());

@@ -11,6 +11,7 @@ from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.audit import AuditEntry, AuditFilter
 from signoff.core.cache import CacheRule
 from signoff.core.job import Job
+from signoff.core.latency import LatencyQuery, LatencyRow
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
 from signoff.core.price import Price
 from signoff.core.refusals import RefusalCount
@@ -156,6 +157,13 @@ class UsageRecords(Protocol):
         """Return a page of usage by the dimensions of `query`, in their order, and the totals of all pages.
 
         Both come from one snapshot. Jobs that were purged are included. Raises Overloaded if too many reports run.
+        """
+        ...
+
+    async def latencies(self, query: LatencyQuery) -> list[LatencyRow]:
+        """Return histograms of the latencies of jobs that have ended, the group with the most requests first.
+
+        Jobs that were purged are included. Raises Overloaded if too many reports run.
         """
         ...
 

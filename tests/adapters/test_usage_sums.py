@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from signoff.core.filters import JobFilter
 from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals, totals_of
+from signoff.stores.latency_schema import LATENCY_COLUMNS, latency_days, latency_hours
 from signoff.stores.schema import usage_days, usage_hours
 from signoff.stores.sql import SqlStore
 from signoff.stores.usage import _DIMENSIONS, count_ended
@@ -86,6 +87,10 @@ async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlSto
     days = await sums_by_group(store, usage_days)
     assert days == await totals_of_rows(store, DAY_US)
     assert sum(amounts[0] for amounts in sums.values()) == 80 + 3 + 2 + 1
+    # and so is its latency, in the histograms of hours and of days
+    for table in (latency_hours, latency_days):
+        numbers = [row[name] for row in await rows(store, sa.select(table)) for name in LATENCY_COLUMNS]
+        assert sum(numbers) == 2 * sum(amounts[2] for amounts in sums.values())
     # and a report has those that have not ended too
     assert (await store.usage.report(UsageQuery()))[1].jobs == 80 + 3 + 2 + 1 + 2
     # and deleting the jobs changes no sum

@@ -67,19 +67,19 @@ async def test_counts_come_to_a_page_that_is_open_and_not_to_one_that_nobody_loo
     await page.get_by_role("button", name="Upload and start").click()
     await expect(page.locator("#held")).to_have_text("1")
     # a verdict of somebody else is seen without a reload
-    asked = asyncio.Queue[str]()
+    requested = asyncio.Queue[str]()
 
     async def note(route: Route) -> None:
-        asked.put_nowait(route.request.url)
+        requested.put_nowait(route.request.url)
         await route.continue_()
 
     await page.route("**/live", note)
     await page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.nobodyLooks })")
     await page.evaluate("window.nobodyLooks = true")
     await page.evaluate(NEXT_POLL)
-    assert asked.empty()
+    assert requested.empty()
     await page.evaluate("window.nobodyLooks = false")
-    await asked.get()
+    await requested.get()
     await page.get_by_role("button", name="Cancel").click()
     await expect(page.get_by_text("Cancelled", exact=True)).to_be_visible()
 

@@ -11,11 +11,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from signoff.core.batch import BatchFilter
 from signoff.core.filters import JobFilter
+from signoff.core.latency import LatencyQuery
 from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.usage import DAY_US, UsageQuery
 from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement
+from signoff.stores.latencies import latencies_statement
 from signoff.stores.quotas import refusals_statement
 from signoff.stores.review_figures import _statement as figures_statement
 from signoff.stores.reviews import _page_statement as held_statement
@@ -26,7 +28,7 @@ from support.stores import AStore
 pytestmark = pytest.mark.anyio
 SINCE = 40 * DAY_US
 SCANNED = re.compile(
-    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|usage_hours|usage_days|review_hours|refusal_hours)\b"
+    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|(?:usage|latency)_(?:hours|days)|(?:review|refusal)_hours)\b"
     r"(?! USING (?:COVERING )?INDEX sqlite_autoindex)"  # a walk by id, which the limit ends
 )
 # Each walk of the pages begins at the newest job, or after one; 250 is the length of its steps.
@@ -44,6 +46,7 @@ QUERIES: dict[str, Any] = {
         ReviewFilter(queues=("", "law"), order="newest", after=(1, "x")), 0
     ),
     "batches of all": batches_statement(BatchFilter(user_id=None, api="openai", after_id="batch_1")),
+    "latencies": latencies_statement(LatencyQuery(by="model", since=SINCE, until=2 * SINCE)),
     "limits": refusals_statement(SINCE, None, 50),
 }
 

@@ -258,6 +258,7 @@ async def test_figures_are_the_sums_of_the_receipts(store: AStore) -> None:
     for by in ((), ("reviewer",), ("policy", "target"), ("hour", "reviewer"), ("day",), ("prompt", "prompt_version")):
         query = FigureQuery(by=by)  # type: ignore[arg-type]
         assert await store.receipts.figures(query) == computed_figures(signed, query, outcomes)
+    assert (await store.receipts.figures(FigureQuery(prompt="answer_mail")))[1].decisions == 2
     _, total = await store.receipts.figures(FigureQuery())
     assert (total.decisions, total.approved, total.edited, total.rejected) == (3, 2, 1, 1)
     rows, _ = await store.receipts.figures(FigureQuery(by=("reviewer",), offset=1, limit=1))

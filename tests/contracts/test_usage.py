@@ -1,7 +1,8 @@
 """Contract tests of stores: prices and usage reports, whose totals do not change when jobs are purged."""
 
+import itertools
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
+from signoff.core.latency import Histogram, LatencyQuery, histogram_of
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals
 from signoff.stores.usage import _report_statement
@@ -116,9 +119,9 @@ async def test_usage_rows_come_in_pages_and_the_total_covers_all_pages(store: AS
     assert {total.jobs for _, total in pages} == {4}
 
 
-async def test_a_report_is_filtered_by_hours_user_and_model(store: AStore) -> None:
+async def test_a_report_is_filtered_by_hours_user_model_and_prompt(store: AStore) -> None:
     job = await ended(store, user_id=1, model="a")
-    await ended(store, user_id=2, model="b")
+    await ended(store, user_id=2, model="b", prompt="greet", prompt_version=1)
     hour = job.created_at // HOUR_US * HOUR_US
 
     async def count(**more: object) -> int:
@@ -127,11 +130,38 @@ async def test_a_report_is_filtered_by_hours_user_and_model(store: AStore) -> No
     for is_kept in (True, False):
         assert await count() == 2
         assert await count(user_id=1) == await count(model="b") == 1
-        assert await count(user_id=1, model="b") == 0
+        assert await count(user_id=1, model="b") == await count(prompt="other") == 0
+        assert await count(prompt="greet") == 1
         assert await count(since=hour + HOUR_US * 2) == await count(until=hour) == 0
         assert await count(since=hour + 5, until=hour + 7) == await count(since=hour, until=hour + HOUR_US) == 2
         if is_kept:
             assert await store.jobs.purge(-60, 10) == 2
+
+
+async def test_latencies_equal_the_rows_for_every_grouping_and_after_a_purge(store: AStore, other: AStore) -> None:
+    latencies = [
+        (user, model, 40 * number**3, 900 * number) for number in range(30) for user, model in ((1, "a"), (2, "b"))
+    ]
+    for each, (user, model, first, rest) in zip(itertools.cycle((store, other)), latencies, strict=False):
+        await ended(each, user_id=user, model=model, ttft_us=first, generation_us=rest)
+    await ended(store, model="a")  # its request went to no model
+    hour = (await store.jobs.list(JobFilter(limit=1)))[0].created_at // HOUR_US * HOUR_US
+
+    def expected(*users: int) -> tuple[Histogram, Histogram]:
+        chosen = [(first, rest) for user, _, first, rest in latencies if user in users]
+        return histogram_of(first + rest for first, rest in chosen), histogram_of(first for first, _ in chosen)
+
+    async def rows_of(**query: Any) -> dict[Any, tuple[Histogram, Histogram]]:
+        return {row.group: (row.whole, row.first) for row in await store.usage.latencies(LatencyQuery(**query))}
+
+    for is_kept in (True, False):
+        assert await rows_of() == {None: expected(1, 2)}
+        assert await rows_of(by="model") == {"a": expected(1), "b": expected(2)}
+        assert await rows_of(by="hour", user_id=2) == {hour: expected(2)}
+        assert await rows_of(by="day", since=hour, until=hour + HOUR_US) == {hour // DAY_US * DAY_US: expected(1, 2)}
+        assert await rows_of(until=hour) == {}
+        while is_kept and await store.jobs.purge(-60, 100):
+            pass
 
 
 async def test_a_job_counts_at_the_time_of_its_insert_and_not_of_its_id(store: AStore) -> None:

@@ -34,6 +34,7 @@ PAGES = [
     Row("GET /dashboard/jobs/{job_id}", "404 200 200 200", "/dashboard/jobs/<ended>"),
     Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 403 409", "/dashboard/jobs/<ended>/cancel", "", FORM),
     Row("POST /dashboard/jobs/{job_id}/repeat", "404 303 403 303", "/dashboard/jobs/<ended>/repeat", "", FORM),
+    Row("GET /api/usage/latencies", "200 200 200 200", "/api/usage/latencies?by=model"),
     Row("GET /dashboard/usage", "200 200 200 200"),
     *(
         row

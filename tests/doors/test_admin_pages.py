@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from signoff.dashboard.shell import format_duration
 from support.live_server import Live, chat, live
 from support.pages import Browser, cells, signed_in, words
 
@@ -23,6 +24,24 @@ async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def sent(user: Browser, text: str, model: str) -> None:
     """Ask a model."""
     await user.server.ask("POST", "/v1/chat/completions", headers=user.headers, json=chat(text, model))
+
+
+async def test_the_percentiles_of_latency_are_those_of_the_api(server: Live) -> None:
+    await server.model("swift")
+    user = await signed_in(server, "user", "swift")
+    for number in range(5):
+        await user.api("POST", "/v1/chat/completions", json=chat(f"hello {number}", "swift"))
+    [row] = (await user.api("GET", "/api/usage/latencies?by=model"))["data"]
+    measures = [f"{measure}_p{share}_us" for measure in ("first_byte", "answer") for share in (50, 95, 99)]
+    page = await user.open("/dashboard/usage?days=1&measure=first")
+    assert cells(page.partition('id="latency"')[2], "swift") == [
+        "5",
+        *(format_duration(row[name]) for name in measures),
+    ]
+    assert ">First byte, p99<" in page
+    # the load of reviewers is for admins
+    assert "verdicts took effect" not in page
+    assert "verdicts took effect" in await (await signed_in(server, "admin", "boss")).open("/dashboard/usage")
 
 
 async def test_a_sum_of_usage_leads_to_its_jobs_the_most_expensive_first(server: Live) -> None:

@@ -16,7 +16,7 @@ from support.live_server import Live, chat, live, until
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
-FIRST, MORE = ["Jobs", "Usage", "Playground", "Prompts", "Pipelines"], ["Functions", "Cache", "Limits"]
+FIRST, MORE = ["Jobs", "Batches", "Usage", "Playground", "Prompts", "Pipelines"], ["Functions", "Cache", "Limits"]
 ADMIN = Caller(user_id=1, token_id=1, role="admin", email="admin@example.com")
 BAR = {
     "user": [*FIRST, "People", *MORE],

@@ -48,6 +48,11 @@ async def test_decisions_are_exported_counted_and_signed(tmp_path: Path) -> None
         assert await lines(server, admin, "since=2999-01-01") == await lines(server, admin, f"after={rows[-1]['seq']}")
 
         _, figures = await server.ask("GET", "/api/reviews/figures?by=reviewer", admin)
+        _, table = await server.ask("GET", "/api/reviews/figures?by=reviewer&format=csv", admin)
+        assert [line.split(",")[:2] for line in table.splitlines()] == [
+            ["reviewer", "decisions"],
+            *([row["reviewer"], str(row["decisions"])] for row in figures["data"]),
+        ]
         [row] = figures["data"]
         assert (row["reviewer"], row["decisions"], row["edited"], row["rejected"]) == ("reviewer@example.com", 2, 1, 1)
         assert row["average_verdict_seconds"] > 0

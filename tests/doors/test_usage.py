@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from fakes.counting import COUNTED, CountingModel, call_in_every_way
 from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
+from signoff.core.latency import MAX_ERROR, SHORTEST_US
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
 from signoff.core.usage import DAY_US
@@ -392,3 +393,27 @@ async def test_ten_thousand_calls_through_two_servers_are_all_counted(
     assert {name: report["total"][name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
     cost = Price(model="counting", valid_from=0, input=10**6, output=2 * 10**6, cached_input=5 * 10**5)
     assert report["total"]["cost"] == dollars(cost_of(cost, Usage(**counting_model.tokens)), NANO)
+
+
+async def test_latencies_are_percentiles_of_the_rows(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server:
+        await server.model("parrot")
+        token, other = await server.token(), await server.token(email="other@example.com")
+        for number in range(40):
+            await server.ask("POST", "/v1/chat/completions", token, json=chat(f"hello {number}", "parrot"))
+        await server.ask("POST", "/v1/chat/completions", other, json=chat("hello"))
+        jobs = [job for job in await server.services.store.jobs.list(JobFilter(limit=100)) if job.model == "parrot"]
+        exact = sorted(max(SHORTEST_US, (job.ttft_us or 0) + (job.generation_us or 0)) for job in jobs)
+
+        _, answer = await server.ask("GET", "/api/usage/latencies", token)
+        [row] = answer["data"]
+        assert (row["model"], row["jobs"]) == ("parrot", 40)
+        for share, index in ((50, 19), (95, 37), (99, 39)):
+            assert abs(row[f"answer_p{share}_us"] - exact[index]) <= MAX_ERROR * exact[index]
+        _, text = await server.ask("GET", "/api/usage/latencies?by=model&format=csv", token)
+        header, line = text.strip().splitlines()
+        assert dict(zip(header.split(","), line.split(","), strict=True)) == {n: str(v) for n, v in row.items()}
+        # an admin sees those of all
+        _, answer = await server.ask("GET", "/api/usage/latencies?by=day", await server.token("admin"))
+        assert [each["jobs"] for each in answer["data"]] == [41]
+        assert (await server.ask("GET", "/api/usage/latencies?by=user", token))[0] == 400

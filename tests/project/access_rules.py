@@ -26,7 +26,7 @@ CHECKS = {
     "may_use_item",
     "_find_item",
     "_get_changeable",
-    "_load_own",
+    "get_bulk",
     "check_queue_of",
     "load_held",
     "_load_run",

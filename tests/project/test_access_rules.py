@@ -42,7 +42,7 @@ CHECKED_OTHERWISE = {
     "work/jobs/query.py follow_events": "calls `list_events`, which calls `get_job`",
     "work/reviews/held.py load_held": "is the check itself: the role and the queue",
     "work/reviews/desk.py decide_on_desk": "calls `decide_with_draft`, which loads the job by `load_held`",
-    "work/reviews/bulk.py _load_own": "is the check itself: the reviewer of the bulk decision",
+    "work/reviews/bulk.py get_bulk": "is the check itself: the reviewer of the bulk decision",
     "work/pipelines/library.py get_item": "is the check itself: `may_use_item`",
     "work/pipelines/library.py _checked_item": "checks a draft; `save_version` has checked the owner",
     "work/admin/cache.py _narrow": "is the check itself: refuses the address of another user, except to admins",

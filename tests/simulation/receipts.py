@@ -211,7 +211,12 @@ def computed_figures(
         outcome = (outcomes or {}).get(receipt.seq, Outcome())
         of_prompt = {"prompt": outcome.prompt, "prompt_version": outcome.prompt_version}
         for reviewer, totals in figures_of(receipt, outcome).items():
-            fields = {"policy": receipt.policy, "target": receipt.target, "reviewer": reviewer}
+            fields = {
+                "policy": receipt.policy,
+                "target": receipt.target,
+                "reviewer": reviewer,
+                "prompt": outcome.prompt,
+            }
             wanted = all(getattr(query, name) in {None, value} for name, value in fields.items())
             if not wanted or hour < query.since // HOUR_US * HOUR_US:
                 continue

@@ -86,6 +86,9 @@ class Tx(msgspec.Struct):
     def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add nothing: reports of these tables are computed from their jobs."""
 
+    def at_end(self, function: Callable[[Any, list[Any]], None], item: object) -> None:
+        """Add nothing: histograms of latencies are computed from their jobs, too."""
+
     def add(self, table: sa.Table, row: dict[str, Any]) -> None:
         """Add a row; the functions of the SQL store call this."""
         match table.name:

@@ -9,6 +9,7 @@ import msgspec
 
 from signoff.core.audit import change_of
 from signoff.core.job import Job
+from signoff.core.latency import LatencyQuery, LatencyRow, histogram_of
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.infra.actor import current_actor
@@ -75,6 +76,31 @@ class MemoryUsageRecords:
 
         return await self._connection.send(read, writes=False)
 
+    async def latencies(self, query: LatencyQuery) -> list[LatencyRow]:
+        def read(_: Tx) -> list[LatencyRow]:
+            of_query = UsageQuery(since=query.since, until=query.until, user_id=query.user_id)
+            jobs = [*self._tables.jobs.values(), *self._tables.purged_jobs]
+            groups = defaultdict[str | int | None, list[Job]](list)
+            for job in jobs:
+                if (
+                    job.is_terminal
+                    and job.copy_of is None
+                    and job.generation_us is not None
+                    and _matches(job, of_query)
+                ):
+                    groups[None if query.by is None else self._dimension(query.by, job)].append(job)
+            rows = [
+                LatencyRow(
+                    group=group,
+                    whole=histogram_of((job.ttft_us or 0) + (job.generation_us or 0) for job in of_group),
+                    first=histogram_of(job.ttft_us or 0 for job in of_group),
+                )
+                for group, of_group in groups.items()
+            ]
+            return sorted(rows, key=lambda row: -row.whole.total)
+
+        return await self._connection.send(read, writes=False)
+
     def _dimension(self, name: Dimension, job: Job) -> str | int | None:
         match name:
             case "user":
@@ -109,4 +135,4 @@ def _matches(job: Job, query: UsageQuery) -> bool:
     until = None if query.until is None else -(-query.until // HOUR_US) * HOUR_US
     is_in_period = job.created_at >= since and (until is None or job.created_at < until)
     is_in_scope = query.user_id in {None, job.user_id} and query.model in {None, job.model}
-    return is_in_period and is_in_scope
+    return is_in_period and is_in_scope and query.prompt in {None, job.prompt}

@@ -81,7 +81,7 @@ async def person(running: Browser, url: str, **options: Any) -> AsyncIterator[Pe
         yield visitor
     finally:
         await context.close()
-    assert visitor.faults == []
+    assert visitor.faults == [], visitor.faults
 
 
 def _watch(context: BrowserContext, faults: list[str], origin: str) -> None:

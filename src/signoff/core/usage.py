@@ -28,6 +28,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Owner of the jobs; None for all users."""
     model: str | None = None
     """Name of the model; None for all models."""
+    prompt: str | None = None
+    """Name of the prompt; None for all requests."""
     by_cost: bool = False
     """True to order the rows by cost, the highest first; False to order them by the dimensions."""
     offset: int = 0

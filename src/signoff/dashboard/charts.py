@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from signoff.core.price import NANO
-from signoff.dashboard.shell import SECOND, format_cost
+from signoff.dashboard.shell import SECOND, format_cost, format_duration
 
 Unit = Literal["hour", "day"]
 WIDTH, BASE, TOP = 400, 150, 10
@@ -27,6 +27,15 @@ class Column(NamedTuple):
     """Time and value, as a person reads them."""
 
 
+class Scale(NamedTuple):
+    """Labels of the vertical axis, as the script writes them."""
+
+    prefix: str = ""
+    suffix: str = ""
+    divisor: int = 1
+    """Number by which values are divided."""
+
+
 class Chart(NamedTuple):
     """Bars over time."""
 
@@ -35,7 +44,7 @@ class Chart(NamedTuple):
     """Value at the upper line."""
     columns: list[Column]
     data: str
-    """JSON for the script: `times` in seconds since 1970 and their `labels`, `values`, their `titles` and `prefix`."""
+    """JSON for the script: `times` in seconds since 1970, `labels`, `values`, `titles`, `prefix` and `suffix`."""
 
 
 def column_chart(
@@ -58,13 +67,14 @@ def column_chart(
                 title=f"{_time(at, unit)}: {written(value)}",
             )
         )
-    is_cost = written is format_cost
+    scale = _SCALES.get(written, Scale())
     data = {
         "times": [at // SECOND for at in times],
-        "values": [value / NANO for value in values] if is_cost else values,
+        "values": values if scale.divisor == 1 else [value / scale.divisor for value in values],
         "titles": [column.title for column in columns],
         "labels": [_time(at, unit) for at in times],
-        "prefix": "$" if is_cost else "",
+        "prefix": scale.prefix,
+        "suffix": scale.suffix,
     }
     return Chart(title, written(max(values, default=0)), columns, msgspec.json.encode(data).decode())
 
@@ -77,3 +87,15 @@ def _time(at: int, unit: Unit) -> str:
 def format_number(value: int) -> str:
     """Return a number with commas."""
     return f"{value:,}"
+
+
+def format_percent(value: int) -> str:
+    """Return a share of which 100 is the whole."""
+    return f"{value} %"
+
+
+_SCALES: dict[Callable[[int], str], Scale] = {
+    format_cost: Scale(prefix="$", divisor=NANO),
+    format_duration: Scale(suffix=" s", divisor=SECOND),
+    format_percent: Scale(suffix=" %"),
+}

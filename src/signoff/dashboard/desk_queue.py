@@ -20,7 +20,7 @@ ORDERS: dict[ReviewOrder, str] = {"urgent": "most urgent first", "oldest": "olde
 AGES = {"3600": "for an hour or more", "86400": "for a day or more", "604800": "for a week or more"}
 
 
-class DeskView(msgspec.Struct, frozen=True, kw_only=True):
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the queue that a reviewer looks at, as the address of the desk has it; an empty text is no condition."""
 
     queue: str = ""
@@ -38,7 +38,7 @@ class DeskView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fields(self) -> dict[str, str]:
-        """What the address and the forms of the page have of it."""
+        """The members that are not empty, as the address and the forms of the page have them."""
         return {name: text for name, text in msgspec.structs.asdict(self).items() if text}
 
     @property
@@ -46,7 +46,7 @@ class DeskView(msgspec.Struct, frozen=True, kw_only=True):
         """True if it differs from a whole queue in the order of the desk."""
         return bool(self.fields.keys() - {"queue"})
 
-    def first(self) -> "DeskView":
+    def first(self) -> "QueueView":
         """Return it from the first answer on."""
         return msgspec.structs.replace(self, after="")
 
@@ -77,18 +77,18 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Email of the reviewer who has it open."""
 
 
-def view_of(fields: Mapping[str, str]) -> DeskView:
+def view_of(fields: Mapping[str, str]) -> QueueView:
     """Return the view that the query of an address, or a form, describes."""
-    return msgspec.convert(dict(fields), DeskView)
+    return msgspec.convert(dict(fields), QueueView)
 
 
-def address_with(path: str, view: DeskView, **more: str) -> str:
+def address_with(path: str, view: QueueView, **more: str) -> str:
     """Return a path with the view, and what else is not empty, as its query."""
     text = urlencode(view.fields | {name: value for name, value in more.items() if value})
     return f"{path}?{text}" if text else path
 
 
-async def open_next(services: Services, caller: Caller, view: DeskView, skip: list[str]) -> Job | None:
+async def open_next(services: Services, caller: Caller, view: QueueView, skip: list[str]) -> Job | None:
     """Open the next answer of the view for the caller, and return its job; None if none is left."""
     if not view.is_filtered:
         return await take_next(services, caller, view.queue or None, skip)
@@ -96,7 +96,7 @@ async def open_next(services: Services, caller: Caller, view: DeskView, skip: li
     return await take_first(services, caller, filters, skip)
 
 
-async def queue_state(services: Services, caller: Caller, view: DeskView) -> dict[str, Any]:
+async def queue_state(services: Services, caller: Caller, view: QueueView) -> dict[str, Any]:
     """Return the variables of the queue: a page of its answers, and the number of all that wait."""
     filters, depths = view.filters(caller), await queue_depths(services, caller)
     chosen = [depth for depth in depths if not view.queue or depth.queue == view.queue]

@@ -12,7 +12,7 @@ from signoff.core.access import Caller, check_admin
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureRow, FigureTotals
 from signoff.core.usage import DAY_US
 from signoff.core.wire import format_time
-from signoff.dashboard.charts import Chart, column_chart, format_number
+from signoff.dashboard.charts import Chart, column_chart, format_number, format_percent
 from signoff.dashboard.shell import QUALITY, format_duration, page
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.work.reviews.budget_report import CatchReport, list_catch_rates
@@ -104,7 +104,7 @@ def _charts(rows: Sequence[FigureRow], since: int, days: int) -> list[Chart]:
     return [
         column_chart("Verdicts", times, [each.decisions for each in totals], format_number, "day"),
         column_chart("Mean time to a verdict", times, verdict, format_duration, "day"),
-        column_chart("Edited, sent back or rejected", times, changed, lambda share: f"{share} %", "day"),
+        column_chart("Edited, sent back or rejected", times, changed, format_percent, "day"),
     ]
 
 

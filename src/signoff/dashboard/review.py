@@ -13,7 +13,7 @@ from signoff.core.reviews.item import question_of
 from signoff.core.reviews.votes import as_seen_by
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
 from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
-from signoff.dashboard.desk_queue import DeskView, address_with, open_next, queue_state, view_of
+from signoff.dashboard.desk_queue import QueueView, address_with, open_next, queue_state, view_of
 from signoff.dashboard.difference import count_words
 from signoff.dashboard.media import media_of
 from signoff.dashboard.shell import REVIEW, address_of, page, redirect
@@ -235,7 +235,7 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
     caller: Caller,
     card: HeldCard | None,
     *,
-    view: DeskView,
+    view: QueueView,
     decided: str = "",
     skip: str = "",
 ) -> Template:

@@ -11,9 +11,9 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals
-from signoff.core.wire import format_time
 from signoff.dashboard.charts import Chart, Unit, column_chart, format_number
 from signoff.dashboard.shell import USAGE, format_cost, page
+from signoff.dashboard.usage_times import Period, latency_view, review_view
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.work.admin.usage import usage_report
 from signoff.work.services import Services
@@ -39,6 +39,7 @@ async def show_usage(
     caller: InjectedCaller,
     days: FromQuery[str] = "7",
     by: FromQuery[str] = "model",
+    measure: FromQuery[str] = "whole",
 ) -> Template:
     """Show usage of the last `days`, by the dimension `by`: of all users for an admin, else of the caller."""
     chosen: Dimension = by if by in DIMENSIONS else "model"
@@ -47,7 +48,8 @@ async def show_usage(
     dimensions: tuple[Dimension, ...] = ("prompt", "prompt_version") if chosen == "prompt_version" else (chosen,)
     query = UsageQuery(by=dimensions, since=since, until=until, by_cost=True, limit=MAX_ROWS)
     rows, totals = await usage_report(services, caller, query)
-    times = {"since": format_time(since)} | ({} if until is None else {"until": format_time(until)})
+    period = _period(since, until, length)
+    times = period.query
     export = urlencode({"by": ",".join(dimensions), **times, "format": "csv"})
     return page(
         request,
@@ -60,7 +62,9 @@ async def show_usage(
         all_jobs=urlencode(times | {"order": "cost"}),
         failed_jobs=urlencode(times | {"status": "fail"}),
         counts=await _counts(services, caller, since, until),
-        charts=await _charts(services, caller, since, until, length),
+        charts=await _charts(services, caller, period),
+        latency=await latency_view(services, caller, period, "first" if measure == "first" else "whole"),
+        review=await review_view(services, caller, period),
         ranges=RANGES,
         length=length,
         dimensions=DIMENSIONS,
@@ -97,12 +101,16 @@ async def _counts(services: Services, caller: Caller, since: int, until: int | N
     }
 
 
-async def _charts(services: Services, caller: Caller, since: int, until: int | None, length: str) -> list[Chart]:
+def _period(since: int, until: int | None, length: str) -> Period:
     unit: Unit = "hour" if length in {"1", "yesterday"} else "day"
     size, number = (HOUR_US, 24) if unit == "hour" else (DAY_US, int(length))
-    rows, _ = await usage_report(services, caller, UsageQuery(by=(unit,), since=since, until=until))
+    return Period(since, until, unit, [since + index * size for index in range(number)])
+
+
+async def _charts(services: Services, caller: Caller, period: Period) -> list[Chart]:
+    unit, times = period.unit, period.times
+    rows, _ = await usage_report(services, caller, UsageQuery(by=(unit,), since=period.since, until=period.until))
     by_time = {row.dimensions[unit]: row.totals for row in rows}
-    times = [since + index * size for index in range(number)]
     totals = [by_time.get(at, UsageTotals()) for at in times]
     tokens = [each.prompt_tokens + each.completion_tokens for each in totals]
     return [

@@ -3,18 +3,17 @@
 from typing import Annotated, Any, get_args
 
 import msgspec
-from litestar import Router, get
+from litestar import Response, Router, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackKind, FeedbackQuery
-from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
+from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureTotals, totals_as_json
 from signoff.core.usage import DAY_US
-from signoff.core.wire import format_time
 from signoff.doors.dependencies import InjectedCaller, InjectedServices
 from signoff.doors.http import BIGINTS, INTS
-from signoff.doors.usage import DEFAULT_DAYS, parse_microseconds
+from signoff.doors.usage import DEFAULT_DAYS, as_csv, format_hour, parse_microseconds
 from signoff.errors import BadRequest
 from signoff.work.reviews.feedback import export_end, export_feedback
 from signoff.work.reviews.receipts import review_figures
@@ -98,12 +97,15 @@ async def get_feedback(
     dependencies={"figure_query": Provide(parse_figure_query, sync_to_thread=False)},
 )
 async def get_figures(
-    services: InjectedServices, caller: InjectedCaller, figure_query: NamedDependency[FigureQuery]
-) -> dict[str, Any]:
+    services: InjectedServices,
+    caller: InjectedCaller,
+    figure_query: NamedDependency[FigureQuery],
+    format: FromQuery[str] = "json",  # noqa: A002 -- the name that callers expect
+) -> Response[Any]:
     """Return sums over the decisions that took effect, for admins, grouped by the dimensions in `by`.
 
     The dimensions are policy, target, prompt, prompt_version, reviewer, hour and day, separated by commas. `since` and
-    `until` are whole hours, UTC. `next` is `offset` of the next page.
+    `until` are whole hours, UTC. `next` is `offset` of the next page. With `format=csv`, the rows are CSV.
     """
     rows, total = await review_figures(services, caller, figure_query)
     data = [
@@ -111,7 +113,12 @@ async def get_figures(
         for row in rows
     ]
     next_offset = figure_query.offset + figure_query.limit if len(rows) == figure_query.limit else None
-    return {"data": data, "total": totals_as_json(total), "next": next_offset}
+    if format == "csv":
+        headers = {"content-disposition": 'attachment; filename="reviews.csv"'}
+        headers |= {} if next_offset is None else {"x-next-offset": str(next_offset)}
+        columns = [*figure_query.by, *totals_as_json(FigureTotals())]
+        return Response(as_csv(columns, data), media_type="text/csv", headers=headers)
+    return Response({"data": data, "total": totals_as_json(total), "next": next_offset})
 
 
 def _kind(text: str) -> FeedbackKind:
@@ -131,9 +138,7 @@ def _dimensions(text: str) -> tuple[FigureDimension, ...]:
 
 
 def _dimension_json(name: str, value: str | int | None) -> str | int | None:
-    if not isinstance(value, int):
-        return value
-    return format_time(value)[:10] if name == "day" else f"{format_time(value)[:19]}Z"
+    return format_hour(name, value) if name in {"hour", "day"} and isinstance(value, int) else value
 
 
 router = Router("/api/reviews", route_handlers=[get_feedback, get_figures], tags=["reviews"])

@@ -2,21 +2,23 @@
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import msgspec
 from litestar import Response, Router, delete, get, put
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
+from signoff.core.latency import Histogram, LatencyDimension, LatencyQuery, LatencyRow
 from signoff.core.price import NANO, Price, dollars, microdollars
 from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import BIGINTS, parse_json
 from signoff.errors import BadRequest
-from signoff.work.admin.usage import drop_price, list_prices, set_price, usage_report
+from signoff.work.admin.usage import drop_price, latency_report, list_prices, set_price, usage_report
 
 MAX_PAGE = 10_000
 DEFAULT_DAYS = 31
@@ -89,6 +91,36 @@ async def get_usage(
     return Response({"data": data, "total": _totals_json(totals), "next": next_offset})
 
 
+@get("/usage/latencies", summary="Get latencies")
+async def get_latencies(
+    services: InjectedServices,
+    caller: InjectedCaller,
+    *,
+    by: FromQuery[str] = "model",
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    format: FromQuery[str] = "json",  # noqa: A002 -- the name that callers expect
+) -> Response[Any]:
+    """Return p50, p95 and p99 of the time to the first byte and to the end of the answer, by model, hour or day.
+
+    Counted are requests that went to a model and have ended. A percentile is within 6.25 % of the exact one. The rows
+    are JSON, or CSV with `format=csv`. `since` and `until` are whole hours, UTC.
+    """
+    if by not in get_args(LatencyDimension):
+        raise BadRequest(f"`by` must be one of {', '.join(get_args(LatencyDimension))} (got {by[:100]!r}).")
+    query = LatencyQuery(
+        by=cast("LatencyDimension", by),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
+        until=None if until is None else parse_microseconds(until),
+    )
+    rows = [_latency_json(by, row) for row in await latency_report(services, caller, query)]
+    if format == "csv":
+        headers = {"content-disposition": 'attachment; filename="latencies.csv"'}
+        columns = _latency_json(by, LatencyRow(group="", whole=Histogram({}), first=Histogram({})))
+        return Response(as_csv(list(columns), rows), media_type="text/csv", headers=headers)
+    return Response({"data": rows})
+
+
 @get("/prices", summary="List prices")
 async def get_prices(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Return all prices, by model and time."""
@@ -148,9 +180,7 @@ def _dimensions_json(row: UsageRow) -> dict[str, Any]:
 
 def _dimension_json(name: str, value: str | int | None) -> str | int | None:
     """Return a value for a response; hours and days become texts."""
-    if not isinstance(value, int) or name not in {"hour", "day"}:
-        return value
-    return format_time(value)[:10] if name == "day" else f"{format_time(value)[:19]}Z"
+    return format_hour(name, value) if name in {"hour", "day"} and isinstance(value, int) else value
 
 
 def _totals_json(totals: UsageTotals) -> dict[str, Any]:
@@ -169,16 +199,35 @@ def _totals_json(totals: UsageTotals) -> dict[str, Any]:
 
 
 def _csv(query: UsageQuery, rows: list[UsageRow]) -> str:
-    """Return the rows as CSV (RFC 4180) with a header."""
+    members = [_dimensions_json(row) | _totals_json(row.totals) for row in rows]
+    return as_csv([*query.by, *_totals_json(UsageTotals())], members)
+
+
+def as_csv(columns: list[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV (RFC 4180) with a header, in which no spreadsheet finds a formula."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*query.by, *_totals_json(UsageTotals())])
-    for row in rows:
-        writer.writerow([*map(_cell, _dimensions_json(row).values()), *_totals_json(row.totals).values()])
+    writer.writerow(columns)
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: str | int | None) -> str | int | None:
+def _latency_json(by: str, row: LatencyRow) -> dict[str, Any]:
+    group = format_hour(by, row.group) if isinstance(row.group, int) else row.group
+    quantiles = {
+        f"{measure}_p{share:g}_us": histogram.quantile(share / 100)
+        for measure, histogram in (("first_byte", row.first), ("answer", row.whole))
+        for share in (50, 95, 99)
+    }
+    return {by: group, "jobs": row.whole.total} | quantiles
+
+
+def format_hour(name: str, at: int) -> str:
+    """Return the time of a row by `hour` or by `day` as ISO 8601."""
+    return format_time(at)[:10] if name == "day" else f"{format_time(at)[:19]}Z"
+
+
+def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) else value
 
 
@@ -193,4 +242,4 @@ def _price_json(price: Price) -> dict[str, Any]:
     }
 
 
-router = Router("/api", route_handlers=[get_usage, get_prices, put_price, delete_price], tags=["usage"])
+router = Router("/api", route_handlers=[get_usage, get_latencies, get_prices, put_price, delete_price], tags=["usage"])

@@ -57,7 +57,7 @@ def _conditions(query: FigureQuery) -> list[ColumnElement[bool]]:
     conditions = [review_hours.c.hour >= query.since // HOUR_US * HOUR_US]
     if query.until is not None:
         conditions.append(review_hours.c.hour < -(-query.until // HOUR_US) * HOUR_US)
-    names = [name for name in ("policy", "target", "reviewer") if getattr(query, name) is not None]
+    names = [name for name in ("policy", "target", "reviewer", "prompt") if getattr(query, name) is not None]
     return [*conditions, *(review_hours.c[name] == getattr(query, name) for name in names)]
 
 

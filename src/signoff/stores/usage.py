@@ -11,13 +11,16 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.audit import change_of
 from signoff.core.job import Job
+from signoff.core.latency import LatencyQuery, LatencyRow
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
+from signoff.stores.latencies import count_latency, latencies_statement, rows_of
 from signoff.stores.people_schema import users
+from signoff.stores.periods import hours_of, ranges_of
 from signoff.stores.schema import jobs, prices, usage_days, usage_hours
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
@@ -91,18 +94,25 @@ class SqlUsageRecords:
         stale = msgspec.structs.replace(job, status=STALE)
         await self._database.write(lambda tx: _add(tx, tx.now, stale, totals))
 
-    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
+    async def latencies(self, query: LatencyQuery) -> list[LatencyRow]:
         """See `accounts.UsageRecords`."""
-        statement = _report_statement(query)
+        return rows_of(await self._read(latencies_statement(query)))
+
+    async def _read(self, statement: sa.Select[Any]) -> Sequence[sa.RowMapping]:
+        """Return the rows of a report, of which few run at the same time. Raises Overloaded."""
         try:
             async with asyncio.timeout(REPORT_WAIT_SECONDS):
                 await self._report_slots.acquire()
         except TimeoutError:
             raise Overloaded("Too many usage reports run at the same time; try again later.") from None
         try:
-            rows = await self._database.read(lambda conn, _: conn.execute(statement).mappings().all())
+            return await self._database.read(lambda conn, _: conn.execute(statement).mappings().all())
         finally:
             self._report_slots.release()
+
+    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
+        """See `accounts.UsageRecords`."""
+        rows = await self._read(_report_statement(query))
         usage = [_row_of(row, query) for row in rows if query.by and row["jobs"] is not None]
         return usage, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _TOTALS})
 
@@ -110,6 +120,7 @@ class SqlUsageRecords:
 def count_ended(tx: Tx, job: Job, created_at: int) -> None:
     """Add a job that has just ended to the sums of its hour and day. It never changes again, so they stay right."""
     _add(tx, created_at, job, totals_of(job))
+    count_latency(tx, job, created_at)
 
 
 def _add(tx: Tx, time: int, job: Job, totals: UsageTotals) -> None:
@@ -159,38 +170,16 @@ def _row_order(query: UsageQuery, rows: sa.FromClause) -> list[ColumnElement[Any
 
 def _usage(query: UsageQuery) -> sa.Subquery:
     """Return the usage by hour or day of the jobs that have not ended, and of those that have, from their sums."""
-    since, until = _hours_of(query)
+    since, until = hours_of(query.since, query.until)
     is_recent = jobs.c.id >= _oldest_id(query.since)
     is_counted = _UNFINISHED & jobs.c.copy_of.is_(None)
     unfinished = _jobs_by_hour(is_counted, is_recent, *_conditions(query, jobs.c, jobs.c.created_at, since, until))
     parts = [unfinished]
-    for table, time, begin, end in _ranges(query, since, until):
+    ranges = ranges_of(usage_hours.c.hour, usage_days.c.day, since, until, by_hour="hour" in query.by)
+    for table, time, begin, end in ranges:
         columns = [time.label("hour"), *(table.c[name] for name in _COLUMNS if name != "hour")]
         parts.append(sa.select(*columns).where(*_conditions(query, table.c, time, begin, end)))
     return sa.union_all(*parts).subquery("usage")
-
-
-def _hours_of(query: UsageQuery) -> tuple[int, int | None]:
-    """Return the first hour of the period, and the one after its last."""
-    return query.since // HOUR_US * HOUR_US, None if query.until is None else -(-query.until // HOUR_US) * HOUR_US
-
-
-def _ranges(
-    query: UsageQuery, since: int, until: int | None
-) -> list[tuple[sa.Table, ColumnElement[int], int, int | None]]:
-    """Return the sums to read: of the whole days of the period, and of the hours before and after them.
-
-    Each range is given as table, column of its time, first time, and time after the last one.
-    """
-    hours, days = usage_hours.c.hour, usage_days.c.day
-    first_day = -(-since // DAY_US) * DAY_US
-    end_of_days = None if until is None else until // DAY_US * DAY_US
-    if "hour" in query.by or (end_of_days is not None and end_of_days <= first_day):
-        return [(usage_hours, hours, since, until)]
-    ranges = [(usage_hours, hours, since, first_day), (usage_days, days, first_day, end_of_days)]
-    if until is not None and end_of_days is not None:
-        ranges.append((usage_hours, hours, end_of_days, until))
-    return [(table, time, begin, end) for table, time, begin, end in ranges if end is None or begin < end]
 
 
 def _oldest_id(since: int) -> str:
@@ -213,6 +202,8 @@ def _conditions(
         conditions.append(columns.user_id == query.user_id)
     if query.model is not None:
         conditions.append(columns.model == query.model)
+    if query.prompt is not None:
+        conditions.append(columns.prompt == query.prompt)
     return conditions
 
 

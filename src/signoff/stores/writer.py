@@ -81,8 +81,8 @@ class Tx(msgspec.Struct):
         sums[group] = tuple(map(add, sums[group], amounts)) if group in sums else amounts
 
     def flush_sums(self) -> None:
-        """Write the sums. Rows that other processes may update too are locked in the order of their keys."""
-        for table, sums in self._sums.items():
+        """Write the sums. Rows that other processes may update too are locked in the order of tables and keys."""
+        for table, sums in sorted(self._sums.items(), key=lambda item: item[0].name):
             text, names = upsert_statement(table, self.conn.dialect)
             columns = [column.name for column in table.c]
             shard = _shard() if self.conn.dialect.name == "postgresql" else 0

@@ -30,6 +30,8 @@ class FigureQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the model or pipeline; None for all."""
     reviewer: str | None = None
     """Email of the reviewer; None for all."""
+    prompt: str | None = None
+    """Name of the prompt; None for all."""
     offset: int = 0
     """Number of rows to skip."""
     limit: int = 1000

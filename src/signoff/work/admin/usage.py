@@ -3,6 +3,7 @@
 import msgspec
 
 from signoff.core.access import Caller, check_admin
+from signoff.core.latency import LatencyQuery, LatencyRow
 from signoff.core.model import is_name
 from signoff.core.price import Price
 from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
@@ -14,6 +15,12 @@ async def usage_report(services: Services, caller: Caller, query: UsageQuery) ->
     """Return a page of usage rows and their totals: of all users for an admin, else of the caller."""
     visible = query if caller.role == "admin" else msgspec.structs.replace(query, user_id=caller.user_id)
     return await services.store.usage.report(visible)
+
+
+async def latency_report(services: Services, caller: Caller, query: LatencyQuery) -> list[LatencyRow]:
+    """Return histograms of latencies: of all users for an admin, else of the caller."""
+    visible = query if caller.role == "admin" else msgspec.structs.replace(query, user_id=caller.user_id)
+    return await services.store.usage.latencies(visible)
 
 
 async def list_prices(services: Services) -> list[Price]:

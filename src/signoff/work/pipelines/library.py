@@ -82,6 +82,16 @@ async def save_version(
     return await _save(services, msgspec.structs.replace(item, id=old.id), draft.label)
 
 
+async def check_draft(services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft) -> LibraryItem:
+    """Check a draft as `create_item` or `save_version` does, and return it; nothing is saved.
+
+    An existing item of this name says whether it is shared. Raises BadRequest, BadPipeline, ModelNotFound.
+    """
+    old = await services.caches.library.find(draft.name) if draft.name else None
+    shared = isinstance(old, KINDS[kind]) and old.shared and may_use_item(caller, old)
+    return await _checked_item(services, caller, kind, draft, user_id=caller.user_id, shared=shared)
+
+
 async def get_item(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, at: str | int = PRODUCTION
 ) -> LibraryItem:
