@@ -49,6 +49,7 @@ PAGES = [
             Row(f"POST /dashboard/{kind}s/{{name}}/run", "404 303 404 303", f"{path}/run", "argument.x=1", FORM),
         )
     ),
+    Row("POST /dashboard/drafts/{kind}", "200 200 200 200", "/dashboard/drafts/prompt", "body=x", FORM),
     Row("GET /dashboard/functions", "200 200 200 200"),
     Row("POST /dashboard/functions/sync", "403 403 403 200", body="", headers=FORM),
     Row("GET /dashboard/cache", "200 200 200 200"),

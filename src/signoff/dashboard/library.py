@@ -8,19 +8,22 @@ from litestar import MediaType, Response, Router, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
+from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
-from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, address_of, page
+from signoff.dashboard.library_versions import DAYS, VersionUse, pipeline_use, prompt_use
+from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
-from signoff.errors import BadRequest
+from signoff.errors import BadPipeline, BadRequest, NotFound, SignoffError
 from signoff.work.admin.registry import all_models
 from signoff.work.pipelines import library
+from signoff.work.services import Services
 from signoff.work.submit import submit
 
 MAX_LISTED = 50
@@ -78,12 +81,14 @@ def _item_view(kind: LibraryItemKind) -> Any:
         caller: InjectedCaller,
         name: FromPath[str],
         version: FromQuery[str] = "",
+        against: FromQuery[str] = "",
     ) -> Template:
-        """Show a version (by default that in production), its difference to the one before, and all versions."""
+        """Show a version (by default that in production), its difference to another one, and all versions."""
         item = await library.get_item(services, caller, kind, name, parse_digits(version) or version or PRODUCTION)
-        difference = ""
-        if item.version > 1:
-            difference = await library.diff_versions(services, caller, kind, name, item.version - 1, item.version)
+        other, difference = parse_digits(against) or item.version - 1, ""
+        if 0 < other < INTS and other != item.version:
+            difference = await library.diff_versions(services, caller, kind, name, other, item.version)
+        uses, examined = await _uses(services, caller, item)
         versions = await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS)
         return page(
             request,
@@ -95,12 +100,15 @@ def _item_view(kind: LibraryItemKind) -> Any:
             item=item,
             model=_model_of(item),
             difference=unified_lines(difference),
+            other=other,
             versions=versions,
+            uses=uses,
+            examined=examined,
+            days=DAYS,
             arguments=parameter_names(item),
             dependents=await library.list_dependents(services, caller, kind, name, limit=MAX_LISTED),
             models=[model.name for model in await all_models(services)],
             may_change=caller.role == "admin" or item.user_id == caller.user_id,
-            address=address_of(request),
         )
 
     return show_item
@@ -157,6 +165,41 @@ def _forms(kind: LibraryItemKind) -> list[Any]:
     return [post_item, post_version, post_production, post_run]
 
 
+async def _uses(services: Services, caller: Caller, item: LibraryItem) -> tuple[dict[Any, VersionUse], int | None]:
+    """Return the use of each version, and the number of jobs that were looked at, if not all."""
+    if isinstance(item, Prompt):
+        return await prompt_use(services, caller, item.name), None
+    return await pipeline_use(services, caller, item)
+
+
+@post("/dashboard/drafts/{kind:str}", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
+async def post_draft(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, kind: FromPath[str]
+) -> Template:
+    """Return what is found in the text of a form while somebody writes it; nothing is saved."""
+    if kind not in NAVIGATION:
+        raise NotFound(f"There are no drafts of {kind!r}.")
+    known: LibraryItemKind = "pipeline" if kind == "pipeline" else "prompt"
+    form = await _form(request)
+    item, fault = None, None
+    try:
+        item = await library.check_draft(services, caller, known, _draft(known, form, form.name.strip()))
+    except SignoffError as error:
+        fault = error
+    return page(
+        request,
+        services,
+        caller,
+        "draft.html",
+        NAVIGATION[known].name,
+        kind=known,
+        arguments=[] if item is None else parameter_names(item),
+        tree=item.tree if isinstance(item, Pipeline) else None,
+        fault=fault,
+        at=fault.at if isinstance(fault, BadPipeline) else None,
+    )
+
+
 async def _form(request: AnyRequest) -> VersionForm:
     check_same_site(scope_of(request))
     return parse_form(await request.body(), VersionForm, "version")
@@ -186,3 +229,4 @@ def _model_of(item: LibraryItem) -> str:
 
 
 prompts, pipelines = make_router("prompt"), make_router("pipeline")
+drafts = Router("/", route_handlers=[post_draft])

@@ -34,6 +34,7 @@ ROUTES: list[Router] = [
     playground.router,
     library.prompts,
     library.pipelines,
+    library.drafts,
     functions.router,
     cache.router,
     model.router,

@@ -1,0 +1,204 @@
+"""Pages that change data, in a real browser: what somebody does on a page is what the API then has."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from signoff.work.pipelines.functions import register_missing_builtins
+from support.browser import Enter, Person
+from support.live_server import Live, chat
+
+pytestmark = pytest.mark.anyio
+HOSTILE = "<img src=x onerror=alert(1)>\"'\u202e"
+
+
+async def api(visitor: Person, path: str) -> Any:
+    """Return what the API answers to the person at this browser."""
+    return await (await visitor.context.request.get(visitor.url + path)).json()
+
+
+async def write(visitor: Person, text: str) -> None:
+    """Replace the text of the editor of the page."""
+    await visitor.page.locator(".cm-content").click()
+    await visitor.press("Control+a")
+    await visitor.page.keyboard.insert_text(text)
+
+
+async def test_a_policy_is_written_tried_saved_and_deleted(server: Live, enter: Enter) -> None:
+    admin = await enter("policies", "admin")
+    page, policy = admin.page, {"target": "cautious", "rules": [{"if": "answer.length > 3", "then": "hold"}]}
+    await admin.visit("/dashboard/policies")
+    await page.get_by_label("Name").fill("mine")
+    await page.get_by_label(re.compile("as JSON")).fill(
+        json.dumps(policy | {"rules": [{"if": "answer.len >", "then": "hold"}]})
+    )
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Line 1")
+    await page.get_by_label(re.compile("as JSON")).fill(json.dumps(policy))
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("mine")
+    assert (await api(admin, "/api/policies/mine"))["rules"] == policy["rules"]
+    await page.get_by_role("button", name="Try on the last").click()
+    await expect(page.locator(".tried")).to_be_visible()
+    assert (await api(admin, "/api/policies/mine"))["version"] == 1
+
+
+async def test_an_item_is_planted_from_a_job(server: Live, enter: Enter) -> None:
+    admin = await enter("planter", "admin")
+    budget = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
+    token = await server.token("admin", "planting@example.com")
+    await server.ask("PUT", "/api/policies/garden", token, json={"target": "rose", "rules": [], "budget": budget})
+    await server.ask("POST", "/v1/chat/completions", token, json=chat(HOSTILE, "echo"))
+    _, jobs = await server.ask("GET", "/api/jobs?limit=1", token)
+    page = admin.page
+    await admin.visit("/dashboard/policies/garden")
+    await page.get_by_role("link", name="Add one").click()
+    await page.get_by_label("Id of the job").fill(jobs["data"][0]["job_id"])
+    await page.get_by_role("button", name="Fill in").click()
+    assert await page.get_by_label("Wrong answer").input_value() == HOSTILE
+    assert await admin.violations() == []
+    await page.get_by_label("Wrong answer").fill("wrong")
+    await page.get_by_role("button", name="Plant it").click()
+    await expect(page.get_by_text("1 planted item")).to_be_visible()
+    [item] = (await api(admin, "/api/policies/garden/planted"))["data"]
+    assert item["response"]["choices"][0]["message"]["content"] == "wrong"
+    assert item["payload"]["messages"][0]["content"] == HOSTILE
+
+
+async def requests_allowed(admin: Person) -> list[int]:
+    """Return the limits of the admin, in requests a minute."""
+    limits = (await api(admin, "/api/limits"))["data"]
+    return [each["requests_per_minute"] for each in limits if each["who"] == "user:limits@example.com"]
+
+
+async def test_a_limit_is_set_changed_and_deleted(server: Live, enter: Enter) -> None:
+    admin = await enter("limits", "admin")
+    page = admin.page
+    await admin.visit("/dashboard/limits")
+    await page.get_by_label(re.compile("^Who")).fill("user:limits@example.com")
+    await page.get_by_label("Requests a minute").fill("7")
+    await page.get_by_role("button", name="Set the limit").click()
+    await expect(page.get_by_text("of 7")).to_be_visible()
+    assert await requests_allowed(admin) == [7]
+    await page.get_by_role("link", name="Change the limit of user:limits@example.com").click()
+    await page.get_by_label("Requests a minute").fill("9")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("of 9")).to_be_visible()
+    await page.get_by_role("button", name="Delete the limit of user:limits@example.com").click()
+    await expect(page.get_by_text("of 9")).to_have_count(0)
+    assert await requests_allowed(admin) == []
+
+
+async def test_a_token_is_shown_once_and_revoked(server: Live, enter: Enter) -> None:
+    admin = await enter("tokens", "admin")
+    page = admin.page
+    await admin.visit("/dashboard/people")
+    await page.get_by_label("E-mail address of a new user").fill("new@example.com")
+    await page.get_by_role("button", name="Create a user").click()
+    await expect(page.get_by_text("it is not shown again")).to_be_visible()
+    await page.get_by_label("Name of a new token").fill(HOSTILE)
+    await page.get_by_label("User", exact=True).fill("new@example.com")
+    await page.get_by_role("button", name="Create a token").click()
+    token = await page.locator(".once pre").inner_text()
+    assert (await server.ask("GET", "/api/jobs", token))[0] == 200
+    await admin.visit("/dashboard/people")
+    assert token not in await page.content()
+    await page.get_by_role("button", name=f"Revoke the token {HOSTILE}").click()
+    await expect(page.get_by_role("button", name=f"Revoke the token {HOSTILE}")).to_have_count(0)
+    assert (await server.ask("GET", "/api/jobs", token))[0] == 401
+
+
+async def test_a_model_is_registered_tried_and_removed(server: Live, enter: Enter) -> None:
+    admin = await enter("models", "admin")
+    page = admin.page
+    await admin.visit("/dashboard/models")
+    await page.get_by_label("Name").fill("mynah")
+    await page.get_by_label("Model, as JSON").fill('{"kind": "echo", "review": "never"}')
+    await page.get_by_role("button", name="Register").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("mynah")
+    assert (await api(admin, "/api/models/mynah"))["kind"] == "echo"
+    await page.get_by_label("Message").fill(HOSTILE)
+    await page.get_by_role("button", name="Try").click()
+    await expect(page.get_by_role("status")).to_contain_text(HOSTILE)
+    await page.get_by_text("Remove…").click()
+    await page.get_by_role("button", name="Remove the model").click()
+    await expect(page.get_by_role("link", name="mynah")).to_have_count(0)
+    response = await admin.context.request.get(f"{admin.url}/api/models/mynah")
+    assert response.status == 404
+
+
+async def test_a_prompt_is_written_with_its_placeholders_in_sight_and_run(server: Live, enter: Enter) -> None:
+    await server.model("poet")
+    owner = await enter("prompts", "user")
+    page = owner.page
+    await owner.visit("/dashboard/prompts")
+    await page.get_by_label(re.compile("^Name")).fill("haiku")
+    await page.get_by_label("Model").select_option("poet")
+    await write(owner, "About {subject} in {language}, {{plain}}")
+    await expect(page.locator("#checked")).to_contain_text("Placeholders: subject language")
+    await expect(page.locator(".cm-placeholder-name")).to_have_text(["{subject}", "{language}"])
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("haiku")
+    await write(owner, f"On {{subject}}: {HOSTILE}")
+    await expect(page.locator("#checked")).to_have_text(re.compile("Placeholders:\\s+subject\\s*$"))
+    await page.get_by_label("What changed").fill("shorter")
+    await page.get_by_role("button", name="Save as a new version").click()
+    await expect(page.locator("ins")).to_contain_text(HOSTILE)
+    saved = await api(owner, "/api/prompts/haiku")
+    assert (saved["version"], saved["body"], saved["args"]) == (2, f"On {{subject}}: {HOSTILE}", ["subject"])
+    assert await owner.violations() == []
+    await page.get_by_label("subject").fill("rain")
+    await page.get_by_role("button", name="Run").click()
+    await expect(page).to_have_url(re.compile("/dashboard/jobs/"))
+    await expect(page.get_by_text("haiku v2")).to_be_visible()
+
+
+async def test_a_pipeline_is_checked_while_it_is_written(server: Live, enter: Enter) -> None:
+    await register_missing_builtins(server.services)
+    owner = await enter("pipelines", "user")
+    page = owner.page
+    await owner.visit("/dashboard/pipelines")
+    await page.get_by_label(re.compile("^Name")).fill("loud")
+    await write(owner, "uppercase(\n  ☃)")
+    await expect(page.locator("#checked .error")).to_contain_text("line 2, column 3")
+    await expect(page.locator(".cm-fault")).to_have_text("☃")
+    await write(owner, "nosuch(text)")
+    await expect(page.locator("#checked .error")).to_contain_text("nosuch")
+    await write(owner, "uppercase(uppercase(text))")
+    await expect(page.locator(".call-tree")).to_contain_text("uppercase")
+    await expect(page.locator(".cm-fault")).to_have_count(0)
+    assert await owner.violations() == []
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("loud")
+    assert (await api(owner, "/api/pipelines/loud"))["body"] == "uppercase(uppercase(text))"
+
+
+async def test_the_playground_leaves_a_job(server: Live, enter: Enter) -> None:
+    await server.model("lyrebird")
+    owner = await enter("player", "user")
+    page = owner.page
+    await owner.visit("/dashboard/playground")
+    await page.get_by_label("Ask", exact=True).fill("lyrebird")
+    await page.get_by_label("Message", exact=True).fill(HOSTILE)
+    await page.get_by_role("button", name="Ask").click()
+    await expect(page.locator("#state-left")).to_have_text("Answered")
+    [job] = (await api(owner, "/api/jobs"))["data"]
+    assert (job["model"], job["status"]) == ("lyrebird", "success")
+
+
+async def test_an_answer_of_a_megabyte_is_shown_on_the_new_pages(server: Live, enter: Enter) -> None:
+    token = await server.token("admin", "large@example.com")
+    budget = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
+    await server.ask("PUT", "/api/policies/large", token, json={"target": "large", "rules": [], "budget": budget})
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("word " * 200_000, "echo"))
+    _, jobs = await server.ask("GET", "/api/jobs?limit=1", token)
+    admin = await enter("reader", "admin")
+    for path in (f"/dashboard/policies/large/planted?job={jobs['data'][0]['job_id']}", "/dashboard/jobs"):
+        await admin.visit(path)
+        await expect(admin.page.get_by_role("heading", level=1)).to_be_visible()
+        assert not await admin.page.evaluate("document.documentElement.scrollWidth > innerWidth")

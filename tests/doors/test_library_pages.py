@@ -1,0 +1,81 @@
+"""The pages of prompts and pipelines: drafts that are checked, versions compared, and what each was used for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from signoff.core.price import Price
+from signoff.work.admin.usage import add_price
+from signoff.work.pipelines.functions import register_missing_builtins
+from support.live_server import Live, chat, live, until
+from support.pages import cells, signed_in, words
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module", name="server")
+async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with live(tmp_path_factory.mktemp("library"), log_before_answer=True, release_after_seconds=0) as server:
+        await register_missing_builtins(server.services)
+        await server.model("parrot")
+        await add_price(server.services, Price(model="parrot", valid_from=0, request=1000, input=0, output=0))
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("prompt", "{question} for {name} {{not}} {question}", "Placeholders: question name"),
+        ("prompt", "<b>", "No placeholders"),
+        ("pipeline", "uppercase(uppercase(text))", "Arguments: text uppercase uppercase"),
+        ("pipeline", "uppercase(\n  ☃)", "line 2, column 3"),
+        ("pipeline", "nosuch(x)", "nosuch"),
+        ("pipeline", "<img src=x onerror=alert(1)>", "line 1, column 1"),
+        ("prompt", "", "`body` must be 1 to"),
+    ],
+)
+async def test_a_draft_is_checked_and_not_saved(server: Live, kind: str, body: str, expected: str) -> None:
+    user = await signed_in(server, "user", "writer")
+    page = await user.submit(f"/dashboard/drafts/{kind}", status=200, body=body, name="draft")
+    assert expected in words(page)
+    assert "<img" not in page
+    await user.open(f"/dashboard/{kind}s/draft", status=404)
+    await user.submit("/dashboard/drafts/other", status=404, body=body)
+
+
+async def test_the_place_of_a_fault_is_told_to_the_editor(server: Live) -> None:
+    user = await signed_in(server, "user", "placer")
+    page = await user.submit("/dashboard/drafts/pipeline", status=200, body="uppercase(\n  ☃)", name="")
+    assert re.findall(r'data-at="(\d+)"', page) == ["13"]
+
+
+async def test_versions_of_a_prompt_have_their_cost_and_verdicts_and_are_compared(server: Live) -> None:
+    admin = await signed_in(server, "admin", "owner")
+    for number, text in enumerate(("One {x}", "Two {x}", "Three {x}")):
+        form = {"body": text, "model": "parrot", "message": f"<b>{number}", "production": "yes"}
+        await admin.submit("/dashboard/prompts" + ("/greet" if number else ""), name="greet", **form)
+    for version in (1, 1, 3):
+        await admin.api("POST", "/v1/chat/completions", json=chat("hello", f"greet@{version}"))
+    page = await admin.open("/dashboard/prompts/greet")
+    assert "&lt;b&gt;1" in page
+    assert cells(page, "&lt;b&gt;0")[:3] == ["2", "$0.002", "$0.001"]
+    assert cells(page, "&lt;b&gt;1")[0] == "0"
+    two_and_three = await admin.open("/dashboard/prompts/greet?version=3&against=1")
+    assert "<del>One {x}</del>" in two_and_three
+    assert "<ins>Three {x}</ins>" in two_and_three
+    assert "<del>Two {x}</del>" in await admin.open("/dashboard/prompts/greet?version=3")
+
+
+async def test_versions_of_a_pipeline_have_their_latest_runs(server: Live) -> None:
+    admin = await signed_in(server, "admin", "runner")
+    await admin.submit("/dashboard/pipelines", name="shout", body="uppercase(text)", production="yes")
+    job = (await admin.submit("/dashboard/pipelines/shout/run", **{"argument.text": "hi"})).rpartition("/")[2]
+
+    async def answered() -> bool | None:
+        return (await admin.api("GET", f"/api/jobs/{job}"))["status"] == "success" or None
+
+    await until(answered)
+    assert cells(await admin.open("/dashboard/pipelines/shout"), "1 production")[1:3] == ["1", "0"]
