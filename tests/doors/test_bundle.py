@@ -10,7 +10,7 @@ import structlog
 
 from doors.test_session import session_headers
 from signoff.dashboard import bundle as bundle_module
-from signoff.dashboard.bundle import BUILT, NOT_BUILT, bundle
+from signoff.dashboard.bundle import BUILT, NOT_BUILT, bundle, static_hash
 from signoff.server.start_warnings import log_page_warnings
 from support.live_server import live
 
@@ -27,6 +27,27 @@ async def test_a_script_is_kept_for_good_as_its_name_has_the_hash_of_its_content
         for path in ("/static/tokens.css", "/static/built/LICENSES.txt"):
             assert (await server.ask("GET", path))[0] == 200
         assert (await server.ask("GET", "/static/built/none.js"))[0] == 404
+
+
+async def test_a_style_sheet_is_kept_for_good_as_its_address_has_the_hash_of_its_content(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        _, page = await server.ask("GET", "/dashboard/usage", headers=await session_headers(server))
+        links = re.findall(r'(?:href|src)="(/static/[^"]+)"', page)
+        assert len(links) >= 6
+        for link in links:
+            async with server.http.get(server.url + link) as response:
+                assert response.status == 200, link
+                assert response.headers["cache-control"] == "max-age=31536000, public, immutable", link
+        assert (await server.ask("GET", f"/static/{'0' * 16}/tokens.css"))[0] == 404
+
+
+def test_the_hash_changes_with_any_style_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = set[str]()
+    monkeypatch.setattr(bundle_module, "STATIC", tmp_path)
+    for name, text in (("a.css", "a{}"), ("a.css", "b{}"), ("b.css", "c{}")):
+        (tmp_path / name).write_text(text)
+        hashes.add(static_hash.__wrapped__())
+    assert len(hashes) == 3
 
 
 def test_the_notices_of_all_bundled_packages_lie_beside_the_bundle() -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-BUILT = Path(__file__).parent / "static" / "built"
+from signoff.core.fingerprint import fingerprint
+
+STATIC = Path(__file__).parent / "static"
+BUILT = STATIC / "built"
 NOT_BUILT = (
     "The scripts of the dashboard are not built, so its pages have no keys, editors and live updates. "
     "Run `make setup` in the checkout, or install Signoff from its wheel, which carries them."
@@ -16,6 +19,13 @@ NOT_BUILT = (
 def bundle() -> Mapping[str, str]:
     """Return the file names of the bundle by entry, such as `desk.js`; none if it is not built."""
     return _read_manifest(BUILT)
+
+
+@functools.cache
+def static_hash() -> str:
+    """Return a hash of the style sheets and scripts that need no building: their address, so that it never changes."""
+    files = sorted(path for path in STATIC.iterdir() if path.is_file())
+    return fingerprint(*(part for path in files for part in (path.name.encode(), path.read_bytes())))[:16]
 
 
 @functools.cache

@@ -8,8 +8,8 @@ from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller
-from signoff.dashboard.bundle import BUILT
-from signoff.dashboard.shell import STATIC, page, pages_of
+from signoff.dashboard.bundle import BUILT, STATIC, static_hash
+from signoff.dashboard.shell import page, pages_of
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import INTS, parse_digits
@@ -58,12 +58,12 @@ def _sign_in_error(request: AnyRequest) -> str | None:
 
 
 router = Router("/", route_handlers=[show_home, show_sign_in, post_sign_out])
-static = create_static_files_router("/static", directories=[STATIC], include_in_schema=False)
-# The name of a file of the bundle has the hash of its content.
+# The address of a file has a hash of its content: of the bundle in its name, of the others in the path.
+_FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
 built = create_static_files_router(
-    "/static/built",
-    name="built",
-    directories=[BUILT],
-    include_in_schema=False,
-    cache_control=CacheControlHeader(public=True, max_age=31_536_000, immutable=True),
+    "/static/built", name="built", directories=[BUILT], include_in_schema=False, cache_control=_FOR_EVER
 )
+hashed = create_static_files_router(
+    f"/static/{static_hash()}", name="hashed", directories=[STATIC], include_in_schema=False, cache_control=_FOR_EVER
+)
+static = create_static_files_router("/static", directories=[STATIC], include_in_schema=False)

@@ -45,5 +45,6 @@ ROUTES: list[Router] = [
     people.router,
     audit.router,
     home.built,
+    home.hashed,
     home.static,
 ]

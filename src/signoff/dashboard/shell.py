@@ -11,13 +11,13 @@ from litestar.response import Template
 from signoff.core.access import Caller, may_review
 from signoff.core.price import NANO, dollars
 from signoff.core.wire import format_time
-from signoff.dashboard.bundle import bundle
+from signoff.dashboard.bundle import bundle, static_hash
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import MOUNT, header, scheme_of
 from signoff.errors import SignoffError
 from signoff.work.services import Services
 
-TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
+TEMPLATES = Path(__file__).parent / "templates"
 _POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -110,6 +110,7 @@ def document(request: AnyRequest, template: str, title: str, /, **context: Any) 
     """Return a page in the shell that knows neither a caller nor the time; see `page`."""
     nonce, root = secrets.token_urlsafe(16), root_of(request)
     shared = {"root": root, "nonce": nonce, "built": partial(built_address, root), "title": title}
+    shared["static"] = partial(static_address, root)
     return Template(template, context=shared | context, headers=security_headers(nonce))
 
 
@@ -124,6 +125,11 @@ def built_address(root: str, entry: str) -> str | None:
     """Return the address of a file of the bundle; None if it is not built."""
     name = bundle().get(entry)
     return None if name is None else f"{root}/static/built/{name}"
+
+
+def static_address(root: str, name: str) -> str:
+    """Return the address of a style sheet or script of this package, which has a hash of all their contents."""
+    return f"{root}/static/{static_hash()}/{name}"
 
 
 def with_status(shown: Template, error: SignoffError | None) -> Template:
