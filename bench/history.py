@@ -51,6 +51,7 @@ LISTS = {
     "/api/jobs?status=fail&total=1 (user)": 20,
     "/api/usage?since={since}&by=day": 50,
     "/api/usage?since={since}&by=user,model": 50,
+    "/api/usage/latencies?since={since}&by=model": 50,
     "/dashboard/jobs": 200,
     **{f"/dashboard/jobs?status={status}": 200 for status in STATUSES},
     "/dashboard/jobs (user)": 200,
@@ -129,8 +130,15 @@ def columns_of(database: str, execute: Execute, table: str) -> list[str]:
 
 
 def fill_sums(database: str, execute: Execute, rows: int) -> None:
-    """Insert a sum for each hour and day, each of the fifty users and each status, as the server keeps them."""
-    for table, period, period_us in (("usage_hours", "hour", HOUR_US), ("usage_days", "day", 24 * HOUR_US)):
+    """Insert a sum for each hour and day, each of the fifty users and each status, as the server keeps them.
+
+    The histograms of latencies get as many rows, of two powers of two.
+    """
+    periods = (("hour", HOUR_US), ("day", 24 * HOUR_US))
+    tables = [
+        (f"{name}_{period}s", period, period_us) for name in ("usage", "latency") for period, period_us in periods
+    ]
+    for table, period, period_us in tables:
         names = columns_of(database, execute, table)
         if not names:  # an older checkout
             continue
@@ -141,6 +149,7 @@ def fill_sums(database: str, execute: Execute, rows: int) -> None:
             period: f"({first} + n / 100) * {period_us}",
             "user_id": "1 + n % 50",
             "status": "CASE WHEN n % 100 < 50 THEN 'fail' ELSE 'success' END",
+            "exponent": "16 + n % 100 / 50",
             "jobs": str(rows // groups + 1),
         }
         columns, selected = ", ".join(names), ", ".join(values.get(name, f"one.{name}") for name in names)

@@ -36,7 +36,7 @@ export const draw = (figure) => {
     {
       width: figure.clientWidth,
       height: HEIGHT,
-      padding: [null, 20, null, null],
+      padding: [null, 26, null, null],
       legend: { show: false },
       cursor: { sync: { key: sync.key }, y: false, points: { show: false }, drag: { x: false, y: false } },
       scales: { x: { time: false, range: [times[0] - half, times.at(-1) + half] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
