@@ -9,7 +9,7 @@ import pytest
 
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.browser import DESKTOP, PHONE, Enter
-from support.live_server import Live, chat
+from support.live_server import Live, chat, until
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
@@ -17,6 +17,29 @@ PAGES = [
     *("review", "review/bulk", "jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
     *("functions", "cache", "limits", "people", "models", "audit"),
 ]
+
+
+async def filled(server: Live, name: str) -> list[str]:
+    """Make a policy with a budget, a prompt, a pipeline and a batch of a file with a fault; return their pages."""
+    admin = await server.token("admin", f"{name}@example.com")
+    budget = {"answers": 10_000, "share": 0.02, "confidence": 0.95, "audit_rate": 0.1}
+    await server.ask("PUT", f"/api/policies/{name}", admin, json={"target": name, "rules": [], "budget": budget})
+    for version in range(2):
+        method, path = ("PUT", f"/api/prompts/{name}") if version else ("POST", "/api/prompts")
+        await server.ask(
+            method, path, admin, json={"name": name, "body": f"About {{x}}, {version}", "label": "production"}
+        )
+    await server.ask("POST", "/api/pipelines", admin, json={"name": f"{name}_run", "body": f"uppercase({name}(x))"})
+    new = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    _, batch = await server.ask("POST", "/v1/batches", admin, json=new)
+
+    async def ended() -> bool | None:
+        _, present = await server.ask("GET", f"/v1/batches/{batch['id']}", admin)
+        return present["status"] == "failed" or None
+
+    await until(ended)
+    library = [f"prompts/{name}", f"pipelines/{name}_run"]
+    return [f"policies/{name}", f"policies/{name}/planted", f"batches/{batch['id']}", *library]
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -29,9 +52,10 @@ async def test_no_page_has_an_error_or_anything_that_axe_finds(
     await server.ask("POST", "/v1/chat/completions", await server.token(), json=chat("hi", f"model-{name}"))
     job = await leased(server.services.store, body=json.dumps(chat(f"question of {name}")).encode())
     job = await server.services.store.jobs.transition(job.id, a_step("hold", changes={"response": b'"answer"'}))
+    ones = await filled(server, f"item{size['width']}")
     admin = await enter(name, "admin", viewport=size)
     faults = dict[str, list[str]]()
-    for address in [*PAGES, f"review/{job.id}", f"jobs/{job.id}"]:
+    for address in [*PAGES, *ones, f"review/{job.id}", f"jobs/{job.id}", f"models/model-{name}"]:
         await admin.visit(f"/dashboard/{address}")
         faults[address] = await admin.violations()
         if await admin.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
