@@ -30,6 +30,7 @@ from signoff.work.services import Services
 
 PATH = f"{REVIEW.path}/bulk"
 MAX_SHOWN, MAX_SUGGESTED = 50, 100
+MAX_TEXT = 1000
 LABELS: dict[BulkState, StateLabel] = {
     "selected": StateLabel("Selected", "ring", ""),
     "decided": StateLabel("Decided", "check", "ok"),
@@ -176,8 +177,8 @@ async def _row(services: Services, caller: Caller, item: BulkItem) -> dict[str, 
         "item": item,
         "job": job,
         "state": LABELS[item.state],
-        "question": " ".join(question[:400].split()),
-        "answer": " ".join(answer[:400].split()),
+        "question": " ".join(question[:MAX_TEXT].split()),
+        "answer": " ".join(answer[:MAX_TEXT].split()),
     }
 
 
