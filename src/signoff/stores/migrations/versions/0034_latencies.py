@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0034"
-down_revision = "0031"
+down_revision = "0032"
 
 COLUMNS = [f"{measure}_{part}" for measure in ("whole", "first") for part in range(8)]
 
