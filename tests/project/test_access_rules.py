@@ -104,8 +104,9 @@ LOADERS = {
     "work/rejoin.py _find_unfinished": "finds a job of the same user, token and request",
     "work/reviews/ballot.py cast_vote": "votes on a job that `decide` has loaded by `load_held`",
     "work/reviews/bulk.py _is_decided": "looks at the decisions of the bulk's own reviewer",
-    "work/reviews/bulk.py _load_own": "is the check itself: the reviewer of the bulk decision",
-    "work/reviews/dry_run.py dry_run": "checks `check_admin` first",
+    "work/reviews/bulk.py get_bulk": "is the check itself: the reviewer of the bulk decision",
+    "work/reviews/leases.py _has_voted": "looks for the caller's own vote, and returns True or False alone",
+    "work/reviews/past_answers.py past_answers": "is for admins: `dry_run` and `recommend` check that",
     "work/reviews/held.py _reason_of_end": "is for `load_held`, after the role",
     "work/reviews/history.py open_votes": "counts votes on a job that its caller got by `load_held`",
     "work/reviews/history.py past_verdicts": "looks at verdicts of the caller",
@@ -135,6 +136,8 @@ WITHOUT_CALLER = {
     "work/batches/manage.py create_batch": "stores a batch, which has its caller",
     "work/batches/manage.py list_batches": "lists by `user_id`, which a door takes from the caller",
     "work/batches/manage.py new_batch_id": "makes an id",
+    "work/batches/manage.py owner_of": "names the owner of a batch that its caller got by `find_batch`, or as an admin",
+    "work/batches/manage.py waiting_lines": "counts the lines of a batch that its caller got by `find_batch`",
     "work/batches/manage.py totals_of": "counts the lines of a batch that its caller got by `find_batch`",
     "work/batches/messages.py results_file": "finds the output of a batch that its caller got by `find_batch`",
     "work/call.py answer_call": "goes on with a call, which has its caller",
@@ -143,6 +146,7 @@ WITHOUT_CALLER = {
     "work/jobs/query.py departed_callers": "returns times about jobs that its caller may see",
     "work/pipelines/functions.py list_functions": "functions are for all callers",
     "work/reviews/history.py open_votes": "counts votes on a job that its caller got by `load_held`",
+    "work/reviews/recommend.py draft_at": "computes a draft for an admin",
     "work/reviews/receipts.py public_key": "the public key is for all callers",
 }
 

@@ -49,7 +49,7 @@ async def test_a_call_whose_job_was_deleted_meanwhile_is_not_stored_again(tmp_pa
     async with live(tmp_path, log_after_seconds=0.05) as server:
         token, store = await server.token(), server.services.store
         call = asyncio.ensure_future(
-            server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "echo/delay=0.5"))
+            server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "echo/delay=3"))
         )
 
         async def list_jobs() -> list[Job] | None:
