@@ -102,7 +102,7 @@ async def test_a_job_has_its_tokens_its_cost_and_its_times(
     assert tokens == {name: counting_model.tokens[name] for name in COUNTED}
     usage = Usage(**tokens)
     assert job.cost_nanodollars == cost_of(PRICE, usage) > 0
-    assert job.ttft_us > 0
+    assert job.ttft_us >= 0  # the clock of the event loop has whole milliseconds
     assert job.queued_us >= 0
     assert job.generation_us >= 0
 
