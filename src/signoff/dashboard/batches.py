@@ -9,7 +9,7 @@ from litestar.params import FromPath
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.batch import Batch, BatchApi, BatchFilter, BatchStatus, StoredFile
+from signoff.core.batch import Batch, BatchApi, BatchFilter, BatchStatus, BatchTotals, StoredFile
 from signoff.core.endpoints import CHAT
 from signoff.dashboard.jobs import StateLabel
 from signoff.dashboard.shell import BATCHES, page, redirect, with_status
@@ -187,10 +187,12 @@ async def _list_page(
 
 
 async def _row(services: Services, caller: Caller, batch: Batch) -> dict[str, Any]:
+    totals = await totals_of(services, batch)
     return {
         "batch": batch,
         "state": LABELS[batch.status],
-        "progress": await _progress(services, batch),
+        "totals": totals,
+        "progress": await _progress(services, batch, totals),
         "file": await _file(services, caller, batch.input_file_id),
         "owner": await owner_of(services, batch) if caller.role == "admin" else None,
     }
@@ -209,14 +211,13 @@ async def _batch_page(
         template,
         BATCHES.name,
         **row,
-        totals=await totals_of(services, batch),
         files={name: file_id and await _file(services, caller, file_id) for name, file_id in files.items()},
         ended_at=batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at,
     )
 
 
-async def _progress(services: Services, batch: Batch) -> Progress:
-    totals, waiting = await totals_of(services, batch), await waiting_lines(services, batch)
+async def _progress(services: Services, batch: Batch, totals: BatchTotals) -> Progress:
+    waiting = await waiting_lines(services, batch)
     return Progress(total=totals.total, completed=totals.completed, failed=totals.unanswered, held=waiting.held)
 
 
