@@ -80,8 +80,6 @@ class HttpConnection(asyncio.Protocol):
         )
         self._is_full = False
         """True while the transport takes no more bytes of the request."""
-        self._is_open = False
-        """True while an answer is expected or read."""
         self._is_sent = True
         self._is_keep_alive = True
         self._head: ResponseHead | None = None
@@ -161,7 +159,7 @@ class HttpConnection(asyncio.Protocol):
     def _begin(self) -> None:
         self.requests += 1
         self.has_answer_begun = self._is_ended = self._ends_with_connection = False
-        self._is_open, self._is_sent, self._is_keep_alive = True, True, True
+        self._is_sent = self._is_keep_alive = True
         self._head, self._bytes_without_body = None, 0
         self._clear_headers()
 
@@ -215,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`. Bytes that no request has asked for end the connection."""
-        if not self._is_open:
+        if self._is_ended or self.requests == 0:
             return self.abort()
         is_first, self.has_answer_begun = not self.has_answer_begun, True
         self._bytes_without_body += len(data)
@@ -303,7 +301,7 @@ class HttpConnection(asyncio.Protocol):
         if self._head is None:
             self._clear_headers()
             return
-        self._is_ended, self._is_open = True, False
+        self._is_ended = True
         self._is_keep_alive = self._is_keep_alive and self._parser.should_keep_alive()
 
     def _clear_headers(self) -> None:
