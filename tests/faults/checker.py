@@ -12,7 +12,7 @@ import msgspec
 
 from faults.clients import request_name_in
 from faults.history import Line, read
-from faults.tables import StoredJob, Tables
+from faults.tables import CommitOrder, StoredJob, Tables
 from faults.walk import Finding, check_events
 from faults.wishes import MUST_FAIL, RETRY_AFTER
 from signoff.core.job import Job
@@ -29,6 +29,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     id: str
     request_name: str
     status: str
+    seq: int
     code: str | None
     retryable: bool
     key: str | None
@@ -99,6 +100,8 @@ class Check(msgspec.Struct):
     unlogged: list[float]
     """For each answered call whose row was lost by a kill, the seconds between its answer and the kill."""
     recovered: int = 0
+    commits: CommitOrder = {}
+    """The order in which the events of jobs with the same request were committed."""
 
 
 async def check(tables: Tables, history: Path) -> Check:
@@ -107,6 +110,8 @@ async def check(tables: Tables, history: Path) -> Check:
     async for page in tables.pages():
         for stored in page:
             _check_job(stored, index, result)
+    repeated = [job.id for jobs in _by_request(result) if len(jobs) > 1 for job in jobs]
+    result.commits = await tables.commit_order(repeated)
     for law in (
         _check_accepted,
         _check_duplicates,
@@ -150,6 +155,7 @@ def _record_of(stored: StoredJob) -> JobRecord:
         id=job.id,
         request_name=request_name_in(job.body) or "nobody's",
         status=job.status,
+        seq=job.seq,
         code=job.error.code if job.error else None,
         retryable=bool(job.error and job.error.retryable),
         key=job.idempotency_key,
@@ -228,10 +234,8 @@ def _check_unlogged(killed: Mapping[int, float], missing: Iterable[Line]) -> Ite
 
 def _check_duplicates(index: HistoryIndex, result: Check) -> Iterator[Finding]:
     """Check that each request created one job; a second one under its key is allowed only after a retryable failure."""
-    by_name: dict[str, list[JobRecord]] = defaultdict(list)
-    for job in result.jobs.values():
-        by_name[job.request_name].append(job)
-    for name, jobs in by_name.items():
+    for jobs in _by_request(result):
+        name = jobs[0].request_name
         lines = index.responses[name]
         if name not in index.requests:
             yield Finding("unexpected", jobs[0].id, "nobody asked for it")
@@ -241,12 +245,21 @@ def _check_duplicates(index: HistoryIndex, result: Check) -> Iterator[Finding]:
             yield Finding("unexpected", jobs[0].id, f"it was refused with {lines[0]['status']}")
         if not any(line["job"] for line in lines):
             result.recovered += 1
-        ordered = sorted(jobs, key=lambda job: job.created_at)
+        ordered = sorted(jobs, key=lambda job: result.commits.get((job.id, 1), 0))
         for earlier, later in itertools.pairwise(ordered):
-            # Times are the starts of transactions; the one that finds the key free may have begun before the failure.
-            is_after_failure = (earlier.ended_at or 0) <= later.created_at + CLOCK_TOLERANCE_SECONDS * SECOND
+            # Times in events are not compared: a transaction that found the key free may have begun before the failure.
+            failed, began = result.commits.get((earlier.id, earlier.seq)), result.commits.get((later.id, 1))
+            is_after_failure = failed is not None and began is not None and failed < began
             if not (earlier.key and earlier.status == "fail" and earlier.retryable and is_after_failure):
                 yield Finding("duplicated", later.id, f"{name} is {earlier.id} already")
+
+
+def _by_request(result: Check) -> Iterable[list[JobRecord]]:
+    """Return the jobs in groups of those that the same request created."""
+    by_name: dict[str, list[JobRecord]] = defaultdict(list)
+    for job in result.jobs.values():
+        by_name[job.request_name].append(job)
+    return by_name.values()
 
 
 def _check_answers(index: HistoryIndex, result: Check) -> Iterator[Finding]:

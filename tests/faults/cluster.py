@@ -21,7 +21,7 @@ from support.service_supervisor import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
 PYTHON_PATH = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-READY_SECONDS = 40.0
+READY_SECONDS = 120.0
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
 Kind = Literal["server", "worker"]

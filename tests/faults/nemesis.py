@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from faults.world import World
 
-FAULT_SECONDS = 60.0
+FAULT_SECONDS = 240.0
 
 
 class Impact(NamedTuple):

@@ -138,7 +138,7 @@ def _further_figures(plan: Round, index: HistoryIndex, check: Check) -> dict[str
             max(check.unlogged, default=0), 3
         ),
         "drained after seconds": round(drained[0], 1) if drained else -1,
-        "drain limit seconds": plan.drain_seconds,
+        "limit of a pause in it, in seconds": plan.longest_pause_seconds,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sqlite3
 import time
 from collections import Counter
@@ -51,7 +52,8 @@ class Round:
     """The number of verdicts that each reviewer sends concurrently."""
     gap_seconds: float = 0.5
     seconds: float
-    drain_seconds: float
+    longest_pause_seconds: float
+    """After the faults, the longest time in which no job and no delivery may end while some are left."""
     limit_seconds: float
     later: Mapping[str, int] = field(default_factory=lambda: LATER)
     jobs: int = 0
@@ -141,21 +143,27 @@ async def _pace_callers(plan: Round, world: World, callers: Callers) -> None:
 
 
 async def _drain(plan: Round, world: World, callers: Callers) -> None:
-    """Stop the callers, wait until all jobs have ended, and record whether that took too long."""
+    """Stop the callers, wait until all jobs and deliveries have ended, and record if they do not go on.
+
+    The time for all of them depends on the machine, so only that for the next one is bounded.
+    """
     began_at = time.monotonic()
     callers.is_over.set()
     callers.may_send.set()
     await asyncio.wait(callers.tasks, timeout=LAST_ANSWERS_SECONDS)
+    left, backlog = math.inf, await world.tables.backlog()
 
-    async def is_empty() -> bool:
-        return (await world.tables.backlog()).is_empty
+    async def has_progressed() -> bool:
+        nonlocal backlog
+        backlog = await world.tables.backlog()
+        return backlog.steps_left < left
 
-    is_drained = await until(is_empty, plan.drain_seconds)
-    seconds = time.monotonic() - began_at
-    if is_drained:
-        world.history.record("drained", seconds=seconds)
-    else:
-        world.history.record("undrained", seconds=seconds, backlog=str(await world.tables.backlog()))
+    while not backlog.is_empty:
+        left = backlog.steps_left
+        if not await until(has_progressed, plan.longest_pause_seconds):
+            world.history.record("undrained", seconds=time.monotonic() - began_at, backlog=str(backlog))
+            return
+    world.history.record("drained", seconds=time.monotonic() - began_at)
 
 
 def _record_breaches(world: World) -> None:

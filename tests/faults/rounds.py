@@ -87,7 +87,7 @@ def only(*faults: Fault) -> Round:
         workers=2,
         concurrent_callers=6,
         seconds=6,
-        drain_seconds=60,
+        longest_pause_seconds=60,
         later=QUICK,
         limit_seconds=240,
     )
@@ -102,7 +102,7 @@ SHORT_SERVERS = Round(
     concurrent_callers=24,
     backlog=200,
     seconds=60,
-    drain_seconds=90,
+    longest_pause_seconds=90,
     limit_seconds=400,
 )
 SHORT_FILE = Round(
@@ -114,7 +114,7 @@ SHORT_FILE = Round(
     concurrent_callers=8,
     backlog=100,
     seconds=16,
-    drain_seconds=60,
+    longest_pause_seconds=60,
     limit_seconds=300,
 )
 # The smallest useful round; part of every run of the tests.
@@ -133,12 +133,12 @@ LONG_SERVERS = replace(
     verdicts_at_once=6,
     gap_seconds=2,
     seconds=2700,
-    drain_seconds=120,
-    limit_seconds=3000,
+    longest_pause_seconds=120,
+    limit_seconds=4200,
     jobs=100_000,
     kills=200,
 )
-LONG_FILE = replace(SHORT_FILE, plan=on_one_file_without_end, seconds=300, jobs=10_000, kills=30, limit_seconds=420)
+LONG_FILE = replace(SHORT_FILE, plan=on_one_file_without_end, seconds=300, jobs=10_000, kills=30, limit_seconds=900)
 ROUNDS: dict[str, list[Round]] = {
     "smoke": [SMOKE],
     "short": [SHORT_SERVERS, SHORT_FILE],

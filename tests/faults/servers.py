@@ -43,7 +43,8 @@ def postgres(folder: Path) -> Server:
     services.empty(folder)
     services.make_cluster(binary, folder)
     url = f"postgresql://postgres@{services.LOCALHOST}:{port}/postgres"
-    return Server(url, lambda: services.postgres_at(binary, folder, port, f"max_connections={CONNECTIONS}"))
+    settings = (f"max_connections={CONNECTIONS}", "track_commit_timestamp=on")
+    return Server(url, lambda: services.postgres_at(binary, folder, port, *settings))
 
 
 def redis(folder: Path) -> Server:

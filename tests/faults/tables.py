@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,8 @@ from signoff.stores.sql import SqlStore
 from signoff.stores.transitions import EVERY_COLUMN, job_of
 
 PAGE = 2000
+CommitOrder = Mapping[tuple[str, int], int]
+"""A number for each event, by job and sequence number; it is larger for events that were committed later."""
 
 
 class StoredJob(msgspec.Struct, frozen=True):
@@ -40,7 +42,12 @@ class Backlog(msgspec.Struct, frozen=True):
     @property
     def is_empty(self) -> bool:
         """Return True if all jobs have ended and all deliveries are done or failed."""
-        return not self.bot and not self.human and not self.due
+        return not self.steps_left
+
+    @property
+    def steps_left(self) -> int:
+        """Return a number that each end of a job or delivery lowers; the end of a job may begin two deliveries."""
+        return 3 * (self.bot + self.human) + self.due
 
 
 class Tables:
@@ -48,7 +55,8 @@ class Tables:
 
     def __init__(self, url: str) -> None:
         self._store = SqlStore(url)
-        self._is_open = url.startswith("sqlite:")  # whose file the processes make
+        self._is_sqlite = url.startswith("sqlite:")
+        self._is_open = self._is_sqlite  # the processes make the file
         self._opening = asyncio.Lock()
 
     async def rows(self, query: sa.Select[Any] | sa.TextClause) -> list[Any]:
@@ -106,6 +114,20 @@ class Tables:
                 return
             yield [StoredJob(job_of_call(row), [event_of_call(row)], {}, []) for row in logged]
             last = logged[-1].id
+
+    async def commit_order(self, job_ids: Sequence[str]) -> CommitOrder:
+        """Return the order in which the events of these jobs were committed.
+
+        PostgreSQL must run with `track_commit_timestamp`. SQLite has one writer, so its rows are in that order.
+        """
+        committed_at = "extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000"
+        moment = sa.literal_column("rowid" if self._is_sqlite else committed_at)
+        order = dict[tuple[str, int], int]()
+        for start in range(0, len(job_ids), PAGE):
+            is_of_page = events.c.job_id.in_(job_ids[start : start + PAGE])
+            rows = await self.rows(sa.select(events.c.job_id, events.c.seq, moment).where(is_of_page))
+            order |= {(job_id, seq): int(at) for job_id, seq, at in rows}
+        return order
 
     async def _with_history(self, page: list[Job], last: str) -> list[StoredJob]:
         def of_page(table: sa.Table) -> sa.Select[Any]:
