@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -204,6 +207,28 @@ async def test_a_vote_is_stale_if_the_job_has_changed(store: AStore) -> None:
     assert [vote.decision for vote in votes] == [first, second]
     assert await store.reviews.votes(job.id, 2) == []
     assert {record.reviewer for record in await store.reviews.blind_votes(10)} == {"ann", "bob"}
+
+
+async def test_a_refused_verdict_undoes_nothing_of_others_in_its_transaction(store: AStore) -> None:
+    first, second = await on_desk(store), await on_desk(store)
+    approval = Decision(verdict="approve", reviewer="ann")
+
+    def decide(job: Job, reviewer: str) -> Coroutine[Any, Any, Job]:
+        decision = msgspec.structs.replace(approval, reviewer=reviewer)
+        changes, after = {"decision": decision}, {"release_at": 0.0}
+        decided = a_step("decide", round=1, reviewer=reviewer, changes=changes, after_seconds=after, decision=decision)
+        return store.jobs.transition(job.id, decided, a_step("approve", round=1))
+
+    verdicts = [decide(first, "ann"), decide(first, "bob"), decide(second, "bob"), decide(second, "cy")]
+    results = await asyncio.gather(*verdicts, return_exceptions=True)
+
+    assert [isinstance(result, Stale) for result in results] == [False, True, False, True]
+    assert "ann decided: approve" in str(results[1])
+    assert "bob decided: approve" in str(results[3])
+    assert [record.decision.reviewer for record in await store.reviews.decisions([first.id, second.id])] == ["ann", "bob"]
+    for job, reviewer in ((first, "ann"), (second, "bob")):
+        assert [event.seq for event in await store.jobs.events(job.id)] == list(range(1, job.seq + 3))
+        assert [vote.job_id for vote in await store.reviews.verdicts_of(reviewer, after=None, limit=9)] == [job.id]
 
 
 async def test_the_verdicts_of_a_reviewer_are_listed_newest_first(store: AStore) -> None:

@@ -249,7 +249,7 @@ def _check_duplicates(index: HistoryIndex, result: Check) -> Iterator[Finding]:
         for earlier, later in itertools.pairwise(ordered):
             # Times in events are not compared: a transaction that found the key free may have begun before the failure.
             failed, began = result.commits.get((earlier.id, earlier.seq)), result.commits.get((later.id, 1))
-            is_after_failure = failed is not None and began is not None and failed < began
+            is_after_failure = failed is not None and began is not None and failed <= began
             if not (earlier.key and earlier.status == "fail" and earlier.retryable and is_after_failure):
                 yield Finding("duplicated", later.id, f"{name} is {earlier.id} already")
 

@@ -132,8 +132,8 @@ def has_own_mounts() -> bool:
 
 
 def _environment(folder: Path, mutation: str, number: int) -> dict[str, str]:
-    """Return the environment of a process. Verdicts sent to the second server can be undone for UNDO_SECONDS."""
-    undo = {"SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
+    """Return the environment of a process. Verdicts on jobs of the second server can be undone for UNDO_SECONDS."""
+    undo = {"SIGNOFF_RELEASE_AFTER_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
     return clean_environment(folder / "data", **COMMON_SETTINGS, **undo, FAULTS_MUTATION=mutation)
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from signoff.setting_sources import unknown_variables
+from signoff.settings import Settings
 from support.preloaded import PreloadedProcess
 
 T = TypeVar("T")
@@ -41,7 +43,11 @@ SIGNOFF = (sys.executable, "-m", "signoff")
 
 
 def clean_environment(data_dir: Path, **more: str) -> dict[str, str]:
-    """Return an environment without this process's settings, but with settings for tests and `more`."""
+    """Return an environment without this process's settings, but with settings for tests and `more`.
+
+    A setting that does not exist would be ignored, and the test would not test what it says.
+    """
+    assert not unknown_variables(more, Settings.model_fields)
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     fast = {"SIGNOFF_LEASE_SECONDS": "2", "SIGNOFF_HEARTBEAT_SECONDS": "0.5", "SIGNOFF_SWEEP_SECONDS": "0.2"}
     return inherited | fast | {"SIGNOFF_DATA_DIR": str(data_dir), "SIGNOFF_ECHO_FAULTS": "1"} | more

@@ -123,6 +123,7 @@ def _count_planted(tx: Tx, job: Job, verb: str) -> None:
     planted = tx.conn.execute(query).one_or_none()
     if planted is None:
         return
+    tx.flush()  # the decision was added in this transaction
     of_round = (decisions.c.job_id == job.id) & (decisions.c.round == job.round)
     decision: Decision = tx.conn.execute(sa.select(decisions.c.decision).where(of_round)).scalar_one()
     is_caught = verb != "approve" or digest_answer(job.response) != planted.digest

@@ -41,6 +41,7 @@ from signoff.stores.transitions import (
     event_of,
     initial_data,
     job_of,
+    read_job,
     select_eligible,
 )
 from signoff.stores.usage import count_ended
@@ -178,9 +179,9 @@ class SqlJobs:
 
 
 def _read_job(conn: sa.Connection, job_id: str) -> Job | None:
-    row = conn.execute(_BY_ID, {"job": job_id}).one_or_none()
-    if row is not None:
-        return job_of(row)
+    job = read_job(conn, _BY_ID, job_id)
+    if job is not None:
+        return job
     call = read_call(conn, job_id)
     return None if call is None else job_of_call(call)
 

@@ -42,12 +42,11 @@ from signoff.stores.writer import Tx
 
 # Numbers of candidates: of answers that processes look at together, each locks another one. If others have locked all,
 # there are more of them in the next look. SQLite has one writer.
-CANDIDATES = (8, 64, 512)
+CANDIDATES = (2, 16, 128, 512)
 
 
 def open_next(tx: Tx, query: NextReview, actor: str, lease_seconds: float) -> Job | None:
     """Open the first answer that the reviewer may open; return its job, None if none is left."""
-    tx.flush()
     request = TransitionRequest(
         verb="open",
         actor=actor,

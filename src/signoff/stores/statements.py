@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Dialect, Table, bindparam
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
 
 from signoff.stores.json_column import JsonColumn
 
@@ -34,7 +35,7 @@ def execute_prepared(
 ) -> Sequence[Any]:
     """Execute a statement that is built once and used often, and return its rows as the driver gives them.
 
-    Values of JSON columns in the rows are bytes. On SQLite, raises exceptions of the driver.
+    Values of JSON columns in the rows are bytes. Raises DBAPIError, or exceptions of the driver on SQLite.
     """
     prepared = _prepare(statement, conn.dialect)
     values = {**prepared.defaults, **parameters}
@@ -43,10 +44,29 @@ def execute_prepared(
             values[name] = msgspec.json.encode(values[name])
     ordered = tuple([values[name] for name in prepared.names])
     if conn.dialect.name != "sqlite":
-        result = conn.exec_driver_sql(prepared.text, ordered)
-        return result.all() if result.returns_rows else []
+        return _fetch_from_postgres(conn, prepared.text, ordered)
     connection: Any = conn.connection.driver_connection
     return connection.execute(prepared.text, ordered).fetchall()
+
+
+def _fetch_from_postgres(conn: Connection, text: str, parameters: tuple[Any, ...]) -> Sequence[Any]:
+    """Execute a statement with a cursor of the driver. Raises DBAPIError, as SQLAlchemy does."""
+    cursor = conn.connection.cursor()
+    try:
+        cursor.execute(text, parameters)
+        return cursor.fetchall()
+    except conn.dialect.loaded_dbapi.Error as error:
+        is_lost = conn.dialect.is_disconnect(error, conn.connection, cursor)
+        if is_lost:
+            conn.invalidate(error)
+        raise DBAPIError.instance(
+            text,
+            None,  # keep callers' data out of the log
+            error,
+            conn.dialect.loaded_dbapi.Error,
+            connection_invalidated=is_lost,
+            dialect=conn.dialect,
+        ) from error
 
 
 @lru_cache(maxsize=256)

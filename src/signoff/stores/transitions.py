@@ -20,7 +20,7 @@ from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.audits import END_OF_COPY, check_pass, record_coin, record_verdict
 from signoff.stores.created_objects import add_created_objects
-from signoff.stores.decisions import record_decision, record_vote
+from signoff.stores.decisions import added_decision, record_decision, record_vote
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs
@@ -70,8 +70,7 @@ def _held_job(tx: Tx, job_id: str, requests: Sequence[TransitionRequest]) -> Job
     if SIGNED.isdisjoint(request.verb for request in requests):
         return None
     check_signer(tx)
-    row = tx.conn.execute(_HELD, {"job": job_id}).one_or_none()
-    return None if row is None else job_of(row)
+    return read_job(tx.conn, _HELD, job_id)
 
 
 def is_redone_copy(job: Job) -> bool:
@@ -80,7 +79,9 @@ def is_redone_copy(job: Job) -> bool:
 
 
 def record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
-    """Add the event, the change notifications and the deliveries of a transition that was made."""
+    """Add the decision, the event, the change notifications and the deliveries of a transition that was made."""
+    if request.decision is not None:
+        record_decision(tx, job, request.decision)
     tx.add(events, event_of(job, request.verb, request.actor, changed_columns(job, request)))
     if "response" in request.changes:
         add_created_objects(tx, job)
@@ -131,7 +132,7 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
 
 
 def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
-    """Execute the guarded update, and record the decision. Raises Stale, JobNotFound, PassLapsed."""
+    """Execute the guarded update, and record the vote. Raises Stale, JobNotFound, PassLapsed."""
     check_pass(tx, request)
     if Guard.QUIET in TRANSITIONS[request.verb].guards:  # lock the row before its subquery counts steps
         tx.conn.execute(_LOCK, {"job": job_id})
@@ -142,8 +143,6 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
     [job] = changed
     if request.vote is not None:
         record_vote(tx, job, request.vote)
-    if request.decision is not None:
-        record_decision(tx, job, request.decision)
     return job
 
 
@@ -256,7 +255,7 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
         if status is not None:
             return Stale(f"The job is {status}; `{request.verb}` is not possible now.", job_id=job_id)
         return JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
-    decision: Decision | None = row.decision or row.round_decision
+    decision: Decision | None = row.decision or row.round_decision or added_decision(tx, job_id, request.round)
     decided = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
     has_moved_on = Guard.ROUND in TRANSITIONS[request.verb].guards and request.round not in {None, row.round}
     in_round = f"; this is round {row.round}, not {request.round}" if has_moved_on else ""
@@ -288,6 +287,12 @@ _STATUS_OF_CALL = sa.select(calls.c.status).where(calls.c.id == sa.bindparam("jo
 def job_of(row: Row[Any]) -> Job:
     """Return the job of a row with all columns, in the order of `EVERY_COLUMN`."""
     return Job(**dict(zip(_NAMES, row, strict=True)))
+
+
+def read_job(conn: sa.Connection, query: sa.Select[Any], job_id: str) -> Job | None:
+    """Return the job that a query with all columns, which is built once, finds for its parameter `job`."""
+    rows = execute_prepared(conn, query, {"job": job_id})
+    return _job_of_encoded(rows[0]) if rows else None
 
 
 def changed_jobs(tx: Tx, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[Job]:

@@ -68,9 +68,14 @@ class Tx(msgspec.Struct):
         """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
         self._added.setdefault(table, []).append(row)
 
+    def added_to(self, table: Table) -> Sequence[dict[str, Any]]:
+        """Return the rows that were added to a table, and are not inserted yet."""
+        return self._added.get(table, ())
+
     def add_missing(self, table: Table, row: dict[str, Any]) -> None:
-        """Add a row, unless the table has one with its primary key, which is the first column."""
-        self._missing.setdefault(table, {}).setdefault(row[table.c[0].name], row)
+        """Add a row, unless the table has one with its primary key."""
+        key = tuple([row[column.name] for column in table.primary_key])
+        self._missing.setdefault(table, {}).setdefault(key, row)
 
     def add_to_sum(self, table: Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add `amounts` to the row of `group` in a table of sums, at the end of the whole group of operations.
@@ -91,7 +96,12 @@ class Tx(msgspec.Struct):
             insert_rows(self.conn, text, [tuple(map(row.__getitem__, names)) for row in rows])
 
     def flush(self) -> None:
-        """Insert the rows that were added so far. Rows that other processes may add too come in order of their keys."""
+        """Insert the rows that were added so far. Rows that other processes may add too come in order of their keys.
+
+        Rows of other operations are among them, so an operation must not call it where it may still be undone alone.
+        """
+        if self.conn.in_nested_transaction():
+            raise RuntimeError("The end of the savepoint could undo rows of other operations.")
         missing, self._missing = self._missing, {}
         for table, by_key in missing.items():
             statement = insert_into(table, self.conn.dialect.name).on_conflict_do_nothing()
