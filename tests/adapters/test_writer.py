@@ -128,6 +128,29 @@ async def test_an_operation_that_fails_in_a_group_fails_alone(place: MemoryDatab
     assert place.begun <= 1 + 1 + 2 * 4, "the group is halved, not taken apart"
 
 
+async def test_operations_that_wait_for_locks_run_in_the_order_of_their_keys_and_first(writer: Writer) -> None:
+    keys, order = ["b", None, "a", "b", None], list[int]()
+
+    def note(number: int) -> Callable[[Tx], None]:
+        return lambda _: order.append(number)
+
+    await together(writer.write(note(number), lock_key=key) for number, key in enumerate(keys))
+
+    assert order == [2, 0, 3, 1, 4]
+
+
+async def test_rows_of_a_group_are_not_inserted_within_a_savepoint(place: MemoryDatabase, writer: Writer) -> None:
+    def flush_within(tx: Tx) -> None:
+        tx.add(things, {"name": "b"})
+        with tx.conn.begin_nested():
+            tx.flush()
+
+    results = await asyncio.gather(writer.write(add("a")), writer.write(flush_within), return_exceptions=True)
+
+    assert isinstance(results[1], RuntimeError)
+    assert place.names() == ["a"]
+
+
 async def test_an_error_of_any_kind_fails_alone(place: MemoryDatabase, writer: Writer) -> None:
     results = await together(outcome(writer, operation) for operation in (add("a"), lambda _: 1 // 0, add("b")))
 

@@ -44,9 +44,12 @@ class Database(Protocol):
         """Run `function` on a snapshot of the present state and return its result. It blocks no other transaction."""
         ...
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
         """Run `operation` and return its result when it is committed, together with others that are waiting.
 
+        An operation that waits for the lock of one row, which other processes lock too, names it by `lock_key`. In a
+        transaction these operations run in the order of their keys, before all others: so no two processes wait for
+        each other.
         See `writer.Writer` for what an operation may do. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
         database fails; the operation may have been committed all the same.
         """

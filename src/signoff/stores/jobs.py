@@ -81,10 +81,11 @@ class SqlJobs:
 
         if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
+        lock_key = f"key {job.idempotency_key or job.client_id}"
         try:
-            return await self._database.write(find_or_insert)
+            return await self._database.write(find_or_insert, lock_key=lock_key)
         except IntegrityError:  # another process inserted such a job at the same time: now there is one to return
-            return await self._database.write(find_or_insert)
+            return await self._database.write(find_or_insert, lock_key=lock_key)
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """See `store.Jobs`."""
@@ -104,7 +105,7 @@ class SqlJobs:
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
-        return await self._database.write(lambda tx: apply_transition(tx, job_id, *steps))
+        return await self._database.write(lambda tx: apply_transition(tx, job_id, *steps), lock_key=job_id)
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
@@ -316,16 +317,20 @@ _FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 
 def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
     """Extend leases, given as (job id, lease); return the ids of the jobs that still have them."""
-    until = tx.now + round(lease_seconds * SECOND)
-    return {
-        job_id
-        for batch in batches(leases)
-        for job_id in tx.conn.execute(
-            _RENEW, {"jobs": [job_id for job_id, _ in batch], "leases": batch, "new_lease_until": until}
-        ).scalars()
-    }
+    until, renewed = tx.now + round(lease_seconds * SECOND), set[str]()
+    for batch in batches(sorted(leases)):
+        job_ids = [job_id for job_id, _ in batch]
+        tx.conn.execute(_LOCK_IN_ORDER, {"jobs": job_ids})
+        renewed |= set(tx.conn.execute(_RENEW, {"jobs": job_ids, "leases": batch, "new_lease_until": until}).scalars())
+    return renewed
 
 
+_LOCK_IN_ORDER = (
+    sa.select(jobs.c.id)
+    .where(jobs.c.id.in_(sa.bindparam("jobs", type_=sa.Text, expanding=True)))
+    .order_by(jobs.c.id)
+    .with_for_update()
+)
 _RENEW = (
     sa.update(jobs)
     .where(

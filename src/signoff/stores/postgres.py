@@ -126,10 +126,10 @@ class Postgres:
         with _rejecting_nul():
             return await self._retry(lambda: self._read(function), READ_SECONDS)
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
         """See `database.Database`."""
         with _rejecting_nul():
-            return await self._writer.write(operation)
+            return await self._writer.write(operation, lock_key=lock_key)
 
     def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""

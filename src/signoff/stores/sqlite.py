@@ -91,9 +91,9 @@ class Sqlite:
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
         """See `database.Database`."""
-        return await self._writer.write(operation)
+        return await self._writer.write(operation, lock_key=lock_key)
 
     def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""

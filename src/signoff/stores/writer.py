@@ -100,6 +100,8 @@ class Tx(msgspec.Struct):
 
         Rows of other operations are among them, so an operation must not call it where it may still be undone alone.
         """
+        if not self._added and not self._missing:
+            return
         if self.conn.in_nested_transaction():
             raise RuntimeError("The end of the savepoint could undo rows of other operations.")
         missing, self._missing = self._missing, {}
@@ -128,6 +130,8 @@ class Pending(NamedTuple):
     """True to run it again if the database was unavailable."""
     is_repeated: bool = False
     """True if it has been run before, and may have been committed."""
+    lock_key: str | None = None
+    """The row for whose lock it waits, in an order that all processes share."""
 
 
 class Writer:
@@ -158,17 +162,17 @@ class Writer:
         """Start the task that commits groups."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
         """Run `operation` and return its result when it is committed. Raises Overloaded if that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await (await self.enqueue(operation))
+                return await (await self.enqueue(operation, lock_key=lock_key))
         except TimeoutError:
             raise Overloaded("The database did not commit the write in time; try again later.") from None
 
-    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
+    async def enqueue(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> asyncio.Future[T]:
         """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
-        waiting = Pending(operation, self._new_future())
+        waiting = Pending(operation, self._new_future(), lock_key=lock_key)
         await self._waiting.put(waiting)
         self._is_due.set()
         return waiting.done
@@ -260,6 +264,7 @@ class Writer:
         if not self._waiting.empty():
             self._is_due.set()
         pending = [waiting for waiting in group if not waiting.done.cancelled()]
+        pending.sort(key=lambda waiting: (waiting.lock_key is None, waiting.lock_key))
         results = await self._commit(pending) if pending else []
         self._adapt_group_size(pending, results)
         for waiting, result in zip(pending, results, strict=True):
