@@ -43,9 +43,14 @@ def test_a_forked_process_has_what_a_new_one_has(tmp_path: Path) -> None:
     assert (forked.stderr, forked.returncode) == (new.stderr, new.returncode) == ("an error\n", 7)
 
 
-def test_a_forked_process_has_imported_the_product() -> None:
-    command = [sys.executable, "-c", "import sys; print('signoff.server.bootstrap' in sys.modules)"]
-    assert run_command(command).stdout == "True\n"
+def test_a_forked_process_has_imported_the_product_and_made_its_routes() -> None:
+    program = "import sys; print(sys.modules['signoff.server.http']._litestar_app.cache_info().currsize)"
+    assert run_command([sys.executable, "-c", program]).stdout == "1\n"
+
+
+def test_a_forked_process_leaves_what_was_imported_out_of_its_collections() -> None:
+    program = "import gc; print(gc.get_freeze_count() > 100_000 > len(gc.get_objects()))"
+    assert run_command([sys.executable, "-c", program]).stdout == "True\n"
 
 
 def test_an_exception_ends_a_forked_process_as_any_other() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import json
 import os
 import runpy
@@ -26,10 +27,23 @@ BYTE_ORDER = "little"
 LENGTH_BYTES = 4
 """Size of the length that precedes a message, in bytes."""
 MODULES = (
+    "signoff.deliverers.http",
+    "signoff.deliverers.topics",
+    "signoff.engines.anyllm",
+    "signoff.engines.http",
+    "signoff.engines.jsonl",
+    "signoff.engines.subprocess",
+    "signoff.engines.upstream",
     "signoff.server.bootstrap",
     "signoff.server.http",
     "signoff.server.serving",
+    "signoff.server.start_warnings",
+    "signoff.server.worker",
+    "signoff.stores.postgres",
+    "signoff.stores.sqlite",
     "uvicorn",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
     "typer",
     "rich.table",
 )
@@ -133,9 +147,12 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def main() -> None:
-    """Import the product and serve requests; in a forked process, run what was requested."""
+    """Import the product, make its routes and serve requests; in a forked process, run what was requested."""
     for module in MODULES:
         __import__(module)
+    sys.modules["signoff.server.http"]._litestar_app()  # the routes, which all processes have in common
+    # Otherwise each process would visit, and so copy, all of these objects when it ends.
+    gc.freeze()
     try:
         kind, program, *arguments = serve(socket.socket(fileno=int(sys.argv[1])))["arguments"]
     except KeyboardInterrupt:  # the keyboard interrupts the tests
