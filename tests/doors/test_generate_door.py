@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
 from support.live_server import Live, live, until
-from support.processes import ask, clean_environment, first_token, free_port, served, verbs, worked
+from support.processes import ask, first_token, free_port, migrated_environment, served, verbs, worked
 from support.processes import until as until_now
 
 pytestmark = pytest.mark.anyio
@@ -252,7 +252,7 @@ async def test_an_answer_that_comes_before_its_caller_waits_is_not_missed(tmp_pa
 
 async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
     """Guard against a bug of the original, whose worker removed a message from the queue before it was done."""
-    environment, port = clean_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
 
     def kill_the_worker() -> tuple[Any, list[str]]:
         with served(environment, tmp_path, port, "--no-work"), worked(environment) as victim:

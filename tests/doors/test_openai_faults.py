@@ -166,7 +166,7 @@ def test_faults_take_a_limited_amount_of_memory(tmp_path: Path) -> None:
 
 async def _measure_memory(tmp_path: Path) -> None:
     """Send a server process every heavy fault, plain and streamed at the same time, and check its peak memory."""
-    environment = processes.clean_environment(tmp_path / "data")
+    environment = processes.migrated_environment(tmp_path / "data")
     port = processes.free_port()
     async with fake_upstream() as fake:
         for fault in HEAVY:

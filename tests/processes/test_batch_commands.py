@@ -11,7 +11,17 @@ import openai
 import pytest
 
 from support.batches import CHAT, a_line, as_file
-from support.processes import SIGNOFF, clean_environment, first_token, free_port, run_command, served, signoff, until
+from support.processes import (
+    SIGNOFF,
+    clean_environment,
+    first_token,
+    free_port,
+    migrated_environment,
+    run_command,
+    served,
+    signoff,
+    until,
+)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -25,7 +35,7 @@ def command(environment: dict[str, str], cwd: Path, *words: str) -> tuple[int, s
 
 
 def test_a_file_is_answered_beside_itself_and_an_interrupted_command_resumes(tmp_path: Path) -> None:
-    environment, port = clean_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
     (tmp_path / "in.jsonl").write_bytes(as_file(*(a_line(str(number), f"text {number}") for number in range(20))))
     (tmp_path / "bad.jsonl").write_bytes(as_file(a_line("a"), "{"))
     with served(environment, tmp_path, port):
@@ -68,7 +78,7 @@ def test_an_invalid_argument_is_refused_in_one_line(words: list[str], text: str,
 
 
 def test_a_backup_contains_the_contents_of_files(tmp_path: Path) -> None:
-    environment, port = clean_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
     large = b"x" * 9_000_000
     with served(environment, tmp_path, port):
         token = first_token(tmp_path)

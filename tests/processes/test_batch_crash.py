@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from support.batches import CHAT
-from support.processes import ask, clean_environment, first_token, free_port, served, until
+from support.processes import ask, first_token, free_port, migrated_environment, served, until
 
 WAIT_SECONDS = 900.0
 
@@ -35,7 +35,7 @@ def lines_of(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("count", "kills"), [(600, 3), pytest.param(50_000, 5, marks=pytest.mark.long)])
 def test_killed_processes_repeat_and_lose_no_line(count: int, kills: int, tmp_path: Path) -> None:
-    environment = clean_environment(tmp_path / "data", SIGNOFF_LATER_ATTEMPTS="20", SIGNOFF_SWEEP_SECONDS="0.2")
+    environment = migrated_environment(tmp_path / "data", SIGNOFF_LATER_ATTEMPTS="20", SIGNOFF_SWEEP_SECONDS="0.2")
     lines, port = lines_of(count), free_port()
     with served(environment, tmp_path, port) as server:
         ask(

@@ -37,12 +37,19 @@ from signoff.work.admin.sign_in import sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 from signoff.work.submit import submit
+from support.database_files import make_file
 from support.preloaded import PreloadedProcess
 from support.processes import run_command, run_many
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 60.0
 TOKEN = re.compile(r"sg_\w{38}")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> None:
+    """Create the database in the data directory, so that the first command need not."""
+    make_file(tmp_path / "data" / "signoff.db")
 
 
 # Run several commands in one process, because each start takes about a second.
@@ -131,6 +138,7 @@ def is_one_line(text: str) -> bool:
     return text.endswith("\n") and text.count("\n") == 1
 
 
+@pytest.mark.usefixtures("database")
 def test_users_get_tokens_and_passwords_which_are_never_stored_in_plain_text(tmp_path: Path) -> None:
     # given a token for a new user
     code, token, error_output = signoff(tmp_path, "token", "create", "Ann@example.com", "--role", "user", "--quiet")
@@ -170,6 +178,7 @@ def test_users_get_tokens_and_passwords_which_are_never_stored_in_plain_text(tmp
         assert secret.encode() not in read_data_files(tmp_path)
 
 
+@pytest.mark.usefixtures("database")
 def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: Path) -> None:
     # given an admin, and a user with two tokens, a session and a link
     prepared = signoff_many(
@@ -218,6 +227,7 @@ def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: P
     assert enabled == (0, "ann@example.com is active.\n", "")
 
 
+@pytest.mark.usefixtures("database")
 def test_the_audit_log_has_the_changes_of_commands_and_the_settings_of_each_start(tmp_path: Path) -> None:
     with running_signoff(tmp_path, "serve", "--port", "0", SIGNOFF_WEBHOOK_SECRET="whsec_" + "A" * 32) as server:
         read_welcome(server)
@@ -247,6 +257,7 @@ def test_the_audit_log_has_the_changes_of_commands_and_the_settings_of_each_star
     assert "AAAA" not in text
 
 
+@pytest.mark.usefixtures("database")
 def test_a_running_server_refuses_a_token_that_a_command_revokes(tmp_path: Path) -> None:
     with running_signoff(tmp_path, "serve", "--port", "0", "--no-work") as server:
         text = read_welcome(server)
@@ -265,6 +276,7 @@ def test_a_running_server_refuses_a_token_that_a_command_revokes(tmp_path: Path)
         until(is_refused)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_sign_in_link_is_printed_on_a_terminal_only(tmp_path: Path) -> None:
     texts = [
         run_inside(tmp_path, lambda services, one=one: _welcome(services, "http://x", is_terminal=one))
@@ -310,6 +322,7 @@ def test_the_printed_commands_suit_the_default_model(
     }
 
 
+@pytest.mark.usefixtures("database")
 def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Path) -> None:
     # given a model with a wildcard and a key, a program, and a default model
     url = "https://api.example.com/v1"
@@ -446,6 +459,7 @@ def test_a_data_folder_that_cannot_be_used_is_named_with_a_remedy(tmp_path: Path
             assert (result.returncode, result.stderr) == (1, f"The data folder {path} {fault}\n")
 
 
+@pytest.mark.usefixtures("database")
 def test_one_job_is_printed_as_json(tmp_path: Path) -> None:
     async def submit_job(services: Services) -> str:
         user = await create_user(services, "ann@example.com", "user")
@@ -472,6 +486,7 @@ def test_the_table_of_an_error_budget_has_a_line_for_each_number_of_finds(tmp_pa
     assert signoff(tmp_path, *command)[:2] == (0, "0 42\n1 65\n2 84\n")
 
 
+@pytest.mark.usefixtures("database")
 def test_a_budget_for_each_group_is_shown_and_restarted_whole_or_by_group(tmp_path: Path) -> None:
     policy = {"target": "echo", "budget": {"answers": 10_000, "share": 0.02, "audit_rate": 0.1, "per": "user"}}
     _, listed, shown, restarted, missing = signoff_many(
@@ -490,6 +505,7 @@ def test_a_budget_for_each_group_is_shown_and_restarted_whole_or_by_group(tmp_pa
     assert "has no group '12'" in missing[2]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     policy = {"target": "echo", "rules": [{"if": "answer.length > 3", "then": "hold", "queue": "risky"}]}
     budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}
@@ -586,6 +602,7 @@ def test_a_server_keeps_its_data_across_a_restart(tmp_path: Path) -> None:
         assert stop(second, signal.SIGINT) == (0, "")
 
 
+@pytest.mark.usefixtures("database")
 def test_a_command_clears_the_cache_of_a_running_server(tmp_path: Path) -> None:
     with running_signoff(tmp_path, "serve", "--port", "0") as server:
         text = read_welcome(server)
@@ -606,6 +623,7 @@ def test_a_command_clears_the_cache_of_a_running_server(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
 
 
+@pytest.mark.usefixtures("database")
 def test_the_cache_commands_explain_that_a_memory_cache_belongs_to_its_process(tmp_path: Path) -> None:
     results = signoff_many(tmp_path, ["cache", "size", ""], ["cache", "clear", ""], SIGNOFF_CACHE="memory")
     assert [(code, out) for code, out, _ in results] == [
@@ -625,6 +643,7 @@ def test_a_server_whose_port_is_in_use_reports_it_and_creates_no_data(tmp_path: 
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.usefixtures("database")
 def test_several_worker_processes_share_one_port_and_stop_together(tmp_path: Path) -> None:
     with running_signoff(tmp_path, "serve", "--port", "0", "--workers", "2") as server:
         text = read_welcome(server)
@@ -636,6 +655,7 @@ def test_several_worker_processes_share_one_port_and_stop_together(tmp_path: Pat
         request_json(f"{url}/jobs", token)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_worker_performs_jobs_and_stops_on_sigterm(tmp_path: Path) -> None:
     # given a job without a worker
     async def submit_job(services: Services) -> str:

@@ -25,6 +25,7 @@ from support.processes import (
     clean_environment,
     first_token,
     free_port,
+    migrated_environment,
     served,
     signoff,
     until,
@@ -40,7 +41,7 @@ ENDS = {verb for verb, transition in TRANSITIONS.items() if TERMINAL & set(trans
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Return the environment of the processes."""
-    return clean_environment(tmp_path / "data")
+    return migrated_environment(tmp_path / "data")
 
 
 def test_a_job_of_a_killed_server_is_answered_once_after_a_restart(environment: dict[str, str], tmp_path: Path) -> None:

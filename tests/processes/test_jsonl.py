@@ -14,13 +14,13 @@ from typing import Any
 import aiohttp
 
 from fakes.programs import JSON_LINES_MODEL
-from support.processes import clean_environment, first_token, free_port, served
+from support.processes import first_token, free_port, migrated_environment, served
 
 CALLERS = 500
 
 
 def test_five_hundred_callers_of_two_servers_get_their_own_answers_and_a_crash_is_a_502(tmp_path: Path) -> None:
-    environment, ports = clean_environment(tmp_path / "data"), (free_port(), free_port())
+    environment, ports = migrated_environment(tmp_path / "data"), (free_port(), free_port())
     with served(environment, tmp_path, ports[0]), served(environment, tmp_path, ports[1]):
         asyncio.run(_assert_own_answers_and_recovery(ports, first_token(tmp_path)))
 

@@ -15,13 +15,13 @@ from typing import Any
 import aiohttp
 
 from fakes.programs import JSON_LINES_MODEL
-from support.processes import clean_environment, first_token, free_port, served, signoff
+from support.processes import first_token, free_port, migrated_environment, served, signoff
 
 CALLERS = 500
 
 
 def test_five_hundred_callers_of_two_servers_share_two_processes_and_a_killed_one_comes_back(tmp_path: Path) -> None:
-    environment, ports = clean_environment(tmp_path / "data"), (free_port(), free_port())
+    environment, ports = migrated_environment(tmp_path / "data"), (free_port(), free_port())
     with served(environment, tmp_path, ports[0]), served(environment, tmp_path, ports[1]):
         command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
         signoff(environment, "model", "add", "mine", "--kind", "subprocess", "--command", command, "--replicas", "2")

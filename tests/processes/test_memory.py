@@ -17,9 +17,9 @@ from signoff.infra import memory
 from support.processes import (
     WAIT_SECONDS,
     ask,
-    clean_environment,
     first_token,
     free_port,
+    migrated_environment,
     served,
     start_worker,
     until,
@@ -33,7 +33,7 @@ HEADROOM_MB = 25
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Return the environment of the processes."""
-    return clean_environment(tmp_path / "data", SIGNOFF_LEASE_SECONDS="30")  # large answers take a while
+    return migrated_environment(tmp_path / "data", SIGNOFF_LEASE_SECONDS="30")  # large answers take a while
 
 
 @contextmanager

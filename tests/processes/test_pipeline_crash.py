@@ -10,14 +10,14 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 from fakes.echoing import REPLY, EchoingModel
-from support.processes import ask, clean_environment, first_token, free_port, served, signoff, until
+from support.processes import ask, first_token, free_port, migrated_environment, served, signoff, until
 
 STEPS = 5
 
 
 @pytest.mark.parametrize("door", ["jobs", "call"])
 def test_a_run_of_a_killed_process_ends_and_repeats_no_finished_step(tmp_path: Path, door: str) -> None:
-    environment, port = clean_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(EchoingModel()) as upstream:
         signoff(environment, "model", "add", "m", "--kind", "openai", "--url", upstream.url, "--default")
         # given a run of five steps, of which two are done and one is at the model

@@ -14,6 +14,7 @@ from signoff.settings import Settings
 from signoff.work.admin.people import create_user
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
+from support.database_files import make_file
 from support.processes import clean_environment, run_many
 from support.stores import ANSWER, a_job, a_step
 
@@ -44,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
             user = await create_user(services, "bob@example.com", "user")
             await review(services, user.id, "approve", "reject")
 
+    make_file(tmp_path / "data" / "signoff.db")
     asyncio.run(prepare())
     return tmp_path
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support.processes import SIGNOFF, WAIT_SECONDS, ask, clean_environment, free_port, run_many, served, until
+from support.processes import SIGNOFF, WAIT_SECONDS, ask, free_port, migrated_environment, run_many, served, until
 
 pytestmark = pytest.mark.anyio
 ITEMS, ATTEMPTS = 50, 200
@@ -29,7 +29,7 @@ def test_of_racing_verdicts_each_answer_gets_one_and_every_loser_learns_whose(
 ) -> None:
     # given two servers on one database, and held answers
     more = {} if kind == "sqlite" else {"SIGNOFF_DATABASE_URL": request.getfixturevalue("postgres_url")}
-    environment = clean_environment(tmp_path / "data", SIGNOFF_RELEASE_AFTER_SECONDS="0", **more)
+    environment = migrated_environment(tmp_path / "data", SIGNOFF_RELEASE_AFTER_SECONDS="0", **more)
     tokens = made_tokens(environment)
     ports = [free_port(), free_port()]
     with served(environment, tmp_path, ports[0]), served(environment, tmp_path, ports[1], "--no-work"):
@@ -132,7 +132,7 @@ def test_a_reviewer_edits_approves_sends_back_rejects_and_undoes_by_keys_alone(t
     editor = tmp_path / "editor.sh"
     editor.write_text('#!/bin/sh\nprintf "Goodbye 0\\n" > "$1"\n')
     editor.chmod(0o700)
-    environment = clean_environment(
+    environment = migrated_environment(
         tmp_path / "data", SIGNOFF_RELEASE_AFTER_SECONDS="2", EDITOR=str(editor), TERM="xterm-256color"
     )
     token = made_tokens(environment)["ursula"]

@@ -15,7 +15,7 @@ import pytest
 from fakes.http_server import RecordedRequest
 from fakes.webhook_receiver import SECRET, WebhookReceiver, message_id
 from support.live_server import chat, until
-from support.processes import ask, clean_environment, first_token, free_port, served, signoff, start_worker
+from support.processes import ask, first_token, free_port, migrated_environment, served, signoff, start_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,9 @@ JOBS = 40
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Return the environment of the processes, which may send webhooks to this machine."""
-    return clean_environment(tmp_path / "data", SIGNOFF_WEBHOOK_ALLOW='["127.0.0.0/8"]', SIGNOFF_WEBHOOK_SECRET=SECRET)
+    return migrated_environment(
+        tmp_path / "data", SIGNOFF_WEBHOOK_ALLOW='["127.0.0.0/8"]', SIGNOFF_WEBHOOK_SECRET=SECRET
+    )
 
 
 def submit(port: int, token: str, url: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from signoff.setting_sources import unknown_variables
 from signoff.settings import Settings
+from support.database_files import make_file
 from support.preloaded import PreloadedProcess
 
 T = TypeVar("T")
@@ -51,6 +52,12 @@ def clean_environment(data_dir: Path, **more: str) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     fast = {"SIGNOFF_LEASE_SECONDS": "2", "SIGNOFF_HEARTBEAT_SECONDS": "0.5", "SIGNOFF_SWEEP_SECONDS": "0.2"}
     return inherited | fast | {"SIGNOFF_DATA_DIR": str(data_dir), "SIGNOFF_ECHO_FAULTS": "1"} | more
+
+
+def migrated_environment(data_dir: Path, **more: str) -> dict[str, str]:
+    """Return `clean_environment`, with a new database in `data_dir` for processes that would have to migrate it."""
+    make_file(data_dir / "signoff.db")
+    return clean_environment(data_dir, **more)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
 from support.engines import an_engine
 from support.live_server import live
 from support.processes import ask as ask_server
-from support.processes import clean_environment, first_token, free_port, served, signoff
+from support.processes import first_token, free_port, migrated_environment, served, signoff
 from support.sinks import body_of
 
 pytestmark = pytest.mark.anyio
@@ -140,7 +140,7 @@ async def test_operators_start_and_stop_models_over_http(tmp_path: Path) -> None
 
 
 def test_a_command_stops_a_model_of_a_running_server(tmp_path: Path) -> None:
-    environment, port = clean_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
     command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
     with served(environment, tmp_path, port):
         signoff(environment, "model", "add", "m", "--kind", "subprocess", "--command", command)
