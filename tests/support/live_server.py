@@ -16,7 +16,7 @@ import uvicorn
 
 from signoff.core.access import Role
 from signoff.core.model import Model
-from signoff.server.bootstrap import migrate, run_services
+from signoff.server.bootstrap import run_services
 from signoff.server.http import make_router
 from signoff.server.serving import uvicorn_options
 from signoff.settings import Settings
@@ -86,8 +86,6 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     server_settings = Settings(data_dir=tmp_path / "data", **(quick | settings))
     if server_settings.is_embedded:
         make_file(server_settings.data_dir / "signoff.db")
-    else:
-        await migrate(server_settings)
     async with run_services(server_settings, work=True) as services:
         services.runtime.passwords._argon2 = QUICK_HASHES  # a real one takes 0.2 s
         server = _Server(

@@ -40,23 +40,21 @@ def store_at(url: str) -> AStore:
     return SqlStore(url, VAULT)
 
 
-async def _migrated(store: AStore, url: str) -> None:
-    if url.startswith("sqlite:///"):
-        make_file(Path(url.removeprefix("sqlite:///")))
-    else:
-        await store.migrate()
-
-
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[AStore]:
-    """Yield a migrated and started store, and close it after the block."""
+    """Yield a started store, and close it after the block. A file is created first; a database must have its schema."""
     store = store_at(url)
     try:
-        await _migrated(store, url)
-        await store.start()
+        await _start(store, url)
         yield store
     finally:
         await store.close()
+
+
+async def _start(store: AStore, url: str) -> None:
+    if url.startswith("sqlite:///"):
+        make_file(Path(url.removeprefix("sqlite:///")))
+    await store.start()
 
 
 def a_job(prefix: str = "job", **more: Any) -> Job:
@@ -198,8 +196,7 @@ async def listening(url: str) -> AsyncIterator[tuple[AStore, ChangeRecorder]]:
     store = store_at(url)
     recorder = ChangeRecorder(store)
     try:
-        await _migrated(store, url)
-        await store.start()
+        await _start(store, url)
         if url.startswith("postgresql"):
             await recorder.hears(("any", ""))  # the first thing it says once it is connected
         recorder.recorded.clear()
