@@ -106,16 +106,24 @@ def inspect_code(function: FunctionType) -> tuple[frozenset[str], tuple[Function
         texts.update(text for text in code.co_consts if isinstance(text, str))
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     values = [function.__globals__[name] for name in names if name in function.__globals__]
-    values += [getattr(module, name, None) for module in values if isinstance(module, ModuleType) for name in names]
+    modules = [value for value in values if isinstance(value, ModuleType) and is_of_tests(value.__name__)]
+    values += [vars(module)[name] for module in modules for name in names & vars(module).keys()]
     return frozenset(names | texts), tuple(inner for value in values for inner in functions_in(value))
 
 
 def functions_in(value: object) -> list[FunctionType]:
     """Return the function, or the functions of the class, if the tests define it."""
     if isinstance(value, type):
-        if not str(getattr(sys.modules.get(value.__module__), "__file__", "")).startswith(TESTS):
+        if not is_of_tests(value.__module__):
             return []
         return [inner for member in vars(value).values() if callable(member) for inner in functions_in(member)]
-    value = getattr(getattr(value, "hypothesis", None), "inner_test", value)
-    value = inspect.unwrap(value) if callable(value) else value
+    if not callable(value):
+        return []
+    value = inspect.unwrap(getattr(getattr(value, "hypothesis", None), "inner_test", value))
     return [value] if isinstance(value, FunctionType) and value.__code__.co_filename.startswith(TESTS) else []
+
+
+@cache
+def is_of_tests(module: str) -> bool:
+    """Return True if the module with this name is in the folder of tests."""
+    return str(getattr(sys.modules.get(module), "__file__", "")).startswith(TESTS)
