@@ -30,6 +30,7 @@ from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
+from support.preloaded import PreloadedProcess
 from support.stores import (
     ANSWER,
     ChangeRecorder,
@@ -55,7 +56,7 @@ from signoff.stores.sql import SqlStore
 asyncio.run(SqlStore(sys.argv[1]).migrate())
 """
 PRICE = Price(model="gpt", valid_from=10, input=1, output=1)
-WRITES_SCRIPT = Path(__file__).parents[1] / "support" / "writes.py"
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -76,11 +77,9 @@ async def recorder(postgres_url: str) -> AsyncIterator[ChangeRecorder]:
 
 
 async def test_changes_by_another_process_arrive(postgres_url: str, recorder: ChangeRecorder) -> None:
-    process = await start(WRITES_SCRIPT, postgres_url, "other", "3")
-    output, _ = await process.communicate()
+    [output] = await outputs_of(start("-m", "support.writes", postgres_url, "other", "3"))
 
-    lines = dict.fromkeys(output.decode().split("\n"))
-    assert process.returncode == 0
+    lines = dict.fromkeys(output.split("\n"))
     ids = [line.removeprefix("inserted ") for line in lines if line.startswith("inserted ")]
     assert len(ids) == 3
     for job_id in ids:
@@ -106,22 +105,20 @@ async def test_a_store_hears_its_own_changes_once(postgres_url: str, store: SqlS
 
 
 async def test_processes_that_migrate_at_once_make_one_schema(empty_postgres_url: str) -> None:
-    running = [await start("-c", MIGRATE_SCRIPT, empty_postgres_url) for _ in range(3)]
-    outputs = await together(process.communicate() for process in running)
+    await outputs_of(*(start("-c", MIGRATE_SCRIPT, empty_postgres_url) for _ in range(3)))
 
-    assert [process.returncode for process in running] == [0, 0, 0], outputs
     async with opened(empty_postgres_url) as store:
         await inserted(store)
 
 
 async def test_processes_that_write_at_once_lose_nothing(postgres_url: str, store: SqlStore) -> None:
-    running = [await start(WRITES_SCRIPT, postgres_url, f"p{number}", "100") for number in range(3)]
-    outputs = await together(process.communicate() for process in running)
+    outputs = await outputs_of(
+        *(start("-m", "support.writes", postgres_url, f"p{number}", "100") for number in range(3))
+    )
 
-    lines = [line for output, _ in outputs for line in output.decode().splitlines()]
+    lines = [line for output in outputs for line in output.splitlines()]
     settled = [line for line in lines if line.startswith("settled ")]
     jobs = await store.jobs.list(JobFilter(limit=1000))
-    assert [process.returncode for process in running] == [0, 0, 0]
     assert {f"inserted {job.id}" for job in jobs} == {line for line in lines if line.startswith("inserted ")}
     assert len(settled) == len({*settled})
     assert {f"settled {job.id}" for job in jobs if job.status == "success"} == {*settled}
@@ -591,15 +588,22 @@ async def test_too_many_unsent_changes_become_any() -> None:
 # Helpers
 
 
-async def start(*words: str | Path) -> asyncio.subprocess.Process:
+def start(*words: str) -> PreloadedProcess:
     """Start a Python program."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *words,
-        env={**os.environ, "PYTHONPATH": str(WRITES_SCRIPT.parents[1])},
+    return PreloadedProcess(
+        [sys.executable, *words],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+async def outputs_of(*running: PreloadedProcess) -> list[str]:
+    """Wait for the end of programs, and return what they printed; fail if one failed."""
+    outputs = await together(asyncio.to_thread(process.communicate) for process in running)
+    assert [process.returncode for process in running] == [0] * len(running), outputs
+    return [output for output, _ in outputs]
 
 
 async def end_connections(url: str) -> None:
