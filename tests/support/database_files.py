@@ -11,6 +11,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from signoff.stores.migrations import migrate_schema
+from support.compiled_statements import share_compiled_statements
+
+share_compiled_statements()
 
 
 def make_file(path: Path) -> None:
