@@ -178,6 +178,38 @@ async def test_no_more_connections_are_open_than_allowed() -> None:
         assert await one.all_closed()
 
 
+async def test_a_released_connection_serves_the_next_request_to_its_server() -> None:
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=2)
+    await upstream.start()
+    async with serving(whole(ANSWER, before=(pause(0.001),))) as one, serving(whole(ANSWER)) as other:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(ask(upstream, one))
+        assert (len(one.requests), one.opened) == (20, 2)
+        # a request to another server has its turn
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(ask(upstream, other if number == 10 else one))
+        assert (len(other.requests), one.opened) == (1, 3)
+    await upstream.close()
+
+
+async def test_a_request_that_leaves_when_its_turn_comes_leaves_it_to_the_next_one() -> None:
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=1)
+    await upstream.start()
+    async with serving(whole(ANSWER, before=(wait_for_wake,))) as fake:
+        calls = [asyncio.ensure_future(ask(upstream, fake)) for _ in range(4)]
+        await fake.until_stuck()
+        calls[2].cancel()
+        calls[0].add_done_callback(lambda _: calls[1].cancel())
+        fake.wake.set()
+        assert await calls[3] == ANSWER
+        assert await calls[0] == ANSWER
+        assert await ask(upstream, fake) == ANSWER
+        assert [call.cancelled() for call in calls] == [False, True, True, False]
+    await upstream.close()
+
+
 async def test_a_lost_connection_makes_no_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_pool, "TICK_SECONDS", 1000.0)
     upstream = UpstreamClient(now=lambda: 0.0, max_connections=2)
@@ -239,6 +271,38 @@ async def test_closing_ends_calls_that_connect_or_wait(upstream: UpstreamClient)
         for call in calls:
             with pytest.raises(ModelFailed):
                 await call
+
+
+@pytest.mark.parametrize("server_url", ["http://model.example", "https://127.0.0.1"], ids=["lookup", "handshake"])
+async def test_closing_ends_calls_whose_connection_is_not_open_yet(server_url: str) -> None:
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    class Stuck(FakeResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+            begun.set()
+            return await asyncio.get_running_loop().create_future()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await reader.read()
+        writer.close()
+        left.set()
+
+    upstream = UpstreamClient(now=lambda: 0.0, max_connections=1, resolver=Stuck([]))
+    await upstream.start()
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        url = f"{server_url}:{server.sockets[0].getsockname()[1]}/"
+        request, patient = UpstreamRequest("GET", url, b"", {}), Timeouts(connect_seconds=2 * LIMIT_SECONDS)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            asks = [upstream.ask(request, Events(), timeouts=patient, stream=False) for _ in range(3)]
+            calls = [asyncio.ensure_future(each) for each in asks]
+            await begun.wait()
+            await upstream.close()
+            for call in calls:
+                with pytest.raises(ModelUnreachable):
+                    await call
+            if server_url == "https://127.0.0.1":
+                await left.wait()
 
 
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 500 ", b"HTTP/1.1 500 Oops\r\nx: y\r\n", b"\r\nH"])

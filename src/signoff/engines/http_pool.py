@@ -6,6 +6,7 @@ A name is resolved once for a short time, and only addresses that were checked a
 import asyncio
 import socket
 from base64 import b64encode
+from collections import OrderedDict
 from contextlib import suppress
 from ipaddress import ip_address
 from math import inf
@@ -28,6 +29,10 @@ TICK_SECONDS = 0.05
 NEXT_ADDRESS_SECONDS = 0.25
 
 AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[str, int]]
+
+
+# Ends with a connection that another request has used, or with None if one may be opened.
+_Turn = asyncio.Future[HttpConnection | None]
 
 
 class ConnectTimeout(OSError):
@@ -64,9 +69,11 @@ class HttpPool:
 
     def __init__(self, resolver: AbstractResolver, max_connections: int) -> None:
         self._resolver = resolver
-        self._slots = asyncio.Semaphore(max_connections)
-        self._queued = 0
-        """Number of requests that wait for a slot. Connections that become idle meanwhile are closed."""
+        self._free_slots = max_connections
+        self._waiters = OrderedDict[_Turn, Origin | None]()
+        """Requests that wait for a slot, the oldest first, with the server whose used connections they take, if any."""
+        self._deadlines = set[asyncio.Timeout]()
+        """Deadlines of the requests that wait or connect."""
         self._idle = dict[Origin, list[HttpConnection]]()
         self._open = set[HttpConnection]()
         self._waiting = set[HttpConnection]()
@@ -85,28 +92,41 @@ class HttpPool:
         while idle and not is_new:
             if (connection := idle.pop()).is_reusable:
                 return connection
-        ends_at = min(self._loop.time() + connect_seconds, due)
+        deadline = asyncio.timeout_at(min(self._loop.time() + connect_seconds, due))
+        self._deadlines.add(deadline)
         try:
-            async with asyncio.timeout_at(ends_at):
-                connection = await self._connect(origin)
+            async with deadline:
+                connection = await self._connect(origin, is_new=is_new)
         except TimeoutError:
-            if ends_at == due:
+            if self._is_closed:
+                raise ConnectionAbortedError from None
+            if deadline.when() == due:
                 raise
             raise ConnectTimeout from None
+        finally:
+            self._deadlines.discard(deadline)
         if self._timer is None:
             self._tick()
         return connection
 
     def release(self, connection: HttpConnection, origin: Origin) -> None:
-        """Keep the connection for another request if its answer was read to its end, and abort it otherwise."""
-        if connection.is_reusable and connection in self._open and not self._queued:
+        """Keep the connection for another request if its answer was read to its end, and abort it otherwise.
+
+        The request that has waited longest gets it, if it is one to the same server.
+        """
+        if not (connection.is_reusable and connection in self._open):
+            connection.abort()
+        elif (turn := self._next_turn()) is None:
             connection.idle_since = self._loop.time()
             self._idle.setdefault(origin, []).append(connection)
+        elif self._waiters[turn] == origin:
+            turn.set_result(connection)
         else:
             connection.abort()
+            self._forget(connection)  # at once, so that no other connection is closed for the same request
 
     def close(self) -> None:
-        """Abort all connections, so that the requests on them fail, and those that wait for one."""
+        """Abort all connections, so that the requests on them fail, and those that wait for one or open one."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -114,24 +134,59 @@ class HttpPool:
         self._idle.clear()
         for connection in list(self._open):
             connection.abort()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(self._loop.time())
 
-    async def _connect(self, origin: Origin) -> HttpConnection:
-        if self._slots.locked():
-            self._drop_idle()
-        self._queued += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._queued -= 1
+    async def _connect(self, origin: Origin, *, is_new: bool) -> HttpConnection:
+        """Return a new connection, or one that another request has used while this one waited for its turn."""
+        while (released := await self._take_slot(None if is_new else origin)) is not None:
+            if released.is_reusable:
+                return released
         try:
             connection = await self._open_connection(origin)
             self._check_open(connection)
         except BaseException:
-            self._slots.release()
+            self._free_slot()
             raise
         self._open.add(connection)
         connection.on_lost = self._forget
         return connection
+
+    async def _take_slot(self, origin: Origin | None) -> HttpConnection | None:
+        """Wait for a slot, and return None; or return a connection to `origin` that another request has released."""
+        if self._free_slots:
+            self._free_slots -= 1
+            return None
+        self._drop_idle()
+        turn: _Turn = self._loop.create_future()
+        self._waiters[turn] = origin
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # the turn has come at the same time
+                self._pass_on(turn.result(), origin)
+            raise
+        finally:
+            self._waiters.pop(turn, None)
+
+    def _pass_on(self, connection: HttpConnection | None, origin: Origin | None) -> None:
+        """Leave to another request what `_take_slot` has returned."""
+        if connection is None or origin is None:
+            self._free_slot()
+        else:
+            self.release(connection, origin)
+
+    def _next_turn(self) -> _Turn | None:
+        """Return the turn of the request that has waited longest; None if no request waits."""
+        return next((turn for turn in self._waiters if not turn.done()), None)
+
+    def _free_slot(self) -> None:
+        """Let the next request open a connection, or else count the slot as free."""
+        if (turn := self._next_turn()) is None:
+            self._free_slots += 1
+        else:
+            turn.set_result(None)
 
     def _check_open(self, connection: HttpConnection) -> None:
         """Raise ConnectionError if the pool or the connection was closed meanwhile."""
@@ -221,7 +276,7 @@ class HttpPool:
     def _forget(self, connection: HttpConnection) -> None:
         if connection in self._open:
             self._open.remove(connection)
-            self._slots.release()
+            self._free_slot()
 
     def _drop_idle(self) -> None:
         """Abort an idle connection, to make room for a connection to another server."""
