@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from signoff.server.protocol import (
+    BODY_LINGER_SECONDS,
     HALF_CLOSED_SECONDS,
     LINGER_SECONDS,
     ConnectionLimits,
@@ -402,14 +403,15 @@ async def test_half_closed_connections_get_answers_over_tcp(tmp_path: Path) -> N
             writer.close()
 
 
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answer without a look at the body."""
+    del scope, receive
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
 async def test_a_client_that_has_its_answer_must_end_its_body_or_is_cut_off() -> None:
     server = Server()
-
-    async def refuse(scope: Any, receive: Any, send: Any) -> None:
-        del scope, receive
-        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
-
     connection, transport = server.connect()
     connection.app = refuse
     connection.data_received(POST)
@@ -417,6 +419,67 @@ async def test_a_client_that_has_its_answer_must_end_its_body_or_is_cut_off() ->
     server.tick(LIMITS.body_pause_seconds)
     assert transport.is_closed
     assert transport.sent.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_client_that_has_its_answer_can_end_its_body_and_send_another_request() -> None:
+    server = Server()
+    connection, transport = server.connect()
+    connection.app = refuse
+    connection.data_received(POST + b"a" * 5)
+    await server.settle()
+    server.tick(LIMITS.body_pause_seconds - 1)
+    connection.data_received(b"a" * 5 + GET)
+    await server.settle()
+    assert transport.sent.count(b"HTTP/1.1 401") == 2
+    assert not transport.is_closed
+
+
+async def test_a_body_that_does_not_end_after_the_answer_is_cut_off() -> None:
+    server = Server()
+    connection, transport = server.connect()
+    connection.app = refuse
+    connection.data_received(CHUNKED)
+    await server.settle()
+    for _ in range(BODY_LINGER_SECONDS):
+        assert not transport.is_closed
+        connection.data_received(b"3e8\r\n%b\r\n" % (b"a" * 1000))
+        server.tick(1)
+    assert transport.is_closed
+
+
+@pytest.mark.parametrize(
+    "head",
+    [POST.replace(b"a\r\n", b"a\r\nconnection: close\r\n", 1), POST.replace(b"1.1", b"1.0")],
+    ids=["close", "1.0"],
+)
+async def test_a_client_that_keeps_no_connection_reads_an_answer_that_comes_before_the_end_of_its_body(
+    head: bytes,
+) -> None:
+    server = Server()
+    connection, transport = server.connect()
+    connection.app = refuse
+    connection.data_received(head.replace(b"10", b"1000000"))
+    await server.settle()
+    assert b"\r\nconnection: close\r\n" in transport.sent
+    assert transport.sent_eof
+    for _ in range(BODY_LINGER_SECONDS):
+        assert not transport.is_closed
+        connection.data_received(b"a" * 100)
+        server.tick(1)
+    assert transport.is_aborted
+
+
+async def test_a_connection_without_the_body_that_was_not_asked_for_takes_no_other_request() -> None:
+    server = Server()
+    connection, transport = server.connect()
+    connection.app = refuse
+    connection.data_received(POST[:-2] + b"expect: 100-continue\r\n\r\n")
+    await server.settle()
+    connection.data_received(GET * 2)
+    await server.settle()
+    assert transport.sent.count(b"HTTP/1.1 401") == 1
+    assert b"\r\nconnection: close\r\n" in transport.sent
+    assert transport.sent_eof
 
 
 async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not() -> None:
@@ -542,6 +605,17 @@ async def test_a_client_reads_the_error_although_it_goes_on_sending(tmp_path: Pa
         response = await reader.read()
         assert response.startswith(b"HTTP/1.1 431 ")
         assert b"head_too_large" in response
+        writer.close()
+
+
+async def test_a_client_reads_the_answer_that_comes_before_the_end_of_its_body(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, asyncio.timeout(ANSWER_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(b"POST /enqueue HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 16777216\r\n\r\n")
+        for _ in range(16):
+            writer.write(b" " * 2**20)
+            await writer.drain()
+        assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
         writer.close()
 
 

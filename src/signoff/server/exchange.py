@@ -48,7 +48,8 @@ class Exchange(RequestResponseCycle):
                     announces_close = b"close" in value.lower()
                 case _:
                     pass
-        self.keep_alive = self.keep_alive and not announces_close
+        # A client that was not told to continue may leave the body out, so that its next bytes could be either.
+        self.keep_alive = self.keep_alive and not (announces_close or self.waiting_for_100_continue)
         if not (self.keep_alive or announces_close):
             lines.append(b"connection: close\r\n")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in {204, 304}:
@@ -82,12 +83,12 @@ class Exchange(RequestResponseCycle):
             self._end()
 
     def _end(self) -> None:
-        """End the response, and the connection if it is not kept alive."""
+        """End the response, and the connection if it is not kept alive and the client has sent the whole request."""
         if self.expected_content_length != 0:
             raise RuntimeError("The body of the response is shorter than its `content-length`.")
         self.response_complete = True
         self.message_event.set()
-        if not self.keep_alive:
+        if not (self.keep_alive or self.more_body):
             self.transport.close()
         self.on_response()
 

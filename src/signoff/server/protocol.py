@@ -20,6 +20,8 @@ from signoff.server.exchange import Exchange
 TICK_SECONDS = 1
 # Seconds for which a client that was refused can still read the error, while all that it sends is dropped.
 LINGER_SECONDS = 2
+# Seconds for which the rest of a body is dropped, whose request has been answered.
+BODY_LINGER_SECONDS = 60
 # Seconds for which a client that sends no more can wait for the answer to a request; it may have left as well.
 HALF_CLOSED_SECONDS = 30
 # `head` lasts from the first byte of a connection or a request until its headers are complete; in `idle`, the client
@@ -106,6 +108,7 @@ class HttpConnection(HttpToolsProtocol):
         self._phase: Phase = "head"
         self._is_half_closed = False
         self._error: SignoffError | None = None
+        self._linger_seconds = LINGER_SECONDS
         self._seconds = 0  # of this phase; in a body, since its latest piece
         self._body_seconds = 0
         self._body_bytes = 0
@@ -233,10 +236,20 @@ class HttpConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
+        if self._phase == "body" and not self._is_answering():
+            self._drop_body()
+        elif self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._is_half_closed:
             self.transport.close()
+
+    def _drop_body(self) -> None:
+        """Drop the rest of the body for a while: if nobody read it, the kernel would drop the response."""
+        self._seconds = self._body_seconds = self._body_bytes = 0
+        if not self.cycle.keep_alive:
+            self._phase, self._linger_seconds = "closing", BODY_LINGER_SECONDS
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed, or that a callback of the parser refused."""
@@ -253,7 +266,7 @@ class HttpConnection(HttpToolsProtocol):
         limits = self._limits
         self._seconds += 1
         if self._phase == "closing":
-            if self._seconds >= LINGER_SECONDS:
+            if self._seconds >= self._linger_seconds:
                 self.transport.abort()
         elif self._phase == "head":
             if self._seconds >= limits.head_seconds:
@@ -261,8 +274,11 @@ class HttpConnection(HttpToolsProtocol):
         else:
             self._body_seconds += 1
             is_slow = self._body_bytes < self._body_seconds * limits.body_bytes_per_second
+            is_answered = self.cycle.response_complete
             if self._seconds >= limits.body_pause_seconds:
                 self._refuse(RequestTimedOut(f"No part of the body came for {limits.body_pause_seconds} seconds."))
+            elif is_answered and self._body_seconds >= BODY_LINGER_SECONDS:
+                self.transport.close()
             elif is_slow and self._body_seconds > limits.body_grace_seconds:
                 rate = limits.body_bytes_per_second
                 self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second."))
