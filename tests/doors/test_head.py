@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -74,6 +75,7 @@ async def test_head_does_nothing_where_a_get_acts(path: str, server: Live) -> No
     [
         ("PUT", "/health/live", {"GET", "HEAD", "OPTIONS"}),
         ("DELETE", "/enqueue", {"POST", "OPTIONS"}),
+        ("PUT", "/signin/code", {"GET", "OPTIONS"}),
         ("PUT", "/api/jobs", {"GET", "HEAD", "OPTIONS", "POST"}),
         ("POST", "/v1/models", {"GET", "HEAD"}),
         ("GET", "/v1/embeddings", {"POST"}),
@@ -86,3 +88,16 @@ async def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, all
     status, headers, _ = await send(server, method, path)
     assert status == 405
     assert set(headers["allow"].split(", ")) == allow
+
+
+async def test_options_names_all_methods_of_each_path(server: Live) -> None:
+    _, document = await server.ask("GET", "/schema/openapi.json")
+    faults = list[tuple[str, int, set[str]]]()
+    for path, operations in document["paths"].items():
+        status, headers, _ = await send(server, "OPTIONS", re.sub(r"\{[^}]*\}", "7", path))
+        documented = {method.upper() for method in operations} & {"DELETE", "GET", "PATCH", "POST", "PUT"}
+        if "GET" in documented and not path.startswith("/signin/"):
+            documented.add("HEAD")
+        if {*headers.get("allow", "").split(", ")} - {"OPTIONS"} != documented:
+            faults.append((path, status, documented))
+    assert not faults, "\n".join(map(repr, faults))

@@ -50,6 +50,9 @@ from signoff.infra import logging
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
+# Sent to Litestar in place of OPTIONS: a method that no path has. Its error for such a method names all methods of the
+# path, while its answer to OPTIONS names those of one handler.
+ALL_METHODS = "OPTIONS-OF-ALL"
 SLASHES = re.compile("/{2,}")
 # Keys in a request's scope of what `_services`, `_door_settings` and `_caller` inject.
 SERVICES, DOOR_SETTINGS, CALLER = "signoff.services", "signoff.door_settings", "signoff.caller"
@@ -107,6 +110,8 @@ class DoorRouter:
 
     async def _serve_rest(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings, RECEIVE: receive}
+        if scope["method"] == "OPTIONS":
+            scope["method"] = ALL_METHODS
         receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
         try:
             await self._rest(scope, receive, send)
@@ -138,6 +143,8 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
         return error_page(request, error) or _handle_error(request, error)
 
     def handle_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
+        if scope_of(request)["method"] == ALL_METHODS and error.status_code == MethodNotAllowed.status:
+            return Response(None, status_code=204, headers={"allow": _allowed(request.url.path, error)})
         return handle_error(request, _converted(request, error))
 
     def handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
@@ -247,7 +254,7 @@ def _converted(request: AnyRequest, error: HTTPException) -> SignoffError:
         case 404:
             converted = NotFound(f"The path {request.url.path} does not exist.{_hint(request.url.path)}")
         case 405:
-            converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(error))
+            converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(request.url.path, error))
         case status:
             converted = BadRequest(_faults(error) or error.detail)
             converted.status = status
@@ -281,7 +288,8 @@ def _hint(path: str) -> str:
     return f" Do you mean {route}? Then add /v1 to the base URL of the client." if is_known else ""
 
 
-def _allowed(error: HTTPException) -> str:
-    """Return the methods in the order of their names; a path with GET supports HEAD too."""
+def _allowed(path: str, error: HTTPException) -> str:
+    """Return the methods in the order of their names; a path whose GET changes nothing supports HEAD too."""
     methods = set((error.headers or {}).get("allow", "").replace(" ", "").split(","))
-    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    has_head = "GET" in methods and not path.lower().startswith(ACTING_PATHS)
+    return ", ".join(sorted(methods | ({"HEAD"} if has_head else set())))
