@@ -51,7 +51,7 @@ async def test_a_token_is_created_listed_and_revoked_by_its_owner(tmp_path: Path
         ann, bob = [await server.token("user", f"{name}@example.com") for name in ("ann", "bob")]
 
         status, created = await server.ask("POST", "/api/tokens", ann, json={"name": "laptop", "days": 2})
-        assert (status, created.keys()) == (201, {"token"})
+        assert (status, created.keys()) == (201, {"id", "token"})
         entries = await listed(server, "/api/tokens", ann)
 
         assert [(entry["name"], entry["role"], entry["email"]) for entry in entries] == [
@@ -62,7 +62,8 @@ async def test_a_token_is_created_listed_and_revoked_by_its_owner(tmp_path: Path
         assert entries[0]["expires_at"] is None
         assert entries[1]["expires_at"] > entries[1]["created_at"]
         assert PREFIX not in str(entries)
-        laptop = f"/api/tokens/{entries[1]['id']}"
+        assert entries[1]["id"] == created["id"]
+        laptop = f"/api/tokens/{created['id']}"
         assert (await server.ask("GET", "/api/jobs", created["token"]))[0] == 200
         assert (await server.ask("DELETE", laptop, bob))[0] == 404
         assert (await server.ask("DELETE", laptop.replace("tokens", "sessions"), ann))[0] == 404

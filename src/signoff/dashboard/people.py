@@ -65,8 +65,8 @@ async def post_token(request: AnyRequest, services: InjectedServices, caller: In
         role=_role(form["role"]) if form.get("role") else None,
         days=_days(form.get("days", "").strip()),
     )
-    token = await issue_token(services, check_token(caller), new)
-    return _to_secret(request, "New token", token)
+    new_token = await issue_token(services, check_token(caller), new)
+    return _to_secret(request, "New token", new_token.token)
 
 
 @post("/dashboard/people/tokens/{token_id:int}/revoke", include_in_schema=False, status_code=303)

@@ -11,7 +11,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import INTS, parse_json
 from signoff.errors import BadRequest, Forbidden
 from signoff.work.admin.erasure import begin_erasure
-from signoff.work.admin.issue import TokenRequest, issue_token
+from signoff.work.admin.issue import NewToken, TokenRequest, issue_token
 from signoff.work.admin.people import (
     UserChange,
     change_user,
@@ -64,10 +64,10 @@ async def delete_user(
 
 
 @post("/tokens", status_code=201, summary="Create a token")
-async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
-    """Create a token and return it; it is never shown again."""
+async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> NewToken:
+    """Create a token and return it with its id; it is never shown again."""
     new = parse_json(await request.body(), TokenRequest, "token")
-    return {"token": await issue_token(services, check_token(caller), new)}
+    return await issue_token(services, check_token(caller), new)
 
 
 @get("/tokens", summary="List tokens")

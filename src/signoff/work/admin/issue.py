@@ -5,8 +5,9 @@ from typing import Annotated
 import msgspec
 
 from signoff.core.access import Caller, Role, User, check_admin, lower_role
+from signoff.core.api_tokens import digest
 from signoff.core.cache import CacheRule
-from signoff.errors import BadRequest, Forbidden
+from signoff.errors import BadRequest, Conflict, Forbidden
 from signoff.work.admin.people import DAY_SECONDS, create_token, user_with_email
 from signoff.work.services import Services
 
@@ -31,11 +32,20 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Id of the upstream key for its requests; None for that of the model."""
 
 
-async def issue_token(services: Services, caller: Caller, request: TokenRequest) -> str:
+class NewToken(msgspec.Struct, frozen=True):
+    """A token that was created, and the answer to `POST /api/tokens`."""
+
+    id: int
+    """Id, by which the token can be revoked."""
+    token: str
+    """The token, which cannot be shown again."""
+
+
+async def issue_token(services: Services, caller: Caller, request: TokenRequest) -> NewToken:
     """Create an API token and return it.
 
     A token cannot create one with more rights or a later end, so that it is of no use once it is over.
-    Raises Forbidden, BadRequest, NotFound.
+    Raises Forbidden, BadRequest, NotFound, and Conflict if somebody has disabled the owner meanwhile.
     """
     user = await _owner(services, caller, request.email)
     role = request.role or lower_role(caller.role, user.role)
@@ -47,9 +57,13 @@ async def issue_token(services: Services, caller: Caller, request: TokenRequest)
         if seconds is None or seconds > seconds_left:
             days_left = seconds_left / DAY_SECONDS
             raise BadRequest(f"`days` must be at most {days_left:.2f}, since your own token expires then.")
-    return await create_token(
+    token = await create_token(
         services, user, role=role, name=request.name, seconds=seconds, cache=request.cache, key_id=request.key_id
     )
+    stored = await services.store.people.token(digest(token))
+    if stored is None:
+        raise Conflict(f"{user.email} was disabled meanwhile; enable the user, and create another token.")
+    return NewToken(stored[0].id, token)
 
 
 async def _owner(services: Services, caller: Caller, email: str | None) -> User:
