@@ -1,8 +1,12 @@
 """Interface of a blob store: the contents of files, by name, outside the database."""
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+
+# Segments have no other characters, so a name has one form in every store, and leads to no other folder.
+BLOB_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
 class BlobWriter(Protocol):

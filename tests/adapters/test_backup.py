@@ -13,13 +13,16 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from cryptography.fernet import Fernet
 
 from contracts.test_receipts import decided
+from signoff.commands.backup import restore as restore_all
 from signoff.core.job import Decision
 from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.receipt_chain import ChainVerifier
 from signoff.errors import SchemaOutdated
 from signoff.records import ReceiptFilter
+from signoff.settings import Settings
 from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
 from signoff.stores.backup import _with_stored_types as with_stored_types
 from signoff.stores.schema import metadata
@@ -385,6 +388,16 @@ def nothing(draft: ArchiveWriter) -> None:
         (nothing, {"members": {"jobs/000000": ""}}, "damaged"),
         (lambda draft: draft.add("versions/000000", encode_rows(["models", 1])), {}, "numbers of rows"),
         (lambda draft: draft.add("versions/000000", encode_rows(["models", "1"])), {}, "cannot be decoded"),
+        (
+            lambda draft: draft.add("versions/000000", encode_rows(["models", 2**63])),
+            {},
+            "too large|out of int64 range",
+        ),
+        (
+            lambda draft: draft.add("versions/000000", encode_rows(["models", 1], ["models", 1])),
+            {},
+            "rejected the rows",
+        ),
         (lambda draft: draft.add("versions/000000", encode_rows([[[]] * 1000, 1])), {}, "cannot be decoded"),
         (lambda draft: draft.add("versions/000000", encode_rows(["models"])), {}, "cannot be decoded"),
         (lambda draft: draft.add("versions/000000", b"\xff\xff\xff\xff"), {}, "larger than the limit"),
@@ -454,6 +467,23 @@ async def test_a_member_name_cannot_write_to_other_folders(tmp_path: Path, empty
     before = {*tmp_path.iterdir()}
     await restore(empty_url, make_backup(tmp_path / "made", make))
     assert {path.name for path in {*tmp_path.iterdir()} - before} == {"made", "empty"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/tmp/evil", "files/../../evil", "files/.", "files//a", "files\\a", "…", ""]
+)
+async def test_a_file_with_a_name_that_no_file_has_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    def make(draft: ArchiveWriter) -> None:
+        draft.add("secret.key", Fernet.generate_key())
+        draft.add("blobs/files/first/000000", b"first")
+        draft.add(f"blobs/{name}/000000", b"evil")
+
+    path, data = make_backup(tmp_path / "made", make), tmp_path / "data"
+    with pytest.raises(BadBackup, match="name"):
+        await restore_all(Settings(data_dir=data), path)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 async def test_a_small_file_with_a_huge_member_takes_little_memory(tmp_path: Path) -> None:

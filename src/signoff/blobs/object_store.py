@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from signoff.blob import BLOB_NAME
 from signoff.errors import BlobMissing, Overloaded
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
-# Segments have no other characters, so a name has one form in every store, and leads to no other folder.
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 # In a folder, a blob that is being written has a number after its name.
 _PARTIAL = re.compile(r"[A-Za-z0-9._-]+#\d+")
 SCHEMES = ("s3", "gs", "az", "file")
@@ -123,7 +122,7 @@ def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not BLOB_NAME.fullmatch(name):
         raise ValueError(f"The name of a blob must have letters, digits and -_./ only (got {name[:100]!r}).")
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from signoff.blob import BLOB_NAME
 from signoff.errors import BlobMissing
 from signoff.infra.vault import add_keys
 from signoff.server.adapters import make_blobs
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
-from signoff.stores.archive import CHUNK_BYTES, ArchiveWriter, Manifest, check, members
+from signoff.stores.archive import CHUNK_BYTES, ArchiveWriter, BadBackup, Manifest, check, members
 from signoff.stores.sql import SqlStore
 from signoff.work.admin.registry import locked_models
 
@@ -48,16 +49,17 @@ async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
 async def restore(settings: Settings, path: Path) -> RestoreResult:
     """Fill an empty database from a file that `backup` wrote. Raises BadBackup."""
     contents = check(path)
+    _check_file_names(path, contents.manifest)
     keys = (contents.key or b"").split()
     store = SqlStore(settings.store_url)
     try:
 
         def at_end() -> None:
-            """Write the keys and the contents of files; a failure undoes the transaction, in which this runs."""
-            if keys:
-                add_keys(settings.key_path, keys)
+            """Write the contents of files and the keys; a failure undoes the transaction, in which this runs."""
             with ThreadPoolExecutor(1) as thread:  # because the thread of a transaction may have an event loop
                 thread.submit(asyncio.run, _restore_files(settings, path)).result()
+            if keys:
+                add_keys(settings.key_path, keys)
 
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
@@ -80,6 +82,18 @@ async def _save_files(settings: Settings, store: SqlStore, archive: ArchiveWrite
                 archive.add(f"{FOLDER}/{name}/{number:06}", b"")
 
 
+def _check_file_names(path: Path, manifest: Manifest) -> None:
+    """Raise BadBackup if a member has the contents of a file, and a name that no file can have."""
+    for member in manifest.members:
+        if member.startswith(f"{FOLDER}/") and not BLOB_NAME.fullmatch(_blob_of(member)):
+            raise BadBackup(f"{path} has a file with the name {member[:100]!r}, which no backup has; use another one.")
+
+
+def _blob_of(member: str) -> str:
+    """Return the name of the blob of which a member has a part."""
+    return member.removeprefix(f"{FOLDER}/").rpartition("/")[0]
+
+
 async def _restore_files(settings: Settings, path: Path) -> None:
     """Write the contents of all files of a backup. Those of one file follow each other in the archive."""
     blobs, present = make_blobs(settings), ""
@@ -88,7 +102,7 @@ async def _restore_files(settings: Settings, path: Path) -> None:
         for member in members(path):
             if not member.name.startswith(f"{FOLDER}/"):
                 continue
-            name = member.name.removeprefix(f"{FOLDER}/").rpartition("/")[0]
+            name = _blob_of(member.name)
             if writer is None or name != present:
                 await last.aclose()
                 present, writer = name, await last.enter_async_context(blobs.write(name))

@@ -130,6 +130,8 @@ class SqlStore:
             await self._database.change_schema(lambda conn: fill(conn, path, manifest, at_end=at_end))
         except DBAPIError as error:
             raise BadBackup(f"The database rejected the rows of {path}: {str(error.orig).splitlines()[0]}") from error
+        except OverflowError as error:  # of the driver of SQLite
+            raise BadBackup(f"A row of {path} has a number that is too large: {error}.") from error
 
     async def is_ready(self) -> bool:
         """See `store.Store`."""
