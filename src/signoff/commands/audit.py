@@ -9,7 +9,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
-from signoff.commands.terminal import OPERATOR, print_table, printable, run, table_of
+from signoff.commands.terminal import OPERATOR, print_table, run, table_of
 from signoff.core.audit import AuditEntry, AuditFilter, entry_as_json
 from signoff.core.wire import format_time, parse_time
 from signoff.settings import load
@@ -52,5 +52,5 @@ def _print_table(entries: list[AuditEntry]) -> None:
     table = table_of("id", "at", "actor", "action", "subject", "client")
     for entry in entries:
         texts = (format_time(entry.at), entry.actor, entry.action, entry.subject, entry.client or "")
-        table.add_row(str(entry.id), *map(printable, texts))
+        table.add_row(str(entry.id), *texts)
     print_table(table)

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import OPERATOR, err, out, printable, run, stop
+from signoff.commands.terminal import OPERATOR, err, out, run, stop
 from signoff.core.access import Caller
 from signoff.core.batch import BATCH_INPUT, Batch
 from signoff.core.endpoints import CHAT
@@ -57,7 +57,7 @@ def batch(
     if ended.status == "failed":
         for fault in ended.errors:
             place = f"{file}" if fault.line is None else f"{file}:{fault.line}"
-            err.print(printable(f"{place}: {fault.message} ({fault.code})"))
+            err.print(f"{place}: {fault.message} ({fault.code})")
         stop(f"The batch {ended.id} failed.")
 
 

@@ -6,7 +6,7 @@ import msgspec
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import OPERATOR, out, print_table, printable, run, stop, table_of
+from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status
 from signoff.core.reviews.item import text_of
@@ -27,7 +27,7 @@ def jobs(
     """List the latest jobs, or show one."""
     if job_id is not None:
         job = run(load(), lambda services: get_job(services, OPERATOR, job_id))
-        out.print(printable(msgspec.json.format(msgspec.json.encode(job_as_json(job))).decode()))
+        out.print(msgspec.json.format(msgspec.json.encode(job_as_json(job))).decode())
         return
     if status not in {None, *STATUSES}:
         stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
@@ -46,7 +46,7 @@ async def _rows_and_count(services: Services, job_filter: JobFilter) -> tuple[li
         limit = job_filter.limit - len(rows)
         page_filter = msgspec.structs.replace(job_filter, after_id=after_id, limit=limit)
         page = await list_jobs(services, OPERATOR, page_filter)
-        rows += [(job.id, job.status, printable(job.target), _answer(job)[:80]) for job in page]
+        rows += [(job.id, job.status, job.target, _answer(job)[:80]) for job in page]
         if not page or not page.may_continue:
             break
         after_id = page[-1].id
@@ -55,5 +55,5 @@ async def _rows_and_count(services: Services, job_filter: JobFilter) -> tuple[li
 
 def _answer(job: Job) -> str:
     if job.response is None:
-        return printable(job.error.message) if job.error else ""
-    return printable(text_of(job.response))
+        return job.error.message if job.error else ""
+    return text_of(job.response)

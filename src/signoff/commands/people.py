@@ -13,7 +13,6 @@ from signoff.commands.terminal import (
     choice,
     out,
     print_table,
-    printable,
     run,
     stop,
     table_of,
@@ -210,5 +209,5 @@ def _print_tokens(kind: TokenKind, email: str | None) -> None:
     for token, user in run(load(), list_all):
         times = (token.created_at, token.expires_at, token.last_used_at)
         texts = ("" if at is None else format_time(at)[:16].replace("T", " ") for at in times)
-        table.add_row(str(token.id), user.email, printable(token.name), token.role, *texts)
+        table.add_row(str(token.id), user.email, token.name, token.role, *texts)
     print_table(table)

@@ -11,7 +11,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
-from signoff.commands.terminal import OPERATOR, choice, out, print_table, printable, run, stop, table_of
+from signoff.commands.terminal import OPERATOR, choice, out, print_table, run, stop, table_of
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
@@ -169,7 +169,7 @@ def figures(
 def _cell(name: str, value: str | int | None) -> str:
     if isinstance(value, int):
         return format_time(value)[: 10 if name == "day" else 16].replace("T", " ")
-    return printable(value or "")
+    return value or ""
 
 
 def _number(value: float | None) -> str:

@@ -16,11 +16,12 @@ import typer
 from rich.text import Text
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import OPERATOR, err, out, printable, run
+from signoff.commands.terminal import OPERATOR, err, out, run
 from signoff.core.dialects.answer import answer_text
 from signoff.core.dialects.edited_answer import shown_answer
 from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Edit, Job
+from signoff.core.printable import printable
 from signoff.core.reviews.item import text_of
 from signoff.core.reviews.votes import as_seen_by
 from signoff.errors import SignoffError
@@ -141,7 +142,7 @@ async def _decide(session: Session, job: Job, request: VerdictRequest) -> Result
 async def _reject(session: Session, job: Job) -> Result:
     reasons = await list_reasons(session.services, OPERATOR)
     for number, reason in enumerate(reasons, start=1):
-        out.print(f"  {number} {printable(reason)}")
+        out.print(f"  {number} {reason}")
     text = await asyncio.to_thread(_ask, "Reason, or its number" if reasons else "Reason")
     if not text:
         out.print("A rejection needs a reason, which the caller gets.")
@@ -195,8 +196,8 @@ async def _release(session: Session) -> None:
 def _print_job(job: Job) -> None:
     """Print all that the reviewer signs off: the request, the answer, and the difference of the draft to it."""
     draft = job.draft or Edit()
-    queue = f"  queue {printable(job.review_queue)}" if job.review_queue else ""
-    out.print(f"\n{job.id}  {printable(job.target)}{queue}")
+    queue = f"  queue {job.review_queue}" if job.review_queue else ""
+    out.print(f"\n{job.id}  {job.target}{queue}")
     _print_texts("request", transcript(job.body))
     if draft.payload is not None:
         _print_texts(

@@ -1,15 +1,16 @@
 """Parts that all commands share: access to the services, output to the terminal, and errors of one line."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from signoff.core.access import Caller
 from signoff.core.audit import Actor
+from signoff.core.printable import printable
 from signoff.infra.actor import act_as
 from signoff.settings import Settings
 from signoff.work.services import Services
@@ -20,11 +21,18 @@ ALWAYS_OR_NEVER: tuple[Literal["always", "never"], ...] = ("always", "never")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
 # Characters of a line of a table in a file or a pipe.
 MAX_WIDTH = 1000
-# Control characters except tab and newline, and characters that change the direction of the text.
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# Texts of models are printed as they are: without markup and emoji codes.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
+
+
+class Terminal(Console):
+    """Console that prints texts of models and users as they are, except for characters that would control it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a line, or the text of a cell, to be printed."""
+        return super().render_str(printable(text), **options)
+
+
+out = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
 def run(
@@ -68,12 +76,7 @@ def table_of(*heads: str, caption: str | None = None) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table; in a file or a pipe, as wide as it needs to be."""
-    (out if out.is_terminal else Console(width=MAX_WIDTH, markup=False, emoji=False)).print(table)
-
-
-def printable(text: str) -> str:
-    """Return `text` with a replacement for each character that would control the terminal."""
-    return CONTROL_CHARACTERS.sub("�", text)
+    (out if out.is_terminal else Terminal(width=MAX_WIDTH, markup=False, emoji=False)).print(table)
 
 
 def stop(message: str) -> NoReturn:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import structlog
 
+from signoff.core.printable import printable
+
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["text", "json"]
 Event = MutableMapping[str, Any]
@@ -78,7 +80,12 @@ def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
 def _rendering(line_format: Format) -> list[Any]:
     if line_format == "json":
         return [structlog.processors.JSONRenderer(default=str)]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [_make_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _make_printable(_logger: Any, _method: str, event: Event) -> Event:
+    """Replace characters that control the terminal, which a path, a name or the message of a library may have."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _write_libraries(processors: list[Any]) -> None:
