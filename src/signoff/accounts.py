@@ -71,12 +71,14 @@ class People(Protocol):
         seconds: float | None = None,
         cache: CacheRule | None = None,
         key_id: int | None = None,
+        password_hash: str | None = None,
     ) -> Token:
         """Create an active token of a user, and return it.
 
         `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
         are the cache rule and the upstream key for requests that use the token. A new sign-in link ends the former
-        links of the user.
+        links of the user. Raises Conflict for a session if the user does not have this `password_hash` any more, or is
+        disabled: what has ended all sessions must not miss one that begins.
         """
         ...
 

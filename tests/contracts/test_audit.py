@@ -37,7 +37,8 @@ STREAM = Stream(name="s", scheme="amqp", host="h:1", sealed=b"the-seal", request
 
 
 async def add_token(store: AStore, kind: Any, digest: str) -> Token:
-    return await store.people.add_token(1, digest, kind=kind, name="t", role="user", seconds=60)
+    more: dict[str, Any] = {"role": "user", "seconds": 60, "password_hash": "the-hash2"}
+    return await store.people.add_token(1, digest, kind=kind, name="t", **more)
 
 
 async def drop_only_key(store: AStore) -> bool:
@@ -77,6 +78,7 @@ CHANGES: list[tuple[str, Callable[[AStore], Awaitable[Any]], tuple[str, str] | N
     ),
     ("People.change_user", lambda s: s.people.change_user(1, active=False), ("user_changed", "user:ann@x.org")),
     ("People.change_user", lambda s: s.people.change_user(9, active=False), None),
+    ("People.change_user", lambda s: s.people.change_user(1, active=True), ("user_changed", "user:ann@x.org")),
     ("People.replace_password_hash", lambda s: s.people.replace_password_hash(1, "the-hash", "the-hash2"), None),
     ("People.add_token", lambda s: add_token(s, "api", "the-digest"), ("token_created", "token:1")),
     ("People.add_token", lambda s: add_token(s, "signin", "the-digest2"), ("sign_in_link_created", "sign_in_link:2")),

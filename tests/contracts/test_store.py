@@ -23,7 +23,7 @@ from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.transitions import TRANSITIONS, Guard, replay
 from signoff.core.turn import Turn
-from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
+from signoff.errors import Conflict, IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
 from signoff.store import TransitionRequest
 from signoff.stores import schema
 from signoff.stores.people_schema import users
@@ -1136,6 +1136,19 @@ async def test_a_token_identifies_its_user(store: AStore) -> None:
     assert (token.active, token.expires_at) == (True, None)
     assert await store.people.token("digest") == (token, user)
     assert await store.people.token("another") is None
+
+
+async def test_a_session_begins_only_with_the_password_that_the_user_has(store: AStore, other: AStore) -> None:
+    user = await store.people.put_user("ann@example.com", "user", "new-hash")
+    session: dict[str, Any] = {"kind": "session", "name": "", "role": "user"}
+    for password_hash in ("old-hash", None):
+        with pytest.raises(Conflict):
+            await store.people.add_token(user.id, "digest", password_hash=password_hash, **session)
+    assert (await store.people.add_token(user.id, "digest", password_hash="new-hash", **session)).active
+    await store.people.put_user("root@example.com", "admin")
+    await other.people.change_user(user.id, active=False)
+    with pytest.raises(Conflict):
+        await store.people.add_token(user.id, "digest2", password_hash="new-hash", **session)
 
 
 async def test_a_token_expires_by_the_clock_of_the_database(store: AStore) -> None:

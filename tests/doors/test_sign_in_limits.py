@@ -15,7 +15,7 @@ from signoff.core import sign_in as core_sign_in
 from signoff.core.sign_in import sign_in_limits
 from signoff.runtime.passwords import MAX_HASHES
 from signoff.work.admin.people import create_user
-from support.live_server import Live, live
+from support.live_server import Live, live, until
 from support.stores import together
 
 pytestmark = pytest.mark.anyio
@@ -201,3 +201,27 @@ async def test_a_sign_in_that_no_user_can_have_is_refused_before_it_is_hashed(
 ) -> None:
     async with live(tmp_path) as server:
         assert (await server.ask("POST", "/api/session", json=body))[0] == 400
+
+
+@pytest.mark.parametrize("change", ["password", "disabled"])
+async def test_a_sign_in_that_began_before_a_change_of_the_user_gets_no_session(change: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        passwords, people = server.services.runtime.passwords, server.services.store.people
+        user = await create_user(server.services, "ann@example.com", "user", "correct horse")
+        new_hash, is_blocked, may_go_on = await passwords.hash("another horse"), threading.Event(), threading.Event()
+        passwords._thread.submit(lambda: is_blocked.set() or may_go_on.wait())
+        await asyncio.to_thread(is_blocked.wait)
+        signing_in = asyncio.ensure_future(sign_in(server, "ann@example.com", "correct horse"))
+
+        async def waits() -> bool | None:
+            return passwords._thread._work_queue.qsize() > 0 or None
+
+        await until(waits)
+        if change == "password":
+            await people.put_user("ann@example.com", "user", new_hash)
+        else:
+            await create_user(server.services, "root@example.com", "admin")
+            await people.change_user(user.id, active=False)
+        may_go_on.set()
+        assert (await signing_in)[0] == 401
+        assert await people.tokens("session", user.id) == []

@@ -111,12 +111,15 @@ class SqlPeople:
         seconds: float | None = None,
         cache: CacheRule | None = None,
         key_id: int | None = None,
+        password_hash: str | None = None,
     ) -> Token:
         """See `accounts.People`."""
         actor = current_actor()
 
         def add(tx: Tx) -> Token:
-            bump(tx, "people")
+            bump(tx, "people")  # before the user is read: it waits for a change of the user to commit
+            if kind == "session":
+                _check_unchanged(tx, user_id, password_hash)
             _end(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
             values["cache"] = cache
@@ -253,6 +256,13 @@ def _check_admin_is_left(tx: Tx, user: User, *, is_admin: bool) -> None:
     others = sa.select(users.c.id).where(users.c.role == "admin", users.c.active, users.c.id != user.id).limit(1)
     if tx.conn.execute(others).one_or_none() is None:
         raise Conflict(LAST_ADMIN.format(email=user.email))
+
+
+def _check_unchanged(tx: Tx, user_id: int, password_hash: str | None) -> None:
+    """Raise Conflict unless the user is active, and has this password."""
+    is_same = (users.c.id == user_id, users.c.active, users.c.password_hash.is_not_distinct_from(password_hash))
+    if tx.conn.execute(sa.select(users.c.id).where(*is_same)).first() is None:
+        raise Conflict("The user was disabled, or got a new password, meanwhile.")
 
 
 def _end(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:

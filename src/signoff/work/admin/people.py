@@ -97,6 +97,7 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
     Raises:
         BadRequest: `role` has more rights than the user, or the user is disabled.
         NotFound: the user may not use the key.
+        Conflict: the token is a session, and the user was disabled or got a new password since `user` was read.
     """
     if not user.active:
         raise BadRequest(f"{user.email} is disabled; enable the user with: signoff user enable {user.email}")
@@ -107,7 +108,15 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
         await key_of_user(services, user.id, key_id)
     token = format_token(services.ids.new_secret())
     await services.store.people.add_token(
-        user.id, digest(token), kind=kind, name=name, role=role, seconds=seconds, cache=cache, key_id=key_id
+        user.id,
+        digest(token),
+        kind=kind,
+        name=name,
+        role=role,
+        seconds=seconds,
+        cache=cache,
+        key_id=key_id,
+        password_hash=user.password_hash,
     )
     return token
 

@@ -1,15 +1,17 @@
 """Signing in with a password or a link, and signing out."""
 
+import msgspec
 import structlog
 
 from signoff.core.access import User
 from signoff.core.api_tokens import PREFIX, digest
 from signoff.core.sign_in import sign_in_limits
-from signoff.errors import LimitReached, Unauthorized
+from signoff.errors import Conflict, LimitReached, Unauthorized
 from signoff.work.admin.people import create_token, identify, is_email
 from signoff.work.services import Services
 
 SESSION_SECONDS = 14 * 24 * 3600.0
+WRONG = "The e-mail address or the password is wrong."
 LINK_IS_USED = "This sign-in link was used already, or is too old. An admin makes a new one: signoff user link EMAIL"
 log = structlog.get_logger()
 
@@ -27,7 +29,10 @@ async def sign_in(services: Services, email: str, password: str, client: str) ->
         limited_email = email if is_email(email) else None
         log.warning("sign_in_limited", reason=error.message, client=client, email=limited_email)
         raise
-    return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)
+    try:
+        return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)
+    except Conflict:
+        raise Unauthorized(WRONG) from None
 
 
 async def _check_password(services: Services, email: str, password: str, client: str) -> User:
@@ -41,11 +46,12 @@ async def _check_password(services: Services, email: str, password: str, client:
     password_hash = user.password_hash if user is not None and user.active else None
     is_right = await services.runtime.passwords.verify(password_hash, password)
     if user is None or password_hash is None or not is_right:
-        raise Unauthorized("The e-mail address or the password is wrong.")
+        raise Unauthorized(WRONG)
     await services.store.sign_ins.succeed(*limits)
     if services.runtime.passwords.is_outdated(password_hash):
         new_hash = await services.runtime.passwords.hash(password)
         await services.store.people.replace_password_hash(user.id, password_hash, new_hash)
+        return msgspec.structs.replace(user, password_hash=new_hash)
     return user
 
 
@@ -59,7 +65,10 @@ async def sign_in_with_link(services: Services, code: str) -> str:
     user = await services.store.people.user(caller.email)
     if not await services.store.people.end_token(digest(token)) or user is None or not user.active:
         raise Unauthorized(LINK_IS_USED)
-    return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
+    try:
+        return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
+    except Conflict:
+        raise Unauthorized(LINK_IS_USED) from None
 
 
 async def sign_out(services: Services, token: str) -> None:
