@@ -47,12 +47,15 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent, self.unread_bytes = b"", 0
+        self.sent, self.unread_bytes, self.late_writes = b"", 0, 0
         self.is_closed = self.is_aborted = self.is_paused = self.sent_eof = False
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        """Record `data`."""
+        """Record `data`; fail on a closed transport, as that of uvloop does."""
         assert not self.sent_eof
+        if self.is_closed:
+            self.late_writes += 1
+            raise RuntimeError("the handler is closed")
         self.sent += data
 
     def close(self) -> None:
@@ -521,6 +524,31 @@ async def test_requests_that_wait_on_one_connection_have_a_limit() -> None:
     assert not transport.is_closed
     connection.data_received(GET)
     assert transport.is_closed
+    server.may_answer.set()
+    await server.settle()
+    assert transport.late_writes == 0
+
+
+@pytest.mark.parametrize("end", ["left", "refused"])
+async def test_the_running_request_learns_that_nobody_waits_also_if_others_wait_behind_it(end: str) -> None:
+    server, messages = Server(), list[str]()
+
+    async def listen(_scope: Any, receive: Any, _send: Any) -> None:
+        while not messages or messages[-1] != "http.disconnect":
+            messages.append((await receive())["type"])
+
+    connection, transport = server.connect()
+    connection.app = listen
+    connection.data_received(GET * 3)
+    await server.settle()
+    assert messages == ["http.request"]
+    if end == "left":
+        transport.close()
+        connection.connection_lost(None)
+    else:
+        connection.data_received(b"no request\r\n\r\n")
+    await server.settle()
+    assert messages == ["http.request", "http.disconnect"]
 
 
 async def test_a_refused_client_can_read_the_error_and_is_cut_off_afterwards() -> None:

@@ -17,6 +17,12 @@ class Exchange(RequestResponseCycle):
     _ends_with_connection = False
     """True if the body ends where the connection does: a client of HTTP/1.0 knows no chunks (RFC 9112, section 6.3)."""
 
+    def disconnect(self) -> None:
+        """Let the application know, unless it has answered, that its client has left or was refused."""
+        if not self.response_complete:
+            self.disconnected = True
+            self.message_event.set()
+
     async def send(self, message: Any) -> None:
         """Send the head of the response, or a piece of its body.
 
@@ -25,7 +31,7 @@ class Exchange(RequestResponseCycle):
         """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
-        if self.disconnected:
+        if self.disconnected or self.transport.is_closing():
             return
         kind: str = message["type"]
         if kind == "http.response.body" and self.response_started and not self.response_complete:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from signoff.doors.errors import PROBLEM, problem, raw_error_headers
 from signoff.doors.http import CONNECTION
@@ -107,6 +107,7 @@ class HttpConnection(HttpToolsProtocol):
         self._limits = registry.limits
         self._phase: Phase = "head"
         self._is_half_closed = False
+        self._running: Exchange | None = None
         self._error: SignoffError | None = None
         self._linger_seconds = LINGER_SECONDS
         self._seconds = 0  # of this phase; in a body, since its latest piece
@@ -301,11 +302,22 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the connection."""
+        self._disconnect()
         super().connection_lost(exc)
         self._registry.discard(self)
         self.is_gone = True
         for callback in tuple(self.on_gone):
             callback()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cast("Exchange", cycle)
+        super()._start_asgi_task(cycle, app)
+
+    def _disconnect(self) -> None:
+        """Let the applications know; `cycle` is the request that came last, behind which others can wait."""
+        for exchange in (self._running, cast("Exchange | None", self.cycle)):
+            if exchange is not None:
+                exchange.disconnect()
 
     def _is_large(self) -> bool:
         """Return True if the parsed headers or trailers may exceed a limit, at the cost of no sum."""
@@ -346,9 +358,7 @@ class HttpConnection(HttpToolsProtocol):
         self._phase, self._seconds = "closing", 0
         self._unset_keepalive_if_required()
         self.pipeline.clear()
-        if self._is_answering():
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._disconnect()
         if not is_heard:
             self.transport.close()
             return
