@@ -4,7 +4,7 @@ import { defaultKeymap, history, historyKeymap } from "@codemirror/commands";
 import { json } from "@codemirror/lang-json";
 import { HighlightStyle, syntaxHighlighting } from "@codemirror/language";
 import { EditorState } from "@codemirror/state";
-import { EditorView, keymap } from "@codemirror/view";
+import { EditorView, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
 
 const nonce = document.querySelector("meta[name=style-nonce]")?.nonce ?? "";
@@ -23,6 +23,7 @@ const theme = EditorView.theme({
   ".cm-line": { padding: "0 0.25rem" },
   ".cm-scroller": { fontFamily: "inherit", lineHeight: "inherit", maxHeight: "60vh", overflow: "auto" },
   "&.cm-focused > .cm-scroller > .cm-selectionLayer .cm-selectionBackground": { background: "var(--accent-wash)" },
+  ".cm-gutters": { backgroundColor: "transparent", color: "var(--text-3)", border: "none" },
   ".cm-cursor": { borderLeftColor: "var(--accent)" },
 });
 
@@ -48,7 +49,7 @@ export const replaceTextArea = (area, extensions = []) => {
           area.value = update.state.doc.toString();
           area.dispatchEvent(new Event("input", { bubbles: true }));
         }),
-        ...(isJson ? [json(), syntaxHighlighting(highlight)] : []),
+        ...(isJson ? [json(), syntaxHighlighting(highlight), lineNumbers()] : []), // the server names lines
         theme,
         ...extensions,
       ],
@@ -57,6 +58,7 @@ export const replaceTextArea = (area, extensions = []) => {
   view.dom.classList.add("code-editor", ...(area.classList.contains("mono") ? ["mono", "tall"] : []));
   area.after(view.dom);
   area.hidden = true;
+  area.required = false; // a browser cannot point at a hidden field; the server says what is missing
   label?.addEventListener("click", () => view.focus());
   return view;
 };

@@ -34,12 +34,13 @@ async def test_a_policy_is_written_tried_saved_and_deleted(server: Live, enter: 
     page, policy = admin.page, {"target": "cautious", "rules": [{"if": "answer.length > 3", "then": "hold"}]}
     await admin.visit("/dashboard/policies")
     await page.get_by_label("Name").fill("mine")
-    await page.get_by_label(re.compile("as JSON")).fill(
-        json.dumps(policy | {"rules": [{"if": "answer.len >", "then": "hold"}]})
-    )
+    faulty = policy | {"rules": [{"if": "answer.len >", "then": "hold"}]}
+    await write(admin, json.dumps(faulty, indent=2))
+    await expect(page.locator(".cm-lineNumbers")).to_contain_text("4")
     await page.get_by_role("button", name="Save").click()
-    await expect(page.get_by_role("alert")).to_contain_text("Line 1")
-    await page.get_by_label(re.compile("as JSON")).fill(json.dumps(policy))
+    await expect(page.get_by_role("alert")).to_contain_text("Line 5")
+    assert await admin.violations() == []
+    await write(admin, json.dumps(policy))
     await page.get_by_role("button", name="Save").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("mine")
     assert (await api(admin, "/api/policies/mine"))["rules"] == policy["rules"]
@@ -118,7 +119,7 @@ async def test_a_model_is_registered_tried_and_removed(server: Live, enter: Ente
     page = admin.page
     await admin.visit("/dashboard/models")
     await page.get_by_label("Name").fill("mynah")
-    await page.get_by_label("Model, as JSON").fill('{"kind": "echo", "review": "never"}')
+    await write(admin, '{"kind": "echo", "review": "never"}')
     await page.get_by_role("button", name="Register").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("mynah")
     assert (await api(admin, "/api/models/mynah"))["kind"] == "echo"
