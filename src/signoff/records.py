@@ -9,6 +9,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.job import FunctionCall, Job
 from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals
 from signoff.core.reviews.receipt import Head, KeyReceipt
+from signoff.core.usage import UsageTotals
 
 
 class Runs(Protocol):
@@ -44,6 +45,13 @@ class Runs(Protocol):
 
     async def size_bytes(self, run_id: str) -> int:
         """Return the bytes of all requests and answers of the outermost run of `run_id`, in its current rounds."""
+        ...
+
+    async def costs(self, run_ids: Sequence[str]) -> dict[str, UsageTotals]:
+        """Return the sums of tokens and cost of the steps of each run, of all rounds and below its steps.
+
+        A run without steps has no sums. Only the tokens, the cost, `jobs` and `unpriced` are filled in.
+        """
         ...
 
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from signoff.core.job import Decision, FunctionCall, Job, JobError
+from signoff.core.usage import UsageTotals
 from signoff.errors import Stale
 from signoff.store import TransitionRequest
 from signoff.stores.jobs import KEY_LIFETIME_US
@@ -294,3 +295,18 @@ async def test_the_size_of_a_run_is_that_of_all_calls_of_its_current_rounds_at_e
     await store.runs.add_call(a_call(run, round=run.round + 1), run_lease="mine")
     await a_step_of(store, msgspec.structs.replace(run, round=run.round + 1), "0.2")
     assert await store.runs.size_bytes(run.id) == 27
+
+
+async def test_the_costs_of_a_run_are_those_of_all_steps_below_it(store: AStore) -> None:
+    run, other, empty = await a_run(store), await a_run(store), await a_run(store)
+    await a_step_of(store, run, "0.0", cost_nanodollars=5, prompt_tokens=1)
+    below = await a_step_of(store, run, "0.1", pipeline_id=2)
+    await a_step_of(store, below, "0.0", cost_nanodollars=7, completion_tokens=2)
+    await a_step_of(store, below, "0.1", prompt_tokens=3)  # its model has no price
+    await a_step_of(store, other, "0.0", cost_nanodollars=11)
+    costs = await store.runs.costs([run.id, other.id, empty.id])
+    assert costs == {
+        run.id: UsageTotals(jobs=4, unpriced=1, prompt_tokens=4, completion_tokens=2, cost_nanodollars=12),
+        other.id: UsageTotals(jobs=1, cost_nanodollars=11),
+    }
+    assert await store.runs.costs([]) == {}

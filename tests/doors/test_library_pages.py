@@ -69,13 +69,26 @@ async def test_versions_of_a_prompt_have_their_cost_and_verdicts_and_are_compare
     assert "<del>Two {x}</del>" in await admin.open("/dashboard/prompts/greet?version=3")
 
 
-async def test_versions_of_a_pipeline_have_their_latest_runs(server: Live) -> None:
+async def test_versions_of_a_pipeline_have_their_runs_with_the_cost_of_all_steps_and_verdicts(server: Live) -> None:
     admin = await signed_in(server, "admin", "runner")
-    await admin.submit("/dashboard/pipelines", name="shout", body="uppercase(text)", production="yes")
-    job = (await admin.submit("/dashboard/pipelines/shout/run", **{"argument.text": "hi"})).rpartition("/")[2]
+    await admin.submit("/dashboard/prompts", name="say", body="Say {x}", model="parrot", production="yes")
+    await admin.submit("/dashboard/pipelines", name="twice", body="say(say(text))", production="yes")
+    await admin.submit("/dashboard/pipelines", name="shout", body="uppercase(twice(text))", production="yes")
+    rules = [{"if": "true", "then": "hold"}]
+    await admin.api("PUT", "/api/policies/loud", json={"target": "shout", "rules": rules})
+    run = (await admin.submit("/dashboard/pipelines/shout/run", **{"argument.text": "hi"})).rpartition("/")[2]
 
-    async def answered() -> bool | None:
-        return (await admin.api("GET", f"/api/jobs/{job}"))["status"] == "success" or None
+    async def is_now(status: str) -> None:
+        async def reached() -> bool | None:
+            return (await admin.api("GET", f"/api/jobs/{run}"))["status"] == status or None
 
-    await until(answered)
-    assert cells(await admin.open("/dashboard/pipelines/shout"), "1 production")[1:3] == ["1", "0"]
+        await until(reached)
+
+    await is_now("human")
+    await admin.api("POST", f"/api/reviews/{run}/decide", json={"verdict": "reject", "reason": "no", "round": 1})
+    await is_now("fail")
+    [runs, failed, _, cost, each, verdicts, changed] = cells(
+        await admin.open("/dashboard/pipelines/shout"), "1 production"
+    )[1:8]
+    assert (runs, failed, cost, each, verdicts, changed) == ("1", "1", "$0.002", "$0.002", "1", "100.0 %")
+    assert cells(await admin.open("/dashboard/pipelines/twice"), "1 production")[1:4][0] == "0"

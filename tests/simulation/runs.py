@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from signoff.core.job import FunctionCall, Job
+from signoff.core.usage import UsageTotals, totals_of
 from signoff.errors import Stale
 from signoff.store import TransitionRequest
 from signoff.stores.jobs import with_times
 from simulation.jobs import MemoryJobs
 from simulation.tables import Connection, Tables, Tx
+from simulation.usage import plus
 
 
 class MemoryRuns:
@@ -69,6 +73,22 @@ class MemoryRuns:
             return self._size_of_calls(run)
 
         return await self._connection.send(read, writes=False)
+
+    async def costs(self, run_ids: Sequence[str]) -> dict[str, UsageTotals]:
+        def read(_: Tx) -> dict[str, UsageTotals]:
+            below = {run_id: self._steps_below(run_id) for run_id in run_ids}
+            times = {"timed": 0, "queued_us": 0, "ttft_us": 0, "generation_us": 0}
+            return {
+                run_id: plus(*(msgspec.structs.replace(totals_of(step), **times) for step in steps))
+                for run_id, steps in below.items()
+                if steps
+            }
+
+        return await self._connection.send(read, writes=False)
+
+    def _steps_below(self, run_id: str) -> list[Job]:
+        steps = [job for job in self._tables.jobs.values() if job.parent_id == run_id]
+        return [*steps, *(each for step in steps for each in self._steps_below(step.id))]
 
     def _size_of_calls(self, run: Job) -> int:
         steps, key = self._tables.steps(run), (run.id, run.round)

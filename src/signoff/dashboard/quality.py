@@ -28,7 +28,7 @@ DIMENSIONS: dict[str, tuple[FigureDimension, ...]] = {
     "reviewer": ("reviewer",),
     "policy": ("policy",),
 }
-WORDS = {"target": "Model", "prompt_version": "Prompt version", "reviewer": "Reviewer", "policy": "Policy"}
+WORDS = {"target": "Model", "prompt_version": "Prompt or pipeline version", "reviewer": "Reviewer", "policy": "Policy"}
 MAX_ROWS = 200
 MAX_BUDGETS = 50
 

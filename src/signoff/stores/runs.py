@@ -5,12 +5,14 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.job import FunctionCall, Job
+from signoff.core.usage import UsageTotals
 from signoff.errors import Stale
 from signoff.stores.database import Database
+from signoff.stores.job_pages import batches
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import function_calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
@@ -72,6 +74,15 @@ class SqlRuns:
     async def size_bytes(self, run_id: str) -> int:
         """See `records.Runs`."""
         return await self._database.read(lambda conn, _: conn.execute(_SIZE, {"run": run_id}).scalar_one())
+
+    async def costs(self, run_ids: Sequence[str]) -> dict[str, UsageTotals]:
+        """See `records.Runs`."""
+
+        def read(conn: Connection, _: object) -> dict[str, UsageTotals]:
+            rows = [row for ids in batches(run_ids) for row in conn.execute(_COSTS, {"runs": ids}).mappings()]
+            return {row["run"]: UsageTotals(**{name: row[name] for name in _SUMMED}) for row in rows}
+
+        return await self._database.read(read)
 
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         """See `records.Runs`."""
@@ -150,4 +161,22 @@ def _bytes(column: sa.Column[bytes]) -> sa.ColumnElement[int]:
     return sa.func.coalesce(sa.func.length(column), 0)
 
 
-_SIZE = _size_statement()
+def _costs_statement() -> sa.Select[Any]:
+    """Return a query for the sums of all steps below each run."""
+    tree = sa.select(jobs.c.parent_id.label("run"), jobs.c.id).where(
+        jobs.c.parent_id.in_(sa.bindparam("runs", type_=sa.Text, expanding=True))
+    )
+    tree = tree.cte("tree", recursive=True)
+    tree = tree.union_all(sa.select(tree.c.run, jobs.c.id).where(jobs.c.parent_id == tree.c.id))
+    has_tokens = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
+    unpriced = sa.case((jobs.c.cost_nanodollars.is_(None) & has_tokens, 1), else_=0)
+    sums = {"unpriced": unpriced, **{name: jobs.c[name] for name in _SUMMED[2:]}}
+    columns = [
+        sa.cast(sa.func.coalesce(sa.func.sum(value), 0), sa.BigInteger).label(name) for name, value in sums.items()
+    ]
+    query = sa.select(tree.c.run, sa.func.count().label("jobs"), *columns)
+    return query.join_from(tree, jobs, jobs.c.id == tree.c.id).group_by(tree.c.run)
+
+
+_SUMMED = ("jobs", "unpriced", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_nanodollars")
+_SIZE, _COSTS = _size_statement(), _costs_statement()

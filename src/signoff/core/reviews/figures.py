@@ -31,7 +31,7 @@ class FigureQuery(msgspec.Struct, frozen=True, kw_only=True):
     reviewer: str | None = None
     """Email of the reviewer; None for all."""
     prompt: str | None = None
-    """Name of the prompt; None for all."""
+    """Name of the prompt or pipeline; None for all."""
     offset: int = 0
     """Number of rows to skip."""
     limit: int = 1000
@@ -95,14 +95,16 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     is_copy: bool = False
     """True if nobody gets the answer, because its job was cancelled."""
     prompt: str | None = None
-    """Name of the prompt of the job; None without one."""
+    """Name of the prompt or pipeline that gave the answer; None for that of a model."""
     prompt_version: int | None = None
-    """Version of the prompt."""
+    """Its version."""
 
 
 def outcome_of(before: Job, after: Job) -> Outcome:
     """Return the outcome of a decision, from the job before and after it took effect."""
     prompt, version = before.prompt, before.prompt_version
+    if before.pipeline_id is not None:  # no prompt and pipeline have the same name
+        prompt, version = before.target, before.pipeline_version
     if not is_planted(before):
         return Outcome(is_copy=before.copy_of is not None, prompt=prompt, prompt_version=version)
     is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)

@@ -12,6 +12,7 @@ from signoff.core.pipelines.nodes import ancestors, calls_by_node
 from signoff.core.pipelines.tree import Call
 from signoff.core.price import NANO, dollars
 from signoff.core.reviews.policy import stricter
+from signoff.core.usage import UsageTotals
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
 from signoff.work.inference.ownership import judge_again
 from signoff.work.jobs.query import get_job, may_see_steps, redacted
@@ -83,6 +84,14 @@ async def run_log(services: Services, caller: Caller, job_id: str) -> list[Logge
     tree = await _load_calls(services, run)
     listed = [entries.get(node) or LoggedCall(node=node, name=call.name) for node, call in tree.items()]
     return listed if may_see_values else [_without_values(entry) for entry in listed]
+
+
+async def costs_of_runs(services: Services, runs: Sequence[Job]) -> dict[str, UsageTotals]:
+    """Return the tokens and the cost of all steps of each run, by its id; a run without steps has none.
+
+    A run that has not ended has none either, as its steps may be held.
+    """
+    return await services.store.runs.costs([run.id for run in runs if run.is_terminal])
 
 
 async def rerun(services: Services, caller: Caller, job_id: str, change: RerunChange) -> Job:
