@@ -152,3 +152,49 @@ async def test_a_long_queue_has_pages(server: Live) -> None:
     assert listed(first) + listed(second) == [job.id for job in jobs]
     assert "More</a>" not in second
     await ann.open("/dashboard/review?after=nonsense", status=400)
+
+
+async def test_answers_are_selected_by_their_signals_however_many_others_are_held(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signoff.work.reviews.bulk.PAGE", 2)
+    values: list[dict[str, Any]] = [
+        {"signals.judge": 0.95, "signals.schema_ok": True},
+        {"signals.judge": 0.95, "signals.schema_ok": False},
+        {"signals.judge": 0.5, "signals.schema_ok": True},
+        {"signals.judge": None, "signals.schema_ok": True},
+        {"answer.length": 3},
+    ]
+    jobs = [await held(server, str(each), ruling=ruled("tone", signals=each)) for each in values]
+    ann = await signed_in(server, "reviewer", "ann")
+    form = {"signal": "signals.judge", "comparison": "at_least", "value": "0.9", "verdict": "approve"}
+    refused = await ann.submit("/dashboard/review/bulk", status=400, **(form | {"value": "high <b>"}))
+    assert "must be a number" in refused
+    assert 'value="high &lt;b&gt;"' in refused
+    more = {"signal_2": "signals.schema_ok", "comparison_2": "equals", "value_2": "true"}
+    page = await ann.open(await ann.submit("/dashboard/review/bulk", **form, **more))
+    assert [job.id in page for job in jobs] == [True, False, False, False, False]
+
+    async def chosen(*signals: dict[str, Any]) -> list[bool]:
+        wanted = {"verdict": "approve", "signals": signals}
+        bulk = await ann.api("POST", "/api/reviews/bulk", status=201, json=wanted)
+        assert (bulk["examined"], bulk["is_whole"]) == (5, True)
+        ids = {item["job_id"] for item in bulk["items"]}
+        return [job.id in ids for job in jobs]
+
+    assert await chosen({"name": "signals.judge"}) == [True, True, True, False, False]
+    assert await chosen({"name": "answer.length", "equals": 3}) == [False, False, False, False, True]
+    assert await chosen({"name": "signals.judge", "at_least": 0.4, "at_most": 0.6}) == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert await chosen({"name": "signals.schema_ok", "equals": 1}) == [False] * 5
+
+    monkeypatch.setattr("signoff.work.reviews.bulk.MAX_EXAMINED", 2)
+    none = await ann.submit(
+        "/dashboard/review/bulk", signal="answer.length", comparison="equals", value="3", verdict="approve"
+    )
+    assert "None of the first 2 held answers matches" in words(await ann.open(none))

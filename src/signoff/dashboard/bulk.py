@@ -10,7 +10,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.job import Job
-from signoff.core.reviews.bulk import MAX_BULK, Bulk, BulkItem, BulkState
+from signoff.core.reviews.bulk import MAX_BULK, Bulk, BulkItem, BulkState, SignalCondition
 from signoff.core.reviews.item import question_of
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.dashboard.content import answer_of_job
@@ -31,6 +31,7 @@ from signoff.work.services import Services
 PATH = f"{REVIEW.path}/bulk"
 MAX_SHOWN, MAX_SUGGESTED = 50, 100
 MAX_TEXT = 1000
+COMPARISONS = {"at_least": "is at least", "at_most": "is at most", "equals": "is"}
 LABELS: dict[BulkState, StateLabel] = {
     "selected": StateLabel("Selected", "ring", ""),
     "decided": StateLabel("Decided", "check", "ok"),
@@ -52,8 +53,39 @@ class BulkForm(msgspec.Struct, frozen=True, kw_only=True):
     """Model, prompt or pipeline that was requested; empty for any."""
     policy: str = ""
     """Policy that holds the answers; empty for any."""
+    signal: str = ""
+    """Signal of the answers; empty for none."""
+    comparison: str = "at_least"
+    """Comparison of the signal, one of COMPARISONS."""
+    value: str = ""
+    """Value that the signal is compared with."""
+    signal_2: str = ""
+    """Second signal, with the next two."""
+    comparison_2: str = "at_most"
+    """Comparison of the second signal."""
+    value_2: str = ""
+    """Value that the second signal is compared with."""
     age: str = ""
     """Seconds since the hold; empty for any time."""
+
+    def conditions(self) -> tuple[SignalCondition, ...]:
+        """Return the conditions on signals. Raises BadRequest."""
+        rows = ((self.signal, self.comparison, self.value), (self.signal_2, self.comparison_2, self.value_2))
+        return tuple(_condition(name.strip(), comparison, value.strip()) for name, comparison, value in rows if name)
+
+
+def _condition(name: str, comparison: str, text: str) -> SignalCondition:
+    """Return the condition that a row of the form describes. Raises BadRequest."""
+    try:
+        value = msgspec.json.decode(text, type=bool | float)
+    except msgspec.DecodeError:
+        value = text
+    if comparison == "equals" and text:
+        return SignalCondition(name=name, equals=value)
+    if not isinstance(value, float) or comparison not in COMPARISONS:
+        raise BadRequest(f"The value of the signal `{name}` must be a number to be compared (got {text!r}).")
+    at_least = value if comparison == "at_least" else None
+    return SignalCondition(name=name, at_least=at_least, at_most=None if comparison == "at_least" else value)
 
 
 @get(PATH, include_in_schema=False, media_type=MediaType.HTML)
@@ -143,6 +175,8 @@ async def _form_page(
         depths=await queue_depths(services, caller),
         targets=sorted({job.target for job in held}),
         policies=sorted({job.ruling.policy for job in held if job.ruling is not None and job.ruling.policy}),
+        signals=sorted({name for job in held if job.ruling is not None for name in job.ruling.signals}),
+        comparisons=COMPARISONS,
         ages=AGES,
         reasons=await list_reasons(services, caller),
         most=MAX_BULK,
@@ -163,6 +197,7 @@ async def _selection(services: Services, caller: Caller, form: BulkForm) -> Bulk
     return BulkSelection(
         filters=await with_queues(services, caller, form.queue or None, filters),
         policy=form.policy.strip() or None,
+        signals=form.conditions(),
         verdict=verdict,
         reason=form.reason.strip() or None,
     )

@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.access import Caller
 from signoff.core.job import Edit, Job, Verdict
-from signoff.core.reviews.bulk import MAX_BULK, Bulk
+from signoff.core.reviews.bulk import MAX_BULK, MAX_CONDITIONS, Bulk, SignalCondition
 from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as_json
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor
 from signoff.core.wire import format_time
@@ -101,10 +101,12 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Name of the model, prompt or pipeline that was requested; null for any."""
     policy: str | None = None
     """Name of the policy that holds the answer; null for any."""
+    signals: Annotated[list[SignalCondition], msgspec.Meta(max_length=MAX_CONDITIONS)] = []
+    """Conditions on the signals of the answer, joined by AND."""
     min_age_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     """Time since the answer was held; null for any."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_BULK)] = MAX_BULK
-    """Maximum number of answers to look at."""
+    """Maximum number of answers to select."""
 
 
 @get("/", summary="List held answers")
@@ -201,7 +203,11 @@ async def post_bulk(request: AnyRequest, services: InjectedServices, caller: Inj
     filters = ReviewFilter(queues=(), target=wanted.target, min_age_seconds=wanted.min_age_seconds, limit=wanted.limit)
     filters = await with_queues(services, caller, wanted.queue, filters)
     selection = BulkSelection(
-        filters=filters, policy=wanted.policy, verdict=_verdict(wanted.verdict), reason=wanted.reason
+        filters=filters,
+        policy=wanted.policy,
+        signals=tuple(wanted.signals),
+        verdict=_verdict(wanted.verdict),
+        reason=wanted.reason,
     )
     return _bulk_json(await select_bulk(services, caller, selection))
 
@@ -358,6 +364,8 @@ def _bulk_json(bulk: Bulk) -> dict[str, Any]:
         "verdict": bulk.verdict,
         "reason": bulk.reason,
         "count": len(bulk.items),
+        "examined": bulk.examined,
+        "is_whole": bulk.is_whole,
         "decided": states.count("decided"),
         "skipped": states.count("skipped"),
         "undone": states.count("undone"),

@@ -1,6 +1,7 @@
 """Bulk decisions: one verdict on many similar answers, each with a decision of its own."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -8,9 +9,35 @@ from signoff.core.job import Job, Verdict
 from signoff.core.reviews.marks import needs_single_decision
 
 MAX_BULK = 500
+MAX_CONDITIONS = 10
 # Share of every selection that goes back for single decisions, besides the answers that no bulk decides.
 SINGLE_SHARE = 0.05
 BulkState = Literal["selected", "decided", "skipped", "undone"]
+
+
+class SignalCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Condition on a signal of an answer. An answer without the signal does not match, nor one where it is null."""
+
+    name: str
+    """Full name of the signal, such as `signals.judge` or `answer.length`."""
+    at_least: float | None = None
+    """Smallest value; None for no bound."""
+    at_most: float | None = None
+    """Largest value; None for no bound."""
+    equals: bool | float | str | None = None
+    """The value; None for any."""
+
+    def matches(self, signals: Mapping[str, Any]) -> bool:
+        """Return True if an answer with these signals matches."""
+        value = signals.get(self.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.equals is not None and (
+            value != self.equals or isinstance(value, bool) != isinstance(self.equals, bool)
+        ):
+            return False
+        if self.at_least is not None and not (is_number and value >= self.at_least):
+            return False
+        return value is not None and (self.at_most is None or (is_number and value <= self.at_most))
 
 
 class BulkItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +62,10 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     items: tuple[BulkItem, ...]
     """Selected answers, in the order of the list."""
+    examined: int = 0
+    """Number of held answers that the selection looked at."""
+    is_whole: bool = True
+    """False if there were more, which it did not look at."""
 
 
 def stays_out_of_bulk(job: Job) -> bool:

@@ -7,13 +7,25 @@ import msgspec
 
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job, Verdict
-from signoff.core.reviews.bulk import MAX_BULK, SINGLE_SHARE, Bulk, BulkItem, BulkState, stays_out_of_bulk
-from signoff.core.reviews.queues import ReviewFilter
+from signoff.core.reviews.bulk import (
+    SINGLE_SHARE,
+    Bulk,
+    BulkItem,
+    BulkState,
+    SignalCondition,
+    stays_out_of_bulk,
+)
+from signoff.core.reviews.queues import ReviewFilter, place_of
+from signoff.core.reviews.ruling import Ruling
 from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
 from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
 from signoff.work.reviews.held import user_left_out
 from signoff.work.services import Services
 
+# Answers, and bytes of their requests and answers, that a selection looks at.
+MAX_EXAMINED = 2000
+PAGE = 250
+MAX_EXAMINED_BYTES = 32 * 1024 * 1024
 # Number of answers in a bulk for which the time to undo it is longer by `release_after_seconds`.
 ITEMS_PER_UNDO = 100
 
@@ -22,9 +34,11 @@ class BulkSelection(msgspec.Struct, frozen=True, kw_only=True):
     """The answers for a bulk decision, and the verdict on all of them."""
 
     filters: ReviewFilter
-    """Answers to look at, in the queues of the caller."""
+    """Answers to look at, in the queues of the caller, and the largest number to select."""
     policy: str | None = None
     """Name of the policy that holds the answers; None for any."""
+    signals: tuple[SignalCondition, ...] = ()
+    """Conditions on the signals of the answers, joined by AND."""
     verdict: Verdict
     """Verdict on each answer."""
     reason: str | None = None
@@ -42,20 +56,38 @@ async def select_bulk(services: Services, caller: Caller, selection: BulkSelecti
     if verdict == "reject" and not reason:
         raise BadRequest("`reason` is needed to reject answers: their callers get it.")
     left_out, now = await user_left_out(services, caller), services.clock()
-    page = await services.store.reviews.list(msgspec.structs.replace(filters, limit=min(filters.limit, MAX_BULK)))
-    items = [
-        BulkItem(job_id=job.id, round=job.round)
-        for job in page
-        if job.user_id != left_out
-        and selection.policy in {None, job.ruling and job.ruling.policy}
-        and _is_free(job, caller, now)
-        and job.draft is None
-        and not stays_out_of_bulk(job)
-        and services.ids.random_float() >= SINGLE_SHARE
-    ]
-    bulk = Bulk(id=services.ids.new_id(), reviewer=caller.email, verdict=verdict, reason=reason, items=tuple(items))
+    items, examined, size_bytes, is_whole = list[BulkItem](), 0, 0, False
+    while not is_whole and len(items) < filters.limit and examined < MAX_EXAMINED and size_bytes < MAX_EXAMINED_BYTES:
+        page = await services.store.reviews.list(msgspec.structs.replace(filters, limit=PAGE))
+        for job in page:
+            examined, size_bytes = examined + 1, size_bytes + len(job.body) + len(job.response or b"")
+            is_chosen = job.user_id != left_out and _is_free(job, caller, now) and _matches(job, selection)
+            if is_chosen and services.ids.random_float() >= SINGLE_SHARE and len(items) < filters.limit:
+                items.append(BulkItem(job_id=job.id, round=job.round))
+        is_whole = not page or not page.may_continue
+        if page:
+            filters = msgspec.structs.replace(filters, after=place_of(page[-1], filters.order))
+    bulk = Bulk(
+        id=services.ids.new_id(),
+        reviewer=caller.email,
+        verdict=verdict,
+        reason=reason,
+        items=tuple(items),
+        examined=examined,
+        is_whole=is_whole,
+    )
     await services.store.reviews.add_bulk(bulk)
     return bulk
+
+
+def _matches(job: Job, selection: BulkSelection) -> bool:
+    ruling = job.ruling or Ruling(outcome="hold")
+    return (
+        selection.policy in {None, ruling.policy}
+        and all(condition.matches(ruling.signals) for condition in selection.signals)
+        and job.draft is None
+        and not stays_out_of_bulk(job)
+    )
 
 
 def _is_free(job: Job, caller: Caller, now: int) -> bool:
