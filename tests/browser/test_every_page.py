@@ -15,7 +15,7 @@ from support.stores import a_step, leased
 pytestmark = pytest.mark.anyio
 PAGES = [
     *("review", "review/bulk", "jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
-    *("functions", "cache", "limits", "people", "models", "audit"),
+    *("functions", "cache", "limits", "queues", "people", "models", "audit"),
 ]
 
 

@@ -318,6 +318,7 @@ ROLE_FIRST = {
     *(row.route for row in _REVIEWS),
     *(row.route for row in PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
+    "POST /dashboard/people/users/{user_id}/link",
 }
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.
 UPSTREAM_DECIDES = {"POST /v1/responses"}

@@ -68,6 +68,26 @@ PAGES = [
     Row(
         "POST /dashboard/people/users/{user_id}", "403 403 403 303", "/dashboard/people/users/<user>", "role=user", FORM
     ),
+    Row(
+        "POST /dashboard/people/users/{user_id}/link",
+        "403 403 403 303",
+        "/dashboard/people/users/<user>/link",
+        "",
+        FORM,
+    ),
+    Row("POST /dashboard/people/keys", "303 303 303 303", body="name=mine&key=sk-1", headers=FORM),
+    Row(
+        "POST /dashboard/people/keys/{key_id}/remove",
+        "404 303 404 303",
+        "/dashboard/people/keys/<own_key>/remove",
+        "",
+        FORM,
+        is_last=True,
+    ),
+    Row("GET /dashboard/queues", "403 403 403 200"),
+    Row("POST /dashboard/queues", "403 403 403 303", body="name=page_of_<caller>", headers=FORM),
+    Row("POST /dashboard/queues/delete", "403 403 403 404", body="name=none", headers=FORM),
+    Row("POST /dashboard/queues/reasons", "403 403 403 303", body="reasons=Tone", headers=FORM),
     Row("GET /dashboard/models", "403 403 403 200"),
     Row("GET /dashboard/models/{name}", "403 403 403 200", "/dashboard/models/echo"),
     Row(

@@ -145,3 +145,57 @@ async def test_the_audit_log_finds_who_changed_a_limit(server: Live) -> None:
     changed = await admin.open("/dashboard/audit?action=limit changed")
     assert "limit created" not in changed.partition("<tbody>")[2]
     assert "<del>9</del> <ins>8</ins>" in changed
+
+
+async def test_an_upstream_key_is_stored_shared_bound_to_a_token_and_removed(server: Live) -> None:
+    admin, user = await signed_in(server, "admin", "keeper"), await signed_in(server, "user", "borrower")
+    await admin.submit("/dashboard/people/keys", name="<b>ours", key="sk-secret-1", shared="yes")
+    await admin.submit("/dashboard/people/keys", name="mine", key="sk-secret-2")
+    await user.submit("/dashboard/people/keys", status=403, name="x", key="sk-3", shared="yes")
+    page = await user.open("/dashboard/people")
+    assert "sk-secret" not in page
+    assert "&lt;b&gt;ours" in page
+    [key] = (await user.api("GET", "/api/keys"))["data"]
+    await user.submit("/dashboard/people/tokens", name="bound", key=str(key["id"]))
+    [mine] = [each for each in (await admin.api("GET", "/api/keys"))["data"] if each["name"] == "mine"]
+    await user.submit("/dashboard/people/tokens", status=404, name="bound", key=str(mine["id"]))
+    await user.submit(f"/dashboard/people/keys/{key['id']}/remove", status=403)
+    await admin.submit(f"/dashboard/people/keys/{key['id']}/remove")
+    assert (await user.api("GET", "/api/keys"))["data"] == []
+
+
+async def test_a_user_gets_a_new_sign_in_link_from_an_admin(server: Live) -> None:
+    admin, user = await signed_in(server, "admin", "linker"), await signed_in(server, "user", "forgetful")
+    [person] = (await user.api("GET", "/api/users"))["data"]
+    await user.submit(f"/dashboard/people/users/{person['id']}/link", status=403)
+    await admin.submit("/dashboard/people/users/999999/link", status=404)
+    path = f"{server.url}/dashboard/people/users/{person['id']}/link"
+    async with server.http.post(path, headers=admin.headers, allow_redirects=False) as response:
+        cookie = response.headers["set-cookie"].split(";")[0]
+    once = admin.headers | {"cookie": f"{admin.headers['cookie']}; {cookie}"}
+    _, page = await server.ask("GET", "/dashboard/people", headers=once)
+    link = re.search(r"/signin/[\w-]+", page)
+    assert link is not None
+    async with server.http.get(server.url + link[0], allow_redirects=False) as response:
+        assert response.status == 303
+    server.http.cookie_jar.clear()
+
+
+async def test_a_review_queue_is_created_changed_and_removed(server: Live) -> None:
+    admin = await signed_in(server, "admin", "queuer")
+    await signed_in(server, "reviewer", "lawyer")
+    refused = await admin.submit("/dashboard/queues", status=400, name="law", members="nobody@example.com")
+    assert "nobody@example.com" in refused
+    form = {"name": "law", "members": "lawyer@example.com,\nqueuer@example.com", "ageing_seconds": "3600"}
+    await admin.submit("/dashboard/queues", **form)
+    [queue] = (await admin.api("GET", "/api/review-queues"))["data"]
+    assert (queue["members"], queue["ageing_seconds"]) == (["lawyer@example.com", "queuer@example.com"], 3600)
+    page = await admin.open("/dashboard/queues?name=law")
+    assert "Change law" in page
+    assert 'value="3600"' in page
+    await admin.submit("/dashboard/queues/reasons", reasons="Tone\r\n\r\n<b>Fact\r\n")
+    assert (await admin.api("GET", "/api/review-reasons"))["reasons"] == ["Tone", "<b>Fact"]
+    assert "&lt;b&gt;Fact" in await admin.open("/dashboard/queues")
+    await admin.submit("/dashboard/queues/delete", name="law")
+    assert (await admin.api("GET", "/api/review-queues"))["data"] == []
+    await (await signed_in(server, "reviewer", "other")).open("/dashboard/queues", status=403)

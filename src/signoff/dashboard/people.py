@@ -12,6 +12,7 @@ from signoff.core.access import Caller, Role
 from signoff.core.usage import DAY_US, UsageQuery
 from signoff.dashboard.limits import limit_words
 from signoff.dashboard.shell import PEOPLE, address_of, page, redirect, root_of
+from signoff.dashboard.upstream_keys import keys_of
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form, scheme_of
@@ -25,6 +26,7 @@ from signoff.work.admin.people import (
     invite_user,
     list_tokens,
     list_users,
+    renew_link,
     revoke_token,
 )
 from signoff.work.admin.usage import usage_report
@@ -45,10 +47,11 @@ async def show_people(
     caller: InjectedCaller,
     after_user: FromQuery[str] = "",
     after_token: FromQuery[str] = "",
+    after_key: FromQuery[str] = "",
 ) -> Template:
-    """Show a page of the users, and one of the tokens; and a new secret, once."""
+    """Show a page of the users, one of the tokens and one of the upstream keys; and a new secret, once."""
     once = _secret_of(request)
-    cursors = {"after_user": after_user, "after_token": after_token}
+    cursors = {"after_user": after_user, "after_token": after_token, "after_key": after_key}
     shown = await _people(request, services, check_token(caller), once=once, **cursors)
     if once is not None:
         shown.headers["set-cookie"] = _cookie(request, "", 0)
@@ -64,6 +67,7 @@ async def post_token(request: AnyRequest, services: InjectedServices, caller: In
         email=form.get("email", "").strip() or None,
         role=_role(form["role"]) if form.get("role") else None,
         days=_days(form.get("days", "").strip()),
+        key_id=_cursor(form.get("key", "").strip()) or None,
     )
     new_token = await issue_token(services, check_token(caller), new)
     return _to_secret(request, "New token", new_token.token)
@@ -99,13 +103,24 @@ async def post_change(
     return _to_people()
 
 
-async def _people(
+@post("/dashboard/people/users/{user_id:int}/link", include_in_schema=False, status_code=303)
+async def post_link(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user_id: FromPath[int]
+) -> Response[str]:
+    """Make a new sign-in link for a user, and lead to the page, which shows it once."""
+    check_same_site(scope_of(request))
+    path = await renew_link(services, check_token(caller), user_id)
+    return _to_secret(request, "Sign-in link, for one day", address_of(request) + path)
+
+
+async def _people(  # noqa: PLR0913 -- the request, its caller, and what the page shows
     request: AnyRequest,
     services: Services,
     caller: Caller,
     *,
     after_user: str = "",
     after_token: str = "",
+    after_key: str = "",
     once: tuple[str, str] | None = None,
 ) -> Template:
     """Return the page; `once` is the title and the text of a secret that is shown now and never again."""
@@ -132,7 +147,7 @@ async def _people(
         "roles": ROLES,
         "once": once,
         "now": services.clock(),
-    }
+    } | await keys_of(services, caller, _cursor(after_key))
     return page(request, services, caller, "people.html", PEOPLE.name, **context)
 
 
@@ -186,4 +201,4 @@ def _to_people() -> Response[str]:
     return redirect(PEOPLE.path)
 
 
-router = Router("/", route_handlers=[show_people, post_token, post_revoke, post_user, post_change])
+router = Router("/", route_handlers=[show_people, post_token, post_revoke, post_user, post_change, post_link])

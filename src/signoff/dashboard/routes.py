@@ -19,7 +19,9 @@ from signoff.dashboard import (
     playground,
     policies,
     quality,
+    queues,
     review,
+    upstream_keys,
     usage,
 )
 
@@ -41,8 +43,10 @@ ROUTES: list[Router] = [
     policies.router,
     planted.router,
     limits.router,
+    queues.router,
     quality.router,
     people.router,
+    upstream_keys.router,
     audit.router,
     home.built,
     home.hashed,

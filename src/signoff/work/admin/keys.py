@@ -1,6 +1,7 @@
 """Upstream keys: added by users, shared by admins, never shown again."""
 
 import re
+from collections.abc import Sequence
 
 from signoff.core.access import Caller, UpstreamKey, check_identified, may_remove, may_use
 from signoff.errors import BadRequest, Forbidden, NotFound
@@ -34,6 +35,15 @@ async def list_keys(services: Services, caller: Caller, *, after_id: int, limit:
     """Return a page of the keys that the caller may use; for an admin, of all keys. No key has its value."""
     user_id = None if caller.role == "admin" else caller.user_id
     return await services.store.catalog.keys(user_id, after_id=after_id, limit=limit)
+
+
+async def owners_of(services: Services, caller: Caller, keys: Sequence[UpstreamKey]) -> dict[int, str]:
+    """Return the emails of the owners of keys by the ids of the keys: for an admin of all, else of the caller's own."""
+    owned = {key.id: key.user_id for key in keys if key.user_id is not None}
+    if caller.role != "admin":
+        return {key_id: caller.email for key_id, user_id in owned.items() if user_id == caller.user_id}
+    emails = {user_id: await services.caches.reviewers.email_of(user_id) for user_id in set(owned.values())}
+    return {key_id: email for key_id, user_id in owned.items() if (email := emails[user_id]) is not None}
 
 
 async def remove_key(services: Services, caller: Caller, key_id: int) -> None:

@@ -138,6 +138,18 @@ async def invite_user(services: Services, caller: Caller, email: str, role: Role
     return await sign_in_link(services, await create_user(services, email, role))
 
 
+async def renew_link(services: Services, caller: Caller, user_id: int) -> str:
+    """Return the path of a new sign-in link of a user; their former links end.
+
+    Raises Forbidden, NotFound, and BadRequest if the user is disabled.
+    """
+    check_admin(caller)
+    users = await services.store.people.users(after_id=user_id - 1, limit=1) if 0 < user_id <= MAX_ID else []
+    if not users or users[0].id != user_id:
+        raise NotFound(f"There is no user with the id {user_id}.")
+    return await sign_in_link(services, users[0])
+
+
 async def list_tokens(
     services: Services, caller: Caller, kind: TokenKind, *, after_id: int = 0, limit: int = 50
 ) -> list[tuple[Token, User]]:
