@@ -14,7 +14,19 @@ from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 PAGES = [
-    *("review", "review/bulk", "jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
+    *(
+        "review",
+        "review/bulk",
+        "review/history",
+        "jobs",
+        "batches",
+        "usage",
+        "policies",
+        "quality",
+        "prompts",
+        "pipelines",
+        "playground",
+    ),
     *("functions", "cache", "limits", "queues", "people", "models", "audit"),
 ]
 

@@ -198,3 +198,36 @@ async def test_answers_are_selected_by_their_signals_however_many_others_are_hel
         "/dashboard/review/bulk", signal="answer.length", comparison="equals", value="3", verdict="approve"
     )
     assert "None of the first 2 held answers matches" in words(await ann.open(none))
+
+
+async def test_an_answer_is_handed_over_and_the_verdicts_of_the_past_are_listed(server: Live) -> None:
+    ada = await signed_in(server, "admin", "ada")
+    ann, bob = await signed_in(server, "reviewer", "ann"), await signed_in(server, "reviewer", "bob")
+    await ada.api("PUT", "/api/review-queues/law", json={"members": ["bob@example.com"]})
+    first, second, third = [await held(server, f"{HOSTILE} {number}") for number in range(3)]
+    move = f"/dashboard/review/{first.id}/move"
+    await ann.submit(move, status=400)
+    assert '<option value="law">' in await bob.open(f"/dashboard/review/{first.id}")
+    location = await ann.submit(move, to_queue="law", why="A claim.", target="echo")
+    assert location == f"/dashboard/review/{second.id}?target=echo"
+    await ann.submit(f"/dashboard/review/{second.id}/move", assignee="bob@example.com")
+    reviews = {each["job_id"]: each for each in (await ada.api("GET", "/api/reviews"))["data"]}
+    assert reviews[first.id]["queue"] == "law"
+    assert reviews[second.id]["assignee"] == "bob@example.com"
+    await bob.submit(f"/dashboard/review/{first.id}/move", to_queue="all reviewers")
+
+    assert "You have not decided" in await ann.open("/dashboard/review/history")
+    await ann.api("POST", f"/api/reviews/{third.id}/decide", json={"verdict": "reject", "reason": "<b>no", "round": 1})
+    await ada.api("POST", f"/api/reviews/{third.id}/undo")
+    await ada.api("POST", f"/api/reviews/{third.id}/decide", json={"verdict": "approve", "round": 2})
+    page = await ann.open("/dashboard/review/history")
+    assert "<img" not in page
+    assert "Rejected &lt;b&gt;no you decided Approved round 2, ada@example.com In review" in words(page)
+    await ann.open("/dashboard/review/history?after=x", status=400)
+
+
+async def test_the_queue_shows_the_same_signal_of_all_answers(server: Live) -> None:
+    await held(server, "one", ruling=ruled("tone", signals={"signals.judge": 0.98765, "answer.length": 3}))
+    await held(server, "two", ruling=ruled("tone", signals={"answer.length": 4}))
+    page = await (await signed_in(server, "reviewer", "ann")).open("/dashboard/review")
+    assert re.findall(r'class="q-sig">(.*?)</span> *([^<]*)</span>', page) == [('<span class="mono">judge', "0.988")]

@@ -1,6 +1,6 @@
 """The queue of the desk: the held answers that it lists, their order, and the address that says so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,6 +16,11 @@ from signoff.work.reviews.leases import take_first, take_next
 from signoff.work.services import Services
 
 MAX_LISTED = 30
+# Signals that the list shows, the most telling one first.
+SHOWN_SIGNALS = (
+    *("signals.judge", "signals.logprob_min", "signals.logprob_mean", "signals.schema_ok", "signals.moderation"),
+    *("signals.webhook", "answer.length", "cost"),
+)
 ORDERS: dict[ReviewOrder, str] = {"urgent": "most urgent first", "oldest": "oldest first", "newest": "newest first"}
 AGES = {"3600": "for an hour or more", "86400": "for a day or more", "604800": "for a week or more"}
 
@@ -75,6 +80,8 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Priority on the desk, from 0 to 9."""
     opened_by: str | None
     """Email of the reviewer who has it open."""
+    signal: str
+    """Value of the signal that the list shows; empty if the answer does not have it."""
 
 
 def view_of(fields: Mapping[str, str]) -> QueueView:
@@ -101,8 +108,10 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
     filters, depths = view.filters(caller), await queue_depths(services, caller)
     chosen = [depth for depth in depths if not view.queue or depth.queue == view.queue]
     listed = await list_held(services, caller, view.queue or None, filters)
+    signal = _signal_of(listed)
     return {
-        "entries": [_entry(services, job) for job in listed],
+        "entries": [_entry(services, job, signal) for job in listed],
+        "signal_name": signal.rpartition(".")[2],
         "next_cursor": format_cursor(listed[-1], filters.order) if listed and listed.may_continue else "",
         "depths": depths,
         "waiting": sum(depth.held for depth in chosen),
@@ -114,10 +123,27 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
     }
 
 
-def _entry(services: Services, job: Job) -> QueueEntry:
+def _signal_of(held: Sequence[Job]) -> str:
+    """Return the signal that the list shows: the same for all answers, so that it is no hint at the rule of one."""
+    names = {name for job in held if job.ruling is not None for name in job.ruling.signals}
+    return next((name for name in SHOWN_SIGNALS if name in names), "")
+
+
+def _entry(services: Services, job: Job, signal: str) -> QueueEntry:
+    value = None if job.ruling is None else job.ruling.signals.get(signal)
     return QueueEntry(
         job=job,
         text=" ".join(question_of(job)[:300].split()),
         priority=job.priority if job.review_priority is None else job.review_priority,
         opened_by=opener_of(services, job),
+        signal="" if value is None else signal_text(value),
     )
+
+
+def signal_text(value: Any) -> str:
+    """Return the value of a signal as the desk shows it: numbers with three digits, all else as JSON.
+
+    >>> signal_text(0.123456), signal_text(True), signal_text(1234567)
+    ('0.123', 'true', '1234567')
+    """
+    return f"{value:.3g}" if isinstance(value, float) else msgspec.json.encode(value).decode()

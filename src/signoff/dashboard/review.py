@@ -25,7 +25,7 @@ from signoff.work.jobs.query import get_job
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
 from signoff.work.reviews.held import load_held
 from signoff.work.reviews.leases import lock_for_review
-from signoff.work.reviews.queues import list_reasons
+from signoff.work.reviews.queues import list_queues, list_reasons
 from signoff.work.services import Services
 
 MAX_SKIPPED = 50
@@ -252,6 +252,7 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
         count=count_words,
         verdicts=DECIDED,
         reasons=await list_reasons(services, caller),
+        queues=await list_queues(services, caller),
         undo=await _undoable(services, caller, decided),
         address=address_of(request),
         **await queue_state(services, caller, view),
