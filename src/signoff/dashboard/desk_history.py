@@ -7,7 +7,7 @@ from litestar import MediaType, Response, Router, get, post
 from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.item import question_of
 from signoff.core.reviews.queues import EVERYBODYS, parse_cursor
@@ -34,6 +34,7 @@ async def post_move(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[str]:
     """Assign the answer to a reviewer, or move it to another queue with a reason, and show the next one."""
+    check_may_review(caller)
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), dict[str, str], "move")
     queue, assignee, reason = (form.get(name, "").strip() for name in ("to_queue", "assignee", "why"))
