@@ -48,6 +48,15 @@ PAGES = [
             Row(f"GET /dashboard/{kind}s/{{name}}", "404 200 404 200", path),
             Row(f"POST /dashboard/{kind}s/{{name}}", "404 400 404 400", path, "body=", FORM),
             Row(f"POST /dashboard/{kind}s/{{name}}/production", "404 303 404 303", f"{path}/production", FIRST, FORM),
+            Row(f"POST /dashboard/{kind}s/{{name}}/share", "404 303 404 303", f"{path}/share", "", FORM),
+            Row(
+                f"POST /dashboard/{kind}s/{{name}}/delete",
+                "404 409 404 409" if kind == "prompt" else "404 303 404 303",  # the pipeline calls the prompt
+                f"{path}/delete",
+                "",
+                FORM,
+                is_last=True,
+            ),
             Row(f"POST /dashboard/{kind}s/{{name}}/run", "404 303 404 303", f"{path}/run", "argument.x=1", FORM),
         )
     ),
@@ -55,6 +64,7 @@ PAGES = [
     Row("GET /dashboard/functions", "200 200 200 200"),
     Row("POST /dashboard/functions/sync", "403 403 403 200", body="", headers=FORM),
     Row("GET /dashboard/cache", "200 200 200 200"),
+    Row("POST /dashboard/cache/lookup", "400 400 400 400", body="body=x", headers=FORM),
     Row("POST /dashboard/cache/clear", "303 303 303 303", body="", headers=FORM, is_last=True),
     Row("GET /dashboard/people", "200 200 200 200"),
     Row("POST /dashboard/people/tokens", "403 303 403 303", body="email=<email>", headers=FORM),

@@ -199,3 +199,22 @@ async def test_a_review_queue_is_created_changed_and_removed(server: Live) -> No
     await admin.submit("/dashboard/queues/delete", name="law")
     assert (await admin.api("GET", "/api/review-queues"))["data"] == []
     await (await signed_in(server, "reviewer", "other")).open("/dashboard/queues", status=403)
+
+
+async def test_an_answer_is_looked_up_in_the_cache_and_deleted_and_hits_have_their_price(server: Live) -> None:
+    admin, user = await signed_in(server, "admin", "saver"), await signed_in(server, "user", "asker")
+    await server.model("pricey")
+    await admin.api("PUT", "/api/prices", json={"model": "pricey", "input": "0", "output": "0", "request": "0.5"})
+    request = chat("<b>twice", "pricey") | {"temperature": 0}
+    form = {"endpoint": "/v1/chat/completions", "body": json.dumps(request)}
+    assert "has no answer to this request" in await user.submit("/dashboard/cache/lookup", status=200, **form)
+    for _ in range(3):
+        await user.api("POST", "/v1/chat/completions", json=request)
+    await user.submit("/dashboard/cache/lookup", status=400, **(form | {"body": "{"}))
+    page = await user.submit("/dashboard/cache/lookup", status=200, **form)
+    assert "&lt;b&gt;twice</p>" in page
+    assert cells(page, "pricey") == ["2", "1", "66.7 %", "$1"]
+    key = re.search(r'name="key" value="([^"]+)"', page)
+    assert key is not None
+    await user.submit("/dashboard/cache/clear", key=key[1])
+    assert "has no answer to this request" in await user.submit("/dashboard/cache/lookup", status=200, **form)

@@ -92,3 +92,21 @@ async def test_versions_of_a_pipeline_have_their_runs_with_the_cost_of_all_steps
     )[1:8]
     assert (runs, failed, cost, each, verdicts, changed) == ("1", "1", "$0.002", "$0.002", "1", "100.0 %")
     assert cells(await admin.open("/dashboard/pipelines/twice"), "1 production")[1:4][0] == "0"
+
+
+async def test_an_item_is_shared_and_deleted_unless_a_pipeline_calls_it(server: Live) -> None:
+    owner, other = await signed_in(server, "user", "sharer"), await signed_in(server, "user", "sharee")
+    await owner.submit("/dashboard/prompts", name="ours", body="Hi {x}", model="parrot", production="yes")
+    await owner.submit("/dashboard/pipelines", name="theirs", body="ours(x)", production="yes")
+    await other.open("/dashboard/prompts/ours", status=404)
+    await owner.submit("/dashboard/prompts/ours/share", shared="yes")
+    page = await other.open("/dashboard/prompts/ours")
+    assert "Delete…" not in page
+    await other.submit("/dashboard/prompts/ours/delete", status=403)
+    assert "cannot be deleted now" in await owner.open("/dashboard/prompts/ours")
+    await owner.submit("/dashboard/prompts/ours/delete", status=409)
+    await owner.submit("/dashboard/pipelines/theirs/delete")
+    await owner.submit("/dashboard/prompts/ours/share")
+    await other.open("/dashboard/prompts/ours", status=404)
+    assert await owner.submit("/dashboard/prompts/ours/delete") == "/dashboard/prompts"
+    await owner.api("GET", "/api/prompts/ours", status=404)

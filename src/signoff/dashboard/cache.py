@@ -1,30 +1,120 @@
-"""The page of the response cache: its size and hits, and deleting answers. The jobs stay."""
+"""The page of the response cache: its size, its hits and what they saved; looking up an answer, and deleting some."""
 
+from typing import Any
+
+import msgspec
 from litestar import MediaType, Response, Router, get, post
 from litestar.response import Template
 
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter
-from signoff.core.usage import DAY_US, UsageQuery
-from signoff.dashboard.shell import CACHE, page
+from signoff.core.endpoints import CHAT, IN_WORDS, KNOWN
+from signoff.core.job import Job
+from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
+from signoff.dashboard.content import MAX_SHOWN, answer_of_job
+from signoff.dashboard.shell import CACHE, page, with_status
+from signoff.doors.cached import RequestHead
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_form
+from signoff.doors.http import parse_form, parse_json
+from signoff.errors import BadRequest, SignoffError
 from signoff.work.admin.cache import clear_cache, get_cache_size
 from signoff.work.admin.usage import usage_report
+from signoff.work.call import lookup_cached
+from signoff.work.services import Services
+
+EXAMPLE = """{
+  "model": "local",
+  "messages": [{"role": "user", "content": "Say hello."}],
+  "temperature": 0
+}"""
+
+
+class LookUpForm(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of the form that looks an answer up."""
+
+    endpoint: str = CHAT
+    """Endpoint of the request."""
+    body: str = EXAMPLE
+    """JSON of the request."""
 
 
 @get("/dashboard/cache", include_in_schema=False, media_type=MediaType.HTML)
 async def show_cache(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
     """Show the size of the cache, and its hits in the last seven days, by model."""
+    return await _cache_page(request, services, caller, LookUpForm())
+
+
+@post("/dashboard/cache/lookup", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
+async def post_lookup(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
+    """Show the answer that the caller would get from the cache for the request of the form; nobody is asked."""
+    check_same_site(scope_of(request))
+    form = parse_form(await request.body(), LookUpForm, "look-up")
+    try:
+        found = await lookup_cached(services, _ask(caller, form))
+    except SignoffError as error:
+        return await _cache_page(request, services, caller, form, error=error)
+    return await _cache_page(request, services, caller, form, found=found, is_looked_up=True)
+
+
+def _ask(caller: Caller, form: LookUpForm) -> Ask:
+    """Return the request of the form. Raises BadRequest, BadBody."""
+    if form.endpoint not in KNOWN:
+        raise BadRequest(f"`endpoint` must be one of {', '.join(sorted(KNOWN))} (got {form.endpoint[:100]!r}).")
+    body = form.body.encode()
+    head = parse_json(body, RequestHead, "request")
+    return Ask(
+        door="pages",
+        caller=caller,
+        path=form.endpoint,
+        body=body,
+        target=head.model,
+        lane="now",
+        cache="always",
+        sampling=head,
+    )
+
+
+async def _cache_page(  # noqa: PLR0913 -- the request, its caller, and what the page shows
+    request: AnyRequest,
+    services: Services,
+    caller: Caller,
+    form: LookUpForm,
+    *,
+    found: Job | None = None,
+    is_looked_up: bool = False,
+    error: SignoffError | None = None,
+) -> Template:
     query = UsageQuery(by=("model", "cache"), since=services.clock() - 7 * DAY_US)
     rows, _ = await usage_report(services, caller, query)
-    counts = dict[str, dict[str, int]]()
+    uses = dict[str, dict[str, UsageTotals]]()
     for row in rows:
-        name, use = str(row.dimensions["model"]), str(row.dimensions["cache"])
-        counts.setdefault(name, {})[use] = row.totals.jobs
-    size = await get_cache_size(services, caller, CacheFilter())
-    models = [(name, uses) for name, uses in sorted(counts.items()) if uses.get("hit") or uses.get("miss")]
-    return page(request, services, caller, "cache.html", CACHE.name, size=size, models=models)
+        uses.setdefault(str(row.dimensions["model"]), {})[str(row.dimensions["cache"])] = row.totals
+    shown = page(
+        request,
+        services,
+        caller,
+        "cache.html",
+        CACHE.name,
+        size=await get_cache_size(services, caller, CacheFilter()),
+        models=[_row(name, each) for name, each in sorted(uses.items()) if each.keys() & {"hit", "miss"}],
+        form=form,
+        paths=sorted(IN_WORDS),
+        found=found,
+        answer="" if found is None else answer_of_job(found)[:MAX_SHOWN],
+        is_looked_up=is_looked_up,
+        error=error and error.message,
+    )
+    return with_status(shown, error)
+
+
+def _row(name: str, uses: dict[str, UsageTotals]) -> dict[str, Any]:
+    """Return the row of a model. What its hits saved is their number times the mean cost of a request that asked it."""
+    hits, misses = uses.get("hit", UsageTotals()), uses.get("miss", UsageTotals())
+    is_priced = misses.jobs > misses.unpriced
+    saved = hits.jobs * misses.cost_nanodollars // (misses.jobs - misses.unpriced) if is_priced else None
+    return {"name": name, "hits": hits.jobs, "misses": misses.jobs, "saved": saved if hits.jobs else 0}
 
 
 @post("/dashboard/cache/clear", include_in_schema=False, status_code=303)
@@ -36,4 +126,4 @@ async def post_clear(request: AnyRequest, services: InjectedServices, caller: In
     return Response("", status_code=303, headers={"location": CACHE.path})
 
 
-router = Router("/", route_handlers=[show_cache, post_clear])
+router = Router("/", route_handlers=[show_cache, post_lookup, post_clear])

@@ -16,7 +16,7 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
 from signoff.dashboard.library_versions import DAYS, VersionUse, pipeline_use, prompt_use
-from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page
+from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page, redirect
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
@@ -142,6 +142,25 @@ def _forms(kind: LibraryItemKind) -> list[Any]:
         await library.set_label(services, caller, kind, name, PRODUCTION, version)
         return _to_item(kind, name)
 
+    @post("/{name:str}/share", include_in_schema=False, status_code=303)
+    async def post_share(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    ) -> Response[str]:
+        """Share the item with every user, or with none, and show it."""
+        check_same_site(scope_of(request))
+        form = parse_form(await request.body(), dict[str, str], "item")
+        await library.set_shared(services, caller, kind, name, shared=bool(form.get("shared")))
+        return _to_item(kind, name)
+
+    @post("/{name:str}/delete", include_in_schema=False, status_code=303)
+    async def post_removal(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    ) -> Response[str]:
+        """Remove all versions of the item, which no pipeline may call, and show the others."""
+        check_same_site(scope_of(request))
+        await library.remove_item(services, caller, kind, name)
+        return redirect(NAVIGATION[kind].path)
+
     @post("/{name:str}/run", include_in_schema=False, status_code=303)
     async def post_run(
         request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
@@ -162,7 +181,7 @@ def _forms(kind: LibraryItemKind) -> list[Any]:
         job = await submit(services, ask)
         return Response("", status_code=303, headers={"location": f"{JOBS.path}/{job.id}"})
 
-    return [post_item, post_version, post_production, post_run]
+    return [post_item, post_version, post_production, post_share, post_removal, post_run]
 
 
 async def _uses(services: Services, caller: Caller, item: LibraryItem) -> tuple[dict[Any, VersionUse], int | None]:

@@ -35,7 +35,9 @@ OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)
 
 
-class _RequestHead(Sampling, frozen=True):
+class RequestHead(Sampling, frozen=True):
+    """Members of a request that say whether and how it is cached."""
+
     model: str | None = None
     stream: msgspec.Raw = msgspec.Raw(b"false")
 
@@ -94,7 +96,7 @@ class CachedDoor(AsgiDoor):
 
 
 def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes, *, requires_members: bool) -> Ask:
-    request = parse_json(body, _RequestHead, "request")
+    request = parse_json(body, RequestHead, "request")
     return Ask(
         door="cached",
         caller=caller,
