@@ -76,7 +76,7 @@ REPLY = "Thank you for writing. Your guarantee covers this until March 2028, and
 PROMPT = "Summarise the conversation in one sentence for the next shift: {conversation}"
 PAGES = (
     *("jobs", "batches", "usage", "policies", "quality", "prompts", "pipelines", "playground"),
-    *("functions", "cache", "limits", "queues", "models", "people", "audit"),
+    *("functions", "cache", "limits", "queues", "prices", "models", "people", "audit"),
 )
 POLICY = {
     "target": "gpt-4o",

@@ -10,10 +10,11 @@ import pytest
 from playwright.async_api import expect
 
 from signoff.work.pipelines.functions import register_missing_builtins
-from support.browser import Enter, Person
+from support.browser import PATIENCE_MS, Enter, Person
 from support.live_server import Live, chat
 
 pytestmark = pytest.mark.anyio
+expect.set_options(timeout=PATIENCE_MS)
 HOSTILE = "<img src=x onerror=alert(1)>\"'\u202e"
 
 
@@ -203,3 +204,35 @@ async def test_an_answer_of_a_megabyte_is_shown_on_the_new_pages(server: Live, e
         await admin.visit(path)
         await expect(admin.page.get_by_role("heading", level=1)).to_be_visible()
         assert not await admin.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+async def test_jobs_appear_in_the_list_without_a_reload_but_not_under_the_pointer(server: Live, enter: Enter) -> None:
+    await server.model("heron")
+    owner = await enter("watcher", "user")
+    page = owner.page
+    token = await server.token("user", "watcher@example.com")
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("first of all", "heron"))
+    await owner.visit("/dashboard/jobs")
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("second of all", "heron"))
+    await expect(page.get_by_role("link", name="second of all")).to_be_visible()
+    await page.get_by_role("link", name="first of all").hover()
+    await expect(page.get_by_text("paused while you read")).to_be_visible()
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("third of all", "heron"))
+    await page.mouse.move(0, 0)
+    await expect(page.get_by_role("link", name="third of all")).to_be_visible()
+
+
+async def test_the_page_of_a_job_follows_it_to_its_end(server: Live, enter: Enter) -> None:
+    await server.model("sloth", review="always")
+    owner, admin = await enter("follower", "user"), await server.token("admin", "decider@example.com")
+    page = owner.page
+    token = await server.token("user", "follower@example.com")
+    _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hello", "sloth")})
+    await server.job_when(admin, job["job_id"], lambda each: each["status"] == "human")
+    await owner.visit(f"/dashboard/jobs/{job['job_id']}")
+    await expect(page.locator(".page-head .status")).to_have_text("In review")
+    path = f"/api/reviews/{job['job_id']}/decide"
+    await server.ask("POST", path, admin, json={"verdict": "reject", "reason": "too slow", "round": 1})
+    await expect(page.locator(".page-head .status")).to_have_text("Failed")
+    await expect(page.locator(".events")).to_contain_text("Answer withheld")

@@ -27,7 +27,7 @@ PAGES = [
         "pipelines",
         "playground",
     ),
-    *("functions", "cache", "limits", "queues", "people", "models", "audit"),
+    *("functions", "cache", "limits", "queues", "prices", "people", "models", "audit"),
 ]
 
 

@@ -96,6 +96,11 @@ PAGES = [
         FORM,
         is_last=True,
     ),
+    Row("GET /dashboard/prices", "403 403 403 200"),
+    Row("POST /dashboard/prices", "403 403 403 303", body="model=page_of_<caller>&input=1", headers=FORM),
+    Row(
+        "POST /dashboard/prices/delete", "403 403 403 404", body="model=none&valid_from=2020-01-01T00:00", headers=FORM
+    ),
     Row("GET /dashboard/queues", "403 403 403 200"),
     Row("POST /dashboard/queues", "403 403 403 303", body="name=page_of_<caller>", headers=FORM),
     Row("POST /dashboard/queues/delete", "403 403 403 404", body="name=none", headers=FORM),

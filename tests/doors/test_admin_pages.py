@@ -218,3 +218,20 @@ async def test_an_answer_is_looked_up_in_the_cache_and_deleted_and_hits_have_the
     assert key is not None
     await user.submit("/dashboard/cache/clear", key=key[1])
     assert "has no answer to this request" in await user.submit("/dashboard/cache/lookup", status=200, **form)
+
+
+async def test_a_price_is_set_for_a_model_whose_cost_is_unknown(server: Live) -> None:
+    admin = await signed_in(server, "admin", "pricer")
+    await server.model("unpriced")
+    await sent(admin, "hello", "unpriced")
+    assert "unpriced</a> (1 request)" in await admin.open("/dashboard/prices")
+    assert 'value="unpriced"' in await admin.open("/dashboard/prices?model=unpriced")
+    refused = await admin.submit("/dashboard/prices", status=400, model="unpriced", input="<b>")
+    assert "is not a number" in refused
+    assert 'value="&lt;b&gt;"' in refused
+    await admin.submit("/dashboard/prices", model="unpriced", input="2.5", output="10", valid_from="2026-01-31T08:00")
+    [price] = [each for each in (await admin.api("GET", "/api/prices"))["data"] if each["model"] == "unpriced"]
+    assert (price["input"], price["output"], price["valid_from"][:16]) == ("2.5", "10", "2026-01-31T08:00")
+    assert cells(await admin.open("/dashboard/prices"), "unpriced")[:4] == ["$2.5", "", "$10", "$0"]
+    await admin.submit("/dashboard/prices/delete", model="unpriced", valid_from=price["valid_from"])
+    assert "unpriced" not in {each["model"] for each in (await admin.api("GET", "/api/prices"))["data"]}

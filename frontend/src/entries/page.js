@@ -1,5 +1,6 @@
-// Every page: partial updates by htmx, the theme, and the countdown of what can be undone.
+// Every page: partial updates by htmx, parts that are live, the theme, and the countdown of what can be undone.
 
 import "../htmx.js";
+import "../live.js";
 import "../theme.js";
 import "../undo.js";

@@ -135,6 +135,7 @@ async def show_jobs(
         query=query,
         others=[name for name in _MORE if getattr(fields, name)],
         is_first=not fields.after,
+        is_live=not fields.after and search.is_indexed and not fields.run,
         is_filtered=bool(query),
         result=result,
         is_search=not search.is_indexed,

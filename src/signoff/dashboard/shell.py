@@ -52,6 +52,7 @@ PEOPLE = NavigationItem("People", "/dashboard/people")
 FUNCTIONS = NavigationItem("Functions", "/dashboard/functions", is_more=True)
 CACHE = NavigationItem("Cache", "/dashboard/cache", is_more=True)
 LIMITS = NavigationItem("Limits", "/dashboard/limits", is_more=True)
+PRICES = NavigationItem("Prices", "/dashboard/prices", is_more=True)
 QUEUES = NavigationItem("Review queues", "/dashboard/queues", is_more=True)
 QUALITY = NavigationItem("Quality of review", "/dashboard/quality", is_more=True)
 AUDIT = NavigationItem("Audit log", "/dashboard/audit", is_more=True)
@@ -62,7 +63,7 @@ def pages_of(caller: Caller) -> list[NavigationItem]:
     """Return the pages that `caller` may see, in the order of the bar; the first one is the start page."""
     is_admin = caller.role == "admin"
     review = [REVIEW] if may_review(caller) else []
-    more = [FUNCTIONS, CACHE, LIMITS, *([QUEUES, QUALITY, AUDIT] if is_admin else [])]
+    more = [FUNCTIONS, CACHE, LIMITS, *([PRICES, QUEUES, QUALITY, AUDIT] if is_admin else [])]
     return [*review, *_FOR_ALL, *([MODELS, POLICIES] if is_admin else []), PEOPLE, *more]
 
 

@@ -130,7 +130,7 @@ async def get_prices(services: InjectedServices, caller: InjectedCaller) -> dict
 @put("/prices", summary="Set a price")
 async def put_price(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Set a price, and return it. Jobs that have ended keep their cost."""
-    price = _parse_price(await request.body(), services.clock())
+    price = parse_price(parse_json(await request.body(), NewPrice, "price"), services.clock())
     await set_price(services, caller, price)
     return _price_json(price)
 
@@ -159,8 +159,8 @@ def parse_microseconds(text: str) -> int:
         raise BadRequest(f"{text!r} is not a valid time; write it like 2026-01-31 or 2026-01-31T12:00:00Z.") from None
 
 
-def _parse_price(body: bytes, now: int) -> Price:
-    new = parse_json(body, NewPrice, "price")
+def parse_price(new: NewPrice, now: int) -> Price:
+    """Return the price in a body or a form. Raises BadRequest."""
     try:
         return Price(
             model=new.model,
