@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from signoff.core.batch import BatchFilter
 from signoff.core.filters import JobFilter
 from signoff.core.latency import LatencyQuery
 from signoff.core.reviews.figures import FigureQuery
-from signoff.core.reviews.queues import ReviewFilter
+from signoff.core.reviews.queues import ReviewFilter, ReviewOrder
 from signoff.core.usage import DAY_US, UsageQuery
 from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement
@@ -31,6 +32,15 @@ SCANNED = re.compile(
     r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|(?:usage|latency)_(?:hours|days)|(?:review|refusal)_hours)\b"
     r"(?! USING (?:COVERING )?INDEX sqlite_autoindex)"  # a walk by id, which the limit ends
 )
+# Lists of the desk: in each order, from the first answer on and after one, with and without an age.
+DESK: dict[str, Any] = {
+    f"desk, {order} {'after one' if after else 'first'} {age}": held_statement(
+        ReviewFilter(queues=("",), order=order, after=after, min_age_seconds=age, target="echo"), 10**15
+    )
+    for order in get_args(ReviewOrder)
+    for after in (None, (1, "x"))
+    for age in (None, 60.0)
+}
 # Each walk of the pages begins at the newest job, or after one; 250 is the length of its steps.
 QUERIES: dict[str, Any] = {
     "jobs": page_statement(JobFilter(limit=50, newest_first=True, with_steps=False)),
@@ -45,6 +55,7 @@ QUERIES: dict[str, Any] = {
     "desk, by the time of the hold": held_statement(
         ReviewFilter(queues=("", "law"), order="newest", after=(1, "x")), 0
     ),
+    **DESK,
     "batches of all": batches_statement(BatchFilter(user_id=None, api="openai", after_id="batch_1")),
     "latencies": latencies_statement(LatencyQuery(by="model", since=SINCE, until=2 * SINCE)),
     "limits": refusals_statement(SINCE, None, 50),
@@ -70,3 +81,22 @@ async def test_no_list_page_reads_a_whole_table(store: AStore, url: str) -> None
         if scanned := [detail for detail in details if SCANNED.search(detail)]:
             scans[name] = scanned
     assert scans == {}
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_no_list_of_the_desk_sorts_all_that_is_held(store: AStore) -> None:
+    """The page of each range, which a limit ends, is sorted; what it is read from is in the order of an index."""
+    assert isinstance(store, SqlStore)
+    sorts, indexes = dict[str, list[str]](), set[str]()
+    for name, query in DESK.items():
+        statement = str(query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
+        plan = await store._database.read(
+            lambda conn, _, statement=statement: conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all()
+        )
+        details = [str(row[-1]) for row in plan]
+        indexes |= {detail.split()[4] for detail in details if detail.startswith("SEARCH jobs")}
+        sorted_ranges = [row for row, after in pairwise(details) if row.startswith("SEARCH") and "TEMP B-TREE" in after]
+        if sorted_ranges:
+            sorts[name] = details
+    assert sorts == {}
+    assert indexes == {"jobs_by_review_queue", "jobs_by_hold"}

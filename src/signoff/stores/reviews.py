@@ -130,28 +130,34 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
         conditions.append(jobs.c.target == filters.target)
     if filters.assignee is not None:
         conditions.append(jobs.c.assignee == filters.assignee)
-    if filters.min_age_seconds is not None:
-        conditions.append(jobs.c.held_at <= now - round(filters.min_age_seconds * SECOND))
     place: ColumnElement[int] = review_rank if filters.order == "urgent" else jobs.c.held_at
     is_descending = filters.order == "newest"
-    after: list[tuple[ColumnElement[bool], ...]] = [()]
+    # Expressions filter a walk in order. By the column alone, SQLite would take another index, and sort what it finds.
+    in_order, old = [place, jobs.c.id], _old(filters, now, jobs.c.held_at + 0)
+    later = old if filters.order == "urgent" else _old(filters, now, jobs.c.held_at)
+    ranges: list[tuple[list[ColumnElement[bool]], list[ColumnElement[Any]]]] = [(later, in_order)]
     if filters.after is not None:
-        last, job_id = sa.literal(filters.after[0], sa.BigInteger), filters.after[1]
-        after = [(place == last, jobs.c.id < job_id), (place < last,)]
+        last, job_id, id_text = sa.literal(filters.after[0], sa.BigInteger), filters.after[1], jobs.c.id.concat("")
+        ranges = [([place == last, id_text < job_id, *old], in_order[1:]), ([place < last, *later], in_order)]
         if not is_descending:
-            after = [(place == last, jobs.c.id > job_id), (place > last,)]
+            ranges = [([place == last, id_text > job_id, *old], in_order[1:]), ([place > last, *later], in_order)]
     first = [
         sa.select(place.label("place"), jobs.c.id)
         .where(WAITS_FOR_REVIEW, review_queue_name == queue, *part, *conditions)
-        .order_by(*_ordered(place, jobs.c.id, is_descending=is_descending))
+        .order_by(*_ordered(*columns, is_descending=is_descending))
         .limit(filters.limit)
         .subquery()
         for queue in filters.queues
-        for part in after
+        for part, columns in ranges
     ]
     every = sa.union_all(*(sa.select(*each.c) for each in first)).subquery()
     order = _ordered(every.c.place, every.c.id, is_descending=is_descending)
     return sa.select(every.c.id).order_by(*order).limit(filters.limit)
+
+
+def _old(filters: ReviewFilter, now: int, held_at: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    """Return the condition that an answer was held long enough; none without one."""
+    return [] if filters.min_age_seconds is None else [held_at <= now - round(filters.min_age_seconds * SECOND)]
 
 
 def _ordered(*columns: ColumnElement[Any], is_descending: bool) -> list[ColumnElement[Any]]:

@@ -122,11 +122,12 @@ OPENED_TO_REVIEW = _UNASSIGNED & jobs.c.review_lease.is_not(None)
 ASSIGNED_TO_REVIEW = WAITS_FOR_REVIEW & jobs.c.assignee.is_not(None)
 _ESCALATED = WAITS_FOR_REVIEW & jobs.c.escalated_at.is_not(None)
 _REVIEW_ORDER = (review_queue_name, review_rank, jobs.c.id)
-partial_index("jobs_by_review_queue", *_REVIEW_ORDER, where=WAITS_FOR_REVIEW)
+# Lists walk these two in order, and filter by their last columns, so that they read only the jobs on the page.
+partial_index("jobs_by_review_queue", *_REVIEW_ORDER, jobs.c.held_at, jobs.c.target, where=WAITS_FOR_REVIEW)
+partial_index("jobs_by_hold", review_queue_name, jobs.c.held_at, jobs.c.id, jobs.c.target, where=WAITS_FOR_REVIEW)
 partial_index("jobs_free_to_review", *_REVIEW_ORDER, jobs.c.user_id, jobs.c.round, where=FREE_TO_REVIEW)
 partial_index("jobs_opened_to_review", *_REVIEW_ORDER, jobs.c.review_lease_until, where=OPENED_TO_REVIEW)
 partial_index("jobs_by_assignee", jobs.c.assignee, review_rank, jobs.c.id, where=ASSIGNED_TO_REVIEW)
-partial_index("jobs_by_hold", review_queue_name, jobs.c.held_at, where=WAITS_FOR_REVIEW)
 partial_index("jobs_escalated", review_queue_name, jobs.c.escalated_at, where=_ESCALATED)
 
 # Waiting calls that ended before they were stored; see `stores.calls`. No id is in both tables.

@@ -29,7 +29,9 @@ class SignalCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def matches(self, signals: Mapping[str, Any]) -> bool:
         """Return True if an answer with these signals matches."""
-        value = signals.get(self.name)
+        value: Any = signals.get(self.name)
+        if value is None:
+            return False
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.equals is not None and (
             value != self.equals or isinstance(value, bool) != isinstance(self.equals, bool)
@@ -37,7 +39,7 @@ class SignalCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             return False
         if self.at_least is not None and not (is_number and value >= self.at_least):
             return False
-        return value is not None and (self.at_most is None or (is_number and value <= self.at_most))
+        return self.at_most is None or (is_number and value <= self.at_most)
 
 
 class BulkItem(msgspec.Struct, frozen=True, kw_only=True):
