@@ -75,14 +75,17 @@ async def test_a_search_does_not_find_what_the_caller_may_not_see(server: Live) 
     await eve.open("/dashboard/jobs?user=bob@example.com", status=403)
 
 
-@pytest.mark.parametrize(("maximum", "value"), [("MAX_EXAMINED", 5), ("MAX_EXAMINED_BYTES", 90_000)])
+@pytest.mark.parametrize(
+    "bounds", [{"MAX_EXAMINED": 5}, {"MAX_EXAMINED_BYTES": 90_000}, {"MAX_US": -1, "PAGE": 5}], ids=str
+)
 async def test_a_long_search_goes_on_where_it_stopped(
-    maximum: str, value: int, server: Live, monkeypatch: pytest.MonkeyPatch
+    bounds: dict[str, int], server: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = await signed_in(server, "user", f"patient-{value}")
+    user = await signed_in(server, "user", f"patient-{next(iter(bounds)).lower()}")
     for number in range(7):
         await sent(user, "needle" if number in {0, 1} else f"hay {number} {'y' * 10_000}")
-    monkeypatch.setattr(search, maximum, value)
+    for name, value in bounds.items():
+        monkeypatch.setattr(search, name, value)
     page = await user.open("/dashboard/jobs?q=needle")
     assert listed(page) == []
     assert "Looked at 5 jobs, back to" in words(page)

@@ -1,16 +1,15 @@
 """Search of jobs by what no index has: text, target, door, prompt, cache, and cost.
 
-A search walks an index by status, owner and time from the newest job on, and looks at a bounded number of jobs. So it
-costs the same however long the history is, and however large the jobs are, and says how far it came.
+A search walks an index by status, owner and time from the newest job on, and looks at a bounded number of jobs for a
+bounded time. So it costs the same however long the history is, and however large the jobs are, and says how far it came.
 """
 
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.dialects.answer import text_or_json
-from signoff.core.dialects.transcript import transcript
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job, Status
+from signoff.core.text_match import TextMatcher
 from signoff.core.usage import DAY_US
 from signoff.errors import Forbidden
 from signoff.work.jobs.query import get_job, list_jobs
@@ -20,6 +19,8 @@ from signoff.work.services import Services
 MAX_EXAMINED = 2000
 # Bytes of the requests and answers that one search looks at; reading a megabyte takes about ten milliseconds.
 MAX_EXAMINED_BYTES = 32 * 1024 * 1024
+# A search ends with the page in which this time is over, however slow the disk and the machine are.
+MAX_US = 120_000
 PAGE = 250
 MAX_STEPS = 200
 
@@ -79,9 +80,10 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def search_jobs(services: Services, caller: Caller, search: JobSearch) -> SearchResult:
-    """Return the next jobs that match, after looking at MAX_EXAMINED or MAX_EXAMINED_BYTES. Raises Forbidden."""
+    """Return the next jobs that match, after MAX_EXAMINED jobs, MAX_EXAMINED_BYTES or MAX_US. Raises Forbidden."""
+    ends_at = services.clock() + MAX_US
     matching, examined, examined_bytes, last = list[Job](), 0, 0, None
-    job_filter = await _filter_of(services, caller, search)
+    job_filter, matcher = await _filter_of(services, caller, search), TextMatcher(search.text) if search.text else None
     while job_filter is not None:
         page = await list_jobs(services, caller, job_filter)
         for job in page:
@@ -89,13 +91,15 @@ async def search_jobs(services: Services, caller: Caller, search: JobSearch) -> 
                 return _result(search, matching, examined, last)
             examined, last = examined + 1, job
             examined_bytes += len(job.body) + len(job.response or b"")
-            if _matches(job, search):
+            if _matches(job, search, matcher):
                 matching.append(job)
             is_enough = examined == MAX_EXAMINED or examined_bytes >= MAX_EXAMINED_BYTES
             if is_enough or (len(matching) == search.limit and not search.by_cost):
                 return _result(search, matching, examined, last, next_id=job.id)
         if not page or not page.may_continue:
             break
+        if services.clock() >= ends_at and not search.is_indexed:
+            return _result(search, matching, examined, last, next_id=page[-1].id)
         job_filter = msgspec.structs.replace(job_filter, after_id=page[-1].id)
     return _result(search, matching, examined, last)
 
@@ -145,7 +149,7 @@ def _result(
     return SearchResult(jobs=matching, examined=examined, next_id=next_id, reached_at=reached_at)
 
 
-def _matches(job: Job, search: JobSearch) -> bool:
+def _matches(job: Job, search: JobSearch, matcher: TextMatcher | None) -> bool:
     wanted = (
         (search.target, job.target),
         (search.model, job.model),
@@ -159,15 +163,5 @@ def _matches(job: Job, search: JobSearch) -> bool:
         and search.token in {None, job.token_id}
         and (search.since is None or job.created_at >= search.since)
         and (search.until is None or job.created_at < search.until)
-        and (not search.text or _has_text(job, search.text))
+        and (matcher is None or job.id.startswith(search.text.lower()) or matcher.matches(job.body, job.response))
     )
-
-
-def _has_text(job: Job, text: str) -> bool:
-    wanted = text.casefold()
-    if job.id.startswith(wanted) or any(wanted in entry.text.casefold() for entry in transcript(job.body)):
-        return True
-    try:
-        return job.response is not None and wanted in text_or_json(job.response).casefold()
-    except (ValueError, RecursionError):
-        return False
