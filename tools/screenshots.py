@@ -127,6 +127,10 @@ async def fill(server: Live) -> dict[str, str]:
         for _ in range(7 - 3 * number):
             await call(server, admin, "shift_summary", number)
     await server.ask("POST", "/api/pipelines", admin, json={"name": "report", "body": "uppercase(shift_summary(text))"})
+    await create_user(server.services, "robin@example.com", "admin")
+    queue = {"members": ["robin@example.com"], "ageing_seconds": 3600}
+    await server.ask("PUT", "/api/review-queues/refunds", admin, json=queue)
+    await server.ask("POST", "/api/keys", admin, json={"name": "Support, OpenAI", "key": "sk-example", "shared": True})
     _, saved = await server.ask("PUT", "/api/policies/support", admin, json=POLICY)
     assert saved.get("version") == 1, saved
     limit = {"requests_per_minute": 60, "cost_per_day": "5"}
@@ -141,6 +145,8 @@ async def fill(server: Live) -> dict[str, str]:
         "model": "models/gpt-4o",
         "prompt": "prompts/shift_summary",
         "bulk": "review/bulk",
+        "history": "review/history",
+        "pipeline": "pipelines/report",
         "batch": f"batches/{batch_id}",
         "batch-faulty": f"batches/{faulty_id}",
     }

@@ -1,7 +1,7 @@
 """Search of jobs by what no index has: text, target, door, prompt, cache, and cost.
 
 A search walks an index by status, owner and time from the newest job on, and looks at a bounded number of jobs for a
-bounded time. So it costs the same however long the history is, and however large the jobs are, and says how far it came.
+bounded time. So it costs the same however long the history is and however large the jobs are, and says how far it came.
 """
 
 import msgspec
