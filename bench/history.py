@@ -1,10 +1,13 @@
 """Time of lists, reports and calls beside a long history.
 
-Run as `.venv/bin/python bench/history.py ROOT [--rows N] [--database URL --empty URL]`. ROOT is a checkout of which
-`make setup` has run. Without the URLs, embedded databases are measured. It copies one logged call and one ended job
-until there are N rows, spread over thirty days, a twentieth of them jobs. Then it measures each list, the usage of a
-month and waiting calls, in turns with a server of the same kind that has almost no history. It says of each figure
-whether it is within its bound.
+Run as `.venv/bin/python bench/history.py ROOT [--rows N] [--database URL --empty URL] [--sums GROUPS]`. ROOT is a
+checkout of which `make setup` has run. Without the URLs, embedded databases are measured. It copies one logged call and
+one ended job until there are N rows, spread over thirty days, a twentieth of them jobs. Then it measures each list, the
+usage of a month and waiting calls, in turns with a server of the same kind that has almost no history. It says of each
+figure whether it is within its bound.
+
+With `--sums`, it copies no rows: it fills the sums of a month as if of N rows, with GROUPS sums in each hour, and
+measures the pages with charts, which read nothing else.
 """
 
 import argparse
@@ -55,8 +58,13 @@ LISTS = {
     "/dashboard/jobs": 200,
     **{f"/dashboard/jobs?status={status}": 200 for status in STATUSES},
     "/dashboard/jobs (user)": 200,
+    "/dashboard/jobs?q=nowhere": 200,
+    "/dashboard/jobs?target=nowhere": 200,
     "/dashboard/usage?days=30&by=model": 200,
     "/dashboard/usage?days=30&by=user": 200,
+}
+CHARTS = {
+    f"/dashboard/usage?days={days}&by={by}": 200 for days in (1, 7, 30) for by in ("model", "user", "prompt_version")
 }
 # The speed of calls beside the history, as a share of that beside none, must be at least this.
 LOWEST_SHARE = 0.95
@@ -129,8 +137,8 @@ def columns_of(database: str, execute: Execute, table: str) -> list[str]:
     return [row[0] for row in execute(query)]
 
 
-def fill_sums(database: str, execute: Execute, rows: int) -> None:
-    """Insert a sum for each hour and day, each of the fifty users and each status, as the server keeps them.
+def fill_sums(database: str, execute: Execute, rows: int, per_period: int = 100) -> None:
+    """Insert sums for each hour and day, as the server keeps them: of fifty users, two statuses, and some models.
 
     The histograms of latencies get as many rows, of two powers of two.
     """
@@ -143,11 +151,14 @@ def fill_sums(database: str, execute: Execute, rows: int) -> None:
         if not names:  # an older checkout
             continue
         first = (int(time.time() * 1000) - MONTH_MS) * 1000 // period_us
-        groups = MONTH_MS * 1000 // period_us * 100
+        groups = MONTH_MS * 1000 // period_us * per_period
         values = {
             "key": "'bench:' || n",
-            period: f"({first} + n / 100) * {period_us}",
+            period: f"({first} + n / {per_period}) * {period_us}",
             "user_id": "1 + n % 50",
+            "model": f"'model-' || CAST(n % {per_period} / 100 AS TEXT)",
+            "prompt": "'prompt-' || CAST(n % 7 AS TEXT)",
+            "prompt_version": "1 + n % 3",
             "status": "CASE WHEN n % 100 < 50 THEN 'fail' ELSE 'success' END",
             "exponent": "16 + n % 100 / 50",
             "jobs": str(rows // groups + 1),
@@ -158,13 +169,15 @@ def fill_sums(database: str, execute: Execute, rows: int) -> None:
         execute(f"INSERT INTO {table} ({columns}) SELECT {selected} FROM {numbers} CROSS JOIN {newest}")
 
 
-def measure_lists(servers: Mapping[str, Server], user_tokens: Mapping[str, str], result: Result) -> None:
+def measure_lists(
+    lists: Mapping[str, int], servers: Mapping[str, Server], user_tokens: Mapping[str, str], result: Result
+) -> None:
     """Add the shortest time of each list, and that of a server without a history, in alternating requests.
 
     Other programs on the machine make the other times longer.
     """
     since = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 30 * 24 * 3600))
-    for name, limit_ms in LISTS.items():
+    for name, limit_ms in lists.items():
         path, times = name.removesuffix(" (user)").format(since=since), dict.fromkeys(servers, 1e9)
         for _ in range(REPEATS):
             for which, server in servers.items():
@@ -213,6 +226,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--database", help="URL of an empty PostgreSQL database for the history")
     parser.add_argument("--empty", help="URL of another one, for the server without a history")
+    parser.add_argument("--sums", type=int, metavar="GROUPS", help="number of sums in each hour; copy no rows")
     parser.add_argument("--out", type=Path, help="file for the result as JSON")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -232,12 +246,17 @@ def main() -> None:
             asyncio.run(run_round(server, equal=False, seconds=0.2, connections=1))
             server.close()
             with opened(folder, url) as (database, execute):
-                fill(database, execute, options.rows if which == FULL else ROWS_WITHOUT_HISTORY)
+                if options.sums is None:
+                    fill(database, execute, options.rows if which == FULL else ROWS_WITHOUT_HISTORY)
+                else:
+                    fill_sums(database, execute, options.rows, options.sums if which == FULL else 1)
             servers[which] = start(token=server.token)
             stack.callback(servers[which].close)
-        result = Result(f"{options.rows:,} rows in {database}", "measured", "bound", "holds")
-        measure_lists(servers, user_tokens, result)
-        measure_calls(servers, result)
+        history = f"{options.rows:,} rows" if options.sums is None else f"{options.sums:,} sums an hour"
+        result = Result(f"{history} in {database}", "measured", "bound", "holds")
+        measure_lists(LISTS if options.sums is None else CHARTS, servers, user_tokens, result)
+        if options.sums is None:
+            measure_calls(servers, result)
         result.save(options.out)
 
 
