@@ -266,7 +266,8 @@ async def hold(server: Live, number: int, question: str) -> str:
             "tool_calls": [{"id": "call_1", "type": "function", "function": call}],
         }
     answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-    signals = {"judge": 0.62 + number / 50, "logprob_mean": -0.41, "logprob_min": -3.92, "schema_ok": True}
+    values = {"judge": 0.62 + number / 50, "logprob_mean": -0.41, "logprob_min": -3.92, "schema_ok": True}
+    signals = {f"signals.{name}": value for name, value in values.items()}
     priority = 9 - number
     job = await leased(store, body=json.dumps(body).encode(), target="support-assistant", model="gpt-4o", user_id=2)
     changes = {
