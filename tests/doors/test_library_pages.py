@@ -110,3 +110,21 @@ async def test_an_item_is_shared_and_deleted_unless_a_pipeline_calls_it(server: 
     await other.open("/dashboard/prompts/ours", status=404)
     assert await owner.submit("/dashboard/prompts/ours/delete") == "/dashboard/prompts"
     await owner.api("GET", "/api/prompts/ours", status=404)
+
+
+async def test_what_somebody_wrote_is_not_lost_when_it_cannot_be_saved(server: Live) -> None:
+    user = await signed_in(server, "user", "careful")
+    form = {"name": "draft", "body": "uppercase(<b>", "message": "<b>why"}
+    page = await user.submit("/dashboard/pipelines", status=400, **form)
+    assert 'role="alert"' in page
+    assert "uppercase(&lt;b&gt;</textarea>" in page
+    assert 'value="draft"' in page
+    await user.submit("/dashboard/pipelines", name="kept", body="uppercase(text)", production="yes")
+    page = await user.submit("/dashboard/pipelines/kept", status=400, **form)
+    assert "uppercase(&lt;b&gt;</textarea>" in page
+    assert 'value="&lt;b&gt;why"' in page
+    assert (await user.api("GET", "/api/pipelines/kept"))["version"] == 1
+    admin = await signed_in(server, "admin", "careful-admin")
+    page = await admin.submit("/dashboard/models", status=400, name="<b>new", body='{"kind": "none"}')
+    assert 'value="&lt;b&gt;new"' in page
+    assert "{&#34;kind&#34;: &#34;none&#34;}</textarea>" in page

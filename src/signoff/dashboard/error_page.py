@@ -4,12 +4,14 @@ from typing import Any
 
 from litestar import MediaType, Response
 
-from signoff.dashboard.shell import document
+from signoff.dashboard.shell import EVERY_PAGE, NavigationItem, document
 from signoff.doors.dependencies import AnyRequest
 from signoff.doors.errors import error_headers, problem
 from signoff.errors import SignoffError, Unauthorized
 
 PAGES = ("/signin/", "/dashboard/")
+# The form of the desk goes to an address of its own.
+_VERDICTS = {"decide": "review"}
 
 
 def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None:
@@ -19,7 +21,14 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
         return None
     if isinstance(error, Unauthorized) and path.startswith("/dashboard/") and request.method == "GET":
         return Response("", status_code=303, headers={"location": "/dashboard/sign-in"}, media_type=MediaType.HTML)
-    response = document(request, "error.html", problem(error)["title"], message=error.message)
+    back = _section(path)
+    response = document(request, "error.html", problem(error)["title"], message=error.message, back=back)
     response.status_code, response.media_type = error.status, MediaType.HTML
     response.headers |= dict(error_headers(error))
     return response
+
+
+def _section(path: str) -> NavigationItem | None:
+    """Return the page of the bar to which a path belongs; None for none."""
+    name = path.removeprefix("/dashboard/").partition("/")[0]
+    return next((page for page in EVERY_PAGE if page.path == f"/dashboard/{_VERDICTS.get(name, name)}"), None)

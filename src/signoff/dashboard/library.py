@@ -16,7 +16,7 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
 from signoff.dashboard.library_versions import DAYS, VersionUse, pipeline_use, prompt_use
-from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page, redirect
+from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
@@ -48,7 +48,9 @@ class VersionForm(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_router(kind: LibraryItemKind) -> Router:
     """Return the pages of prompts, or of pipelines."""
-    return Router(f"/dashboard/{kind}s", route_handlers=[_list_view(kind), _item_view(kind), *_forms(kind)])
+    return Router(
+        f"/dashboard/{kind}s", route_handlers=[_list_view(kind), _item_view(kind), *_forms(kind), *_actions(kind)]
+    )
 
 
 def _list_view(kind: LibraryItemKind) -> Any:
@@ -57,20 +59,36 @@ def _list_view(kind: LibraryItemKind) -> Any:
         request: AnyRequest, services: InjectedServices, caller: InjectedCaller, after: FromQuery[str] = ""
     ) -> Template:
         """Show a page of the own and the shared items, by name, and the form of a new one."""
-        items = await library.list_items(services, caller, LibraryFilter(kind=kind, after=after, limit=MAX_LISTED))
-        return page(
-            request,
-            services,
-            caller,
-            "library.html",
-            NAVIGATION[kind].name,
-            kind=kind,
-            items=[_row(item) for item in items],
-            next_name=items[-1].name if items and items.may_continue else None,
-            models=[model.name for model in await all_models(services)],
-        )
+        return await _list_page(request, services, caller, kind, VersionForm(), after=after)
 
     return show_items
+
+
+async def _list_page(  # noqa: PLR0913 -- the request, its caller, and what the page shows
+    request: AnyRequest,
+    services: Services,
+    caller: Caller,
+    kind: LibraryItemKind,
+    form: VersionForm,
+    *,
+    after: str = "",
+    error: SignoffError | None = None,
+) -> Template:
+    items = await library.list_items(services, caller, LibraryFilter(kind=kind, after=after, limit=MAX_LISTED))
+    shown = page(
+        request,
+        services,
+        caller,
+        "library.html",
+        NAVIGATION[kind].name,
+        kind=kind,
+        items=[_row(item) for item in items],
+        next_name=items[-1].name if items and items.may_continue else None,
+        models=[model.name for model in await all_models(services)],
+        form=form,
+        error=error and error.message,
+    )
+    return with_status(shown, error)
 
 
 def _item_view(kind: LibraryItemKind) -> Any:
@@ -84,55 +102,88 @@ def _item_view(kind: LibraryItemKind) -> Any:
         against: FromQuery[str] = "",
     ) -> Template:
         """Show a version (by default that in production), its difference to another one, and all versions."""
-        item = await library.get_item(services, caller, kind, name, parse_digits(version) or version or PRODUCTION)
-        other, difference = parse_digits(against) or item.version - 1, ""
-        if 0 < other < INTS and other != item.version:
-            difference = await library.diff_versions(services, caller, kind, name, other, item.version)
-        uses, examined = await _uses(services, caller, item)
-        versions = await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS)
-        return page(
-            request,
-            services,
-            caller,
-            "library_item.html",
-            NAVIGATION[kind].name,
-            kind=kind,
-            item=item,
-            model=_model_of(item),
-            difference=unified_lines(difference),
-            other=other,
-            versions=versions,
-            uses=uses,
-            examined=examined,
-            days=DAYS,
-            arguments=parameter_names(item),
-            tree=item.tree if isinstance(item, Pipeline) else None,
-            fault=None,
-            at=None,
-            dependents=await library.list_dependents(services, caller, kind, name, limit=MAX_LISTED),
-            models=[model.name for model in await all_models(services)],
-            may_change=caller.role == "admin" or item.user_id == caller.user_id,
-        )
+        number = parse_digits(version) or version or PRODUCTION
+        return await _item_page(request, services, caller, (kind, name), number, against=against)
 
     return show_item
 
 
+async def _item_page(  # noqa: PLR0913 -- the request, its caller, and what the page shows
+    request: AnyRequest,
+    services: Services,
+    caller: Caller,
+    kind_and_name: tuple[LibraryItemKind, str],
+    version: int | str,
+    *,
+    against: str = "",
+    form: VersionForm | None = None,
+    error: SignoffError | None = None,
+) -> Template:
+    kind, name = kind_and_name
+    item = await library.get_item(services, caller, kind, name, version)
+    other, difference = parse_digits(against) or item.version - 1, ""
+    if 0 < other < INTS and other != item.version:
+        difference = await library.diff_versions(services, caller, kind, name, other, item.version)
+    uses, examined = await _uses(services, caller, item)
+    shown = page(
+        request,
+        services,
+        caller,
+        "library_item.html",
+        NAVIGATION[kind].name,
+        kind=kind,
+        item=item,
+        form=form or VersionForm(body=item.body, model=_chosen_model(item), production="yes"),
+        error=error and error.message,
+        model=_model_of(item),
+        difference=unified_lines(difference),
+        other=other,
+        versions=await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS),
+        uses=uses,
+        examined=examined,
+        days=DAYS,
+        arguments=parameter_names(item),
+        tree=item.tree if isinstance(item, Pipeline) else None,
+        fault=None,
+        at=None,
+        dependents=await library.list_dependents(services, caller, kind, name, limit=MAX_LISTED),
+        models=[model.name for model in await all_models(services)],
+        may_change=caller.role == "admin" or item.user_id == caller.user_id,
+    )
+    return with_status(shown, error)
+
+
 def _forms(kind: LibraryItemKind) -> list[Any]:
-    @post("/", include_in_schema=False, status_code=303)
-    async def post_item(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
-        """Save a first version, and show it."""
+    @post("/", include_in_schema=False, status_code=303, media_type=MediaType.HTML)
+    async def post_item(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller
+    ) -> Template | Response[str]:
+        """Save a first version, and show it; or show the form again with what is wrong."""
         form = await _form(request)
-        item = await library.create_item(services, caller, kind, _draft(kind, form, form.name.strip()))
+        try:
+            item = await library.create_item(services, caller, kind, _draft(kind, form, form.name.strip()))
+        except SignoffError as error:
+            return await _list_page(request, services, caller, kind, form, error=error)
         return _to_item(kind, item.name)
 
-    @post("/{name:str}", include_in_schema=False, status_code=303)
+    @post("/{name:str}", include_in_schema=False, status_code=303, media_type=MediaType.HTML)
     async def post_version(
         request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
-    ) -> Response[str]:
-        """Save a new version, and show it; the old ones stay."""
-        saved = await library.save_version(services, caller, kind, name, _draft(kind, await _form(request), name))
+    ) -> Template | Response[str]:
+        """Save a new version, and show it, or the form again with what is wrong; the old ones stay."""
+        form = await _form(request)
+        try:
+            saved = await library.save_version(services, caller, kind, name, _draft(kind, form, name))
+        except SignoffError as error:
+            if error.status != 400:
+                raise
+            return await _item_page(request, services, caller, (kind, name), PRODUCTION, form=form, error=error)
         return _to_item(kind, name, saved.version)
 
+    return [post_item, post_version]
+
+
+def _actions(kind: LibraryItemKind) -> list[Any]:
     @post("/{name:str}/production", include_in_schema=False, status_code=303)
     async def post_production(
         request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
@@ -184,7 +235,7 @@ def _forms(kind: LibraryItemKind) -> list[Any]:
         job = await submit(services, ask)
         return Response("", status_code=303, headers={"location": f"{JOBS.path}/{job.id}"})
 
-    return [post_item, post_version, post_production, post_share, post_removal, post_run]
+    return [post_production, post_share, post_removal, post_run]
 
 
 async def _uses(services: Services, caller: Caller, item: LibraryItem) -> tuple[dict[Any, VersionUse], int | None]:
@@ -244,6 +295,11 @@ def _to_item(kind: LibraryItemKind, name: str, version: int | None = None) -> Re
 
 def _row(item: LibraryItem) -> dict[str, Any]:
     return {"item": item, "model": _model_of(item), "arguments": parameter_names(item), "text": item.body[:400]}
+
+
+def _chosen_model(item: LibraryItem) -> str:
+    """Return the model in the form of a prompt; empty for the default model."""
+    return (item.model or "") if isinstance(item, Prompt) else ""
 
 
 def _model_of(item: LibraryItem) -> str:

@@ -14,7 +14,7 @@ from signoff.core.access import Caller
 from signoff.core.log import LogLine
 from signoff.core.model import Model, with_changes
 from signoff.core.reviews.item import text_of
-from signoff.dashboard.models import CHECK_SECONDS, model_check, show_models
+from signoff.dashboard.models import CHECK_SECONDS, ModelForm, model_check, models_page, show_models
 from signoff.dashboard.shell import MODELS, page, redirect, with_status
 from signoff.doors.callers import check_same_site, takes_commands
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
@@ -34,33 +34,20 @@ _HIDDEN = frozenset({"name", "key_id"})
 PATH = "/dashboard/models/{name:path}"
 
 
-class ModelForm(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of the forms of a model."""
-
-    name: str = ""
-    """Name, in the form of a new model."""
-    body: str = ""
-    """JSON of what differs from the defaults."""
-    key: str = ""
-    """New API key of the upstream; empty to keep the present one."""
-    question: str = ""
-    """Text to try the model with."""
-    action: str = ""
-    """`save`, `try`, `start`, `stop` or `remove`."""
-
-
-@post("/dashboard/models", include_in_schema=False, status_code=303)
+@post("/dashboard/models", include_in_schema=False, status_code=303, media_type=MediaType.HTML)
 async def post_model(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
-) -> Response[str]:
-    """Register a model, and show it."""
-    form = await _form(request)
-    changes, keys = parse_model(_with_key(form))
-    if "kind" not in changes:
-        raise BadRequest("The member `kind` is required, such as openai, http or echo.")
-    model = with_changes(Model(name=form.name.strip(), kind=changes["kind"]), changes)
-    commands = takes_commands(door_settings, scope_of(request))
-    await add_model(services, caller, model, keys, commands=commands, is_new=True)
+) -> Template | Response[str]:
+    """Register a model, and show it; or show the form again with what is wrong."""
+    form, commands = await _form(request), takes_commands(door_settings, scope_of(request))
+    try:
+        changes, keys = parse_model(_with_key(form))
+        if "kind" not in changes:
+            raise BadRequest("The member `kind` is required, such as openai, http or echo.")
+        model = with_changes(Model(name=form.name.strip(), kind=changes["kind"]), changes)
+        await add_model(services, caller, model, keys, commands=commands, is_new=True)
+    except SignoffError as error:
+        return await models_page(request, services, caller, form, error)
     return redirect(_address(model.name))
 
 

@@ -3,12 +3,14 @@
 import asyncio
 from typing import Any
 
+import msgspec
 from litestar import MediaType, get
 from litestar.response import Template
 
+from signoff.core.access import Caller
 from signoff.core.model import Model
 from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
-from signoff.dashboard.shell import MODELS, address_of, page
+from signoff.dashboard.shell import MODELS, address_of, page, with_status
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.errors import SignoffError
 from signoff.work.admin.health import endpoint_health
@@ -24,9 +26,31 @@ EXAMPLE = """{
 }"""
 
 
+class ModelForm(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of the forms of a model."""
+
+    name: str = ""
+    """Name, in the form of a new model."""
+    body: str = ""
+    """JSON of what differs from the defaults."""
+    key: str = ""
+    """New API key of the upstream; empty to keep the present one."""
+    question: str = ""
+    """Text to try the model with."""
+    action: str = ""
+    """`save`, `try`, `start`, `stop` or `remove`."""
+
+
 @get("/dashboard/models", include_in_schema=False, media_type=MediaType.HTML)
 async def show_models(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
     """Show every model with its health and its usage of the last day."""
+    return await models_page(request, services, caller, ModelForm(body=EXAMPLE))
+
+
+async def models_page(
+    request: AnyRequest, services: Services, caller: Caller, form: ModelForm, error: SignoffError | None = None
+) -> Template:
+    """Return the page of all models, with the form of a new one and what is wrong with it."""
     models = await list_models(services, caller)
     query = UsageQuery(by=("model", "status"), since=services.clock() - DAY_US)
     rows, _ = await usage_report(services, caller, query)
@@ -35,7 +59,7 @@ async def show_models(request: AnyRequest, services: InjectedServices, caller: I
         health = [group.create_task(model_check(services, each.model)) for each in models]
     latencies, examined = await recent_latencies(services, caller)
     cards = [_card(each, task.result(), used, latencies) for each, task in zip(models, health, strict=True)]
-    return page(
+    shown = page(
         request,
         services,
         caller,
@@ -43,9 +67,11 @@ async def show_models(request: AnyRequest, services: InjectedServices, caller: I
         MODELS.name,
         models=cards,
         examined=examined,
-        example=EXAMPLE,
+        form=form,
+        error=error and error.message,
         address=address_of(request),
     )
+    return with_status(shown, error)
 
 
 async def model_check(services: Services, model: Model) -> dict[str, Any]:

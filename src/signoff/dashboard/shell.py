@@ -56,6 +56,10 @@ PRICES = NavigationItem("Prices", "/dashboard/prices", is_more=True)
 QUEUES = NavigationItem("Review queues", "/dashboard/queues", is_more=True)
 QUALITY = NavigationItem("Quality of review", "/dashboard/quality", is_more=True)
 AUDIT = NavigationItem("Audit log", "/dashboard/audit", is_more=True)
+EVERY_PAGE = (
+    *(REVIEW, JOBS, USAGE, PLAYGROUND, BATCHES, PROMPTS, PIPELINES, MODELS, POLICIES, PEOPLE),
+    *(FUNCTIONS, CACHE, LIMITS, PRICES, QUEUES, QUALITY, AUDIT),
+)
 _FOR_ALL = (JOBS, BATCHES, USAGE, PLAYGROUND, PROMPTS, PIPELINES)
 
 
