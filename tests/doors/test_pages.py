@@ -17,11 +17,12 @@ from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 FIRST, MORE = ["Jobs", "Batches", "Usage", "Playground", "Prompts", "Pipelines"], ["Functions", "Cache", "Limits"]
+OF_ADMINS = ["Prices", "Review queues", "Quality of review", "Audit log"]
 ADMIN = Caller(user_id=1, token_id=1, role="admin", email="admin@example.com")
 BAR = {
     "user": [*FIRST, "People", *MORE],
     "reviewer": ["Review", *FIRST, "People", *MORE],
-    "admin": ["Review", *FIRST, "Models", "Policies", "People", *MORE, "Quality of review", "Audit log"],
+    "admin": ["Review", *FIRST, "Models", "Policies", "People", *MORE, *OF_ADMINS],
 }
 
 
