@@ -60,11 +60,11 @@ LISTS = {
     "/dashboard/jobs (user)": 200,
     "/dashboard/jobs?q=nowhere": 200,
     "/dashboard/jobs?target=nowhere": 200,
-    "/dashboard/usage?days=30&by=model": 200,
-    "/dashboard/usage?days=30&by=user": 200,
+    "/dashboard/usage?days=31&by=model": 200,
+    "/dashboard/usage?days=31&by=user": 200,
 }
 CHARTS = {
-    f"/dashboard/usage?days={days}&by={by}": 200 for days in (1, 7, 30) for by in ("model", "user", "prompt_version")
+    f"/dashboard/usage?days={days}&by={by}": 200 for days in (1, 7, 31) for by in ("model", "user", "prompt_version")
 }
 # The speed of calls beside the history, as a share of that beside none, must be at least this.
 LOWEST_SHARE = 0.95

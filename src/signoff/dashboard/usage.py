@@ -3,6 +3,8 @@
 The figures are those of `/api/usage`, so the totals equal the sums of all rows of the range, not of one page.
 """
 
+from collections import Counter, defaultdict
+from typing import Any
 from urllib.parse import urlencode
 
 from litestar import MediaType, Router, get
@@ -10,7 +12,7 @@ from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals
+from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow
 from signoff.dashboard.charts import Chart, Unit, column_chart, format_number
 from signoff.dashboard.shell import USAGE, format_cost, page
 from signoff.dashboard.usage_times import Period, latency_view, review_view
@@ -30,6 +32,9 @@ DIMENSIONS: dict[Dimension, str] = {
     "cache": "Cache",
 }
 MAX_ROWS = 100
+# Parts of the longest range, times the values of status and of the use of the cache.
+MAX_PARTS = 2000
+CHARTED = ("jobs", "prompt_tokens", "completion_tokens", "cost_nanodollars")
 
 
 @get("/dashboard/usage", include_in_schema=False, media_type=MediaType.HTML)
@@ -49,6 +54,7 @@ async def show_usage(
     query = UsageQuery(by=dimensions, since=since, until=until, by_cost=True, limit=MAX_ROWS)
     rows, totals = await usage_report(services, caller, query)
     period = _period(since, until, length)
+    over_time = await _over_time(services, caller, period)
     times = period.query
     export = urlencode({"by": ",".join(dimensions), **times, "format": "csv"})
     return page(
@@ -61,8 +67,8 @@ async def show_usage(
         totals=totals,
         all_jobs=urlencode(times | {"order": "cost"}),
         failed_jobs=urlencode(times | {"status": "fail"}),
-        counts=await _counts(services, caller, since, until),
-        charts=await _charts(services, caller, period),
+        counts=_counts(over_time),
+        charts=_charts(over_time, period),
         latency=await latency_view(services, caller, period, "first" if measure == "first" else "whole"),
         review=await review_view(services, caller, period),
         ranges=RANGES,
@@ -92,9 +98,14 @@ def _jobs_link(dimensions: dict[str, str | int | None], times: dict[str, str]) -
     return urlencode({name: str(value) for name, value in dimensions.items()} | times | {"order": "cost"})
 
 
-async def _counts(services: Services, caller: Caller, since: int, until: int | None) -> dict[str, int]:
+async def _over_time(services: Services, caller: Caller, period: Period) -> list[UsageRow]:
+    """Return the usage of each part of the period, by status and use of the cache."""
+    query = UsageQuery(by=(period.unit, "status", "cache"), since=period.since, until=period.until, limit=MAX_PARTS)
+    return (await usage_report(services, caller, query))[0]
+
+
+def _counts(rows: list[UsageRow]) -> dict[str, int]:
     """Return the numbers of failed requests and of answers from the cache."""
-    rows, _ = await usage_report(services, caller, UsageQuery(by=("status", "cache"), since=since, until=until))
     return {
         "failed": sum(row.totals.jobs for row in rows if row.dimensions["status"] == "fail"),
         "hits": sum(row.totals.jobs for row in rows if row.dimensions["cache"] == "hit"),
@@ -107,16 +118,17 @@ def _period(since: int, until: int | None, length: str) -> Period:
     return Period(since, until, unit, [since + index * size for index in range(number)])
 
 
-async def _charts(services: Services, caller: Caller, period: Period) -> list[Chart]:
+def _charts(rows: list[UsageRow], period: Period) -> list[Chart]:
     unit, times = period.unit, period.times
-    rows, _ = await usage_report(services, caller, UsageQuery(by=(unit,), since=period.since, until=period.until))
-    by_time = {row.dimensions[unit]: row.totals for row in rows}
-    totals = [by_time.get(at, UsageTotals()) for at in times]
-    tokens = [each.prompt_tokens + each.completion_tokens for each in totals]
+    sums = defaultdict[Any, Counter[str]](Counter)
+    for row in rows:
+        sums[row.dimensions[unit]].update({name: getattr(row.totals, name) for name in CHARTED})
+    of_times = [sums[at] for at in times]
+    tokens = [each["prompt_tokens"] + each["completion_tokens"] for each in of_times]
     return [
-        column_chart("Requests", times, [each.jobs for each in totals], format_number, unit),
+        column_chart("Requests", times, [each["jobs"] for each in of_times], format_number, unit),
         column_chart("Tokens", times, tokens, format_number, unit),
-        column_chart("Cost", times, [each.cost_nanodollars for each in totals], format_cost, unit),
+        column_chart("Cost", times, [each["cost_nanodollars"] for each in of_times], format_cost, unit),
     ]
 
 
