@@ -161,6 +161,8 @@ class Settings(BaseSettings):
     """Maximum share of a worker's concurrency that one model may use, above 0 and up to 1."""
     user_share: float = Field(0.9, gt=0, le=1)
     """Maximum share of a worker's concurrency that the jobs of one user may use, above 0 and up to 1."""
+    unready_seconds: float = Field(0, ge=0)
+    """Seconds for which a stopping server still takes requests while /health/ready is 503, for load balancers."""
     drain_seconds: float = Field(20, ge=0)
     """Seconds that a stopping server or worker has to finish its requests and jobs."""
 

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from signoff.server.protocol import (
     BODY_LINGER_SECONDS,
     HALF_CLOSED_SECONDS,
+    LAST_HEAD_SECONDS,
     LINGER_SECONDS,
     ConnectionLimits,
     ConnectionRegistry,
@@ -657,3 +658,41 @@ async def test_the_setting_max_connections_is_the_number_of_connections(tmp_path
         assert (await streams[2][0].readline()).startswith(b"HTTP/1.1 503 ")
         for _, writer in streams:
             writer.close()
+
+
+async def test_a_stop_serves_a_request_that_is_on_its_way_and_closes_idle_connections() -> None:
+    # given a connection that is new, one with a part of a head, an idle one, and one whose request is answered
+    server = Server()
+    (new, new_transport), (partial, partial_transport) = server.connect(), server.connect()
+    partial.data_received(GET[:10])
+    idle, idle_transport = server.connect()
+    idle.data_received(GET)
+    await server.settle()
+    idle.shutdown()
+    assert idle_transport.is_closed
+    idle.connection_lost(None)
+    server.may_answer.clear()
+    running, running_transport = server.connect()
+    running.data_received(GET)
+    await server.settle()
+    # when the server stops
+    for connection in (new, partial, running):
+        connection.shutdown()
+    # then only the idle one is closed, and the requests of the others get their answers
+    assert [each.is_closed for each in (new_transport, partial_transport, running_transport)] == [False] * 3
+    new.data_received(GET)
+    partial.data_received(GET[10:])
+    server.may_answer.set()
+    await server.settle()
+    for transport in (new_transport, partial_transport, running_transport):
+        assert transport.sent.startswith(b"HTTP/1.1 200")
+        assert transport.is_closed
+
+
+async def test_a_stop_does_not_wait_for_a_connection_that_sends_nothing() -> None:
+    server = Server()
+    connection, transport = server.connect()
+    connection.shutdown()
+    server.tick(LAST_HEAD_SECONDS)
+    assert transport.is_closed
+    assert not transport.sent

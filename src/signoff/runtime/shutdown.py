@@ -6,15 +6,24 @@ import asyncio
 class Shutdown:
     """State of the stop. Operations that wait look at it when they are cancelled; the server sets it."""
 
-    def __init__(self) -> None:
+    def __init__(self, unready_seconds: float = 0) -> None:
+        self.unready_seconds = unready_seconds
+        """Seconds for which the server still takes requests after `leave`."""
+        self.is_leaving = False
+        """True once the server is not ready any more: load balancers should turn to others."""
         self.is_draining = False
         """True once no new work is begun."""
         self.is_interrupting = False
         """True once what still runs is cancelled: its callers get an error, and may retry."""
         self._began_at = 0.0
 
+    def leave(self) -> None:
+        """Begin to be not ready."""
+        self.is_leaving = True
+
     def drain(self) -> None:
         """Begin to finish the work."""
+        self.leave()
         if not self.is_draining:
             self.is_draining, self._began_at = True, asyncio.get_running_loop().time()
 

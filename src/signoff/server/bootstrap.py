@@ -237,7 +237,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             inflight_calls=InflightCalls(),
             logs=logs,
             passwords=PasswordHasher(),
-            shutdown=Shutdown(),
+            shutdown=Shutdown(settings.unready_seconds),
             background=background,
         ),
         ids=Ids(

@@ -22,6 +22,8 @@ TICK_SECONDS = 1
 LINGER_SECONDS = 2
 # Seconds for which the rest of a body is dropped, whose request has been answered.
 BODY_LINGER_SECONDS = 60
+# Seconds that a client has to complete the head of its request when the server stops.
+LAST_HEAD_SECONDS = 2
 # Seconds for which a client that sends no more can wait for the answer to a request; it may have left as well.
 HALF_CLOSED_SECONDS = 30
 # `head` lasts from the first byte of a connection or a request until its headers are complete; in `idle`, the client
@@ -108,6 +110,7 @@ class HttpConnection(HttpToolsProtocol):
         self._phase: Phase = "head"
         self._is_half_closed = False
         self._running: Exchange | None = None
+        self._is_ending = False  # after the next response, as the server stops
         self._error: SignoffError | None = None
         self._linger_seconds = LINGER_SECONDS
         self._seconds = 0  # of this phase; in a body, since its latest piece
@@ -176,7 +179,7 @@ class HttpConnection(HttpToolsProtocol):
             raise self._error
         keeps_alive = self._complete_scope()
         app = cast("Any", self.app)
-        must_wait, self.cycle = self._is_answering(), self._exchange(keeps_alive=keeps_alive)
+        must_wait, self.cycle = self._is_answering(), self._exchange(keeps_alive=keeps_alive and not self._is_ending)
         if must_wait:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, app))
@@ -251,6 +254,19 @@ class HttpConnection(HttpToolsProtocol):
             self._phase, self._linger_seconds = "closing", BODY_LINGER_SECONDS
             if self.transport.can_write_eof():
                 self.transport.write_eof()
+
+    def shutdown(self) -> None:
+        """Close an idle connection at once, and any other one after its response.
+
+        The request of a new connection may be on its way, and the head of one may have come in part.
+        """
+        self._is_ending = True
+        if self._is_answering():
+            self.cycle.keep_alive = False
+        elif self._phase == "idle":
+            self.transport.close()
+        else:
+            self._seconds = max(self._seconds, self._limits.head_seconds - LAST_HEAD_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed, or that a callback of the parser refused."""

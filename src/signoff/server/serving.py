@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,8 @@ SHUTDOWN = "signoff.shutdown"
 POLL_SECONDS = 0.05
 # Time that interrupted requests get to send their errors.
 INTERRUPT_SECONDS = 2.0
+# Connections of a listening socket that are still accepted when it closes: uvicorn lets no more of them wait.
+MAX_ACCEPTED = 2048
 FORCED_EXIT_CODE = 128 + signal.SIGINT
 # Files that a process opens besides the connections of its clients: of the database, of upstreams, of models.
 OTHER_FILES = 512
@@ -58,8 +60,8 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests end in time, interrupt the others, and close the application."""
         state, shutdown = self.server_state, self.lifespan.state.get(SHUTDOWN) or Shutdown()
-        for listener in (*self.servers, *(sockets or ())):
-            listener.close()
+        await self._leave(shutdown)
+        await self._stop_listening(sockets or ())
         shutdown.drain()
         for connection in list(state.connections):
             connection.shutdown()
@@ -78,12 +80,51 @@ class DrainingServer(uvicorn.Server):
             os._exit(FORCED_EXIT_CODE)
         await self.lifespan.shutdown()
 
+    async def _leave(self, shutdown: Shutdown) -> None:
+        """Say that this server is not ready, and go on serving until load balancers know it, or until Ctrl-C."""
+        shutdown.leave()
+        clock = asyncio.get_running_loop().time
+        began_at = clock()
+        while clock() < began_at + shutdown.unready_seconds and not self.force_exit:  # noqa: ASYNC110 -- a signal handler sets `force_exit`
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _stop_listening(self, listeners: Sequence[socket.socket]) -> None:
+        """Close the listening sockets, and serve the connections that wait to be accepted.
+
+        Their clients may have sent a request already. The kernel would reset them.
+        """
+        copies = [listener.dup() for listener in listeners]
+        for listener in (*self.servers, *listeners):
+            listener.close()
+        loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
+        for copy in copies:
+            with copy:
+                waiting += _accepted(copy)
+        for connection in waiting:
+            with contextlib.suppress(OSError):  # the client has left
+                await loop.connect_accepted_socket(self._make_connection, connection)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        protocol_class: Any = self.config.http_protocol_class
+        return protocol_class(**options)
+
     async def _wait_for_requests(self, seconds: float, *, is_forced: bool = False) -> None:
         """Wait until no request runs, at most `seconds`, and until Ctrl-C unless `is_forced`."""
         state, clock = self.server_state, asyncio.get_running_loop().time
         deadline = clock() + seconds
         while (state.tasks or state.connections) and clock() < deadline and (is_forced or not self.force_exit):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    """Return the connections that wait at a listening socket, at most `MAX_ACCEPTED`."""
+    listener.setblocking(False)
+    connections = list[socket.socket]()
+    with contextlib.suppress(OSError):  # none is left, or this process has no file for it
+        while len(connections) < MAX_ACCEPTED:
+            connections.append(listener.accept()[0])
+    return connections
 
 
 class DrainingProcess(multiprocess.Process):

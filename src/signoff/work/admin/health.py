@@ -38,11 +38,14 @@ async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool
     """Return True if this server can take requests, and the state of each component by name.
 
     Without `with_names`, streams are only counted: `streams`, and `streams_listening`, those that are listened to.
-    Only the store is needed: without the broker, workers find jobs later; without a listener, messages wait in the
-    stream.
+    A server that stops is not ready: `stopping`. Otherwise, only the store is needed: without the broker, workers find
+    jobs later; without a listener, messages wait in the stream.
     """
-    is_ready, statuses = await services.store.is_ready(), services.caches.streams.statuses
-    components: dict[str, bool | int] = {"store": is_ready, "broker": services.adapters.broker.is_connected}
+    has_store, statuses = await services.store.is_ready(), services.caches.streams.statuses
+    is_ready = has_store and not services.runtime.shutdown.is_leaving
+    components: dict[str, bool | int] = {"store": has_store, "broker": services.adapters.broker.is_connected}
+    if services.runtime.shutdown.is_leaving:
+        components["stopping"] = True
     if (redis := services.adapters.deliverers.get("redis")) is not None:
         components["redis"] = await redis.is_available()
     if with_names:
