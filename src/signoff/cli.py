@@ -8,10 +8,12 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -20,6 +22,8 @@ import typer
 from signoff import __version__
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import address_of, err, out, run, stop
+from signoff.core.model import Model
+from signoff.engines.llama import is_installed
 from signoff.errors import SignoffError
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb
@@ -34,6 +38,11 @@ FIRST_ADMIN = "admin@localhost"
 POLL_SECONDS = 0.5
 # Environment variable of a worker that has restarted itself because of its memory.
 RESTARTED = "SIGNOFF_WORKER_RESTARTED"
+NO_MODEL = """
+There is no model yet but `echo`, which answers with its input. To get one, do one of these:
+  a small model on this machine (90 MB), after a restart: {pull}
+  a hosted model, or a server of yours: {program} model add NAME --kind openai --url URL --key-stdin --default
+"""
 log = structlog.get_logger()
 
 cli = CommandGroup("One server in front of every AI model.")
@@ -210,27 +219,39 @@ async def _welcome(services: Services, address: str, *, is_terminal: bool) -> st
     users = await services.store.people.users()
     admins = [user for user in users if user.role == "admin" and user.active]
     admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
-    link = f"run .venv/bin/signoff user link {admin.email}"
+    link = f"run {_program()} user link {admin.email}"
     if is_terminal and admin.active:
         link = address + await sign_in_link(services, admin)
     token = await create_token(services, admin, name="first") if not users else None
-    shell_token, options = token or "$TOKEN", await _example_options(services)
+    shell_token, default = token or "$TOKEN", await default_model(services)
+    options = _example_options(default)
     chat = json.dumps({"messages": [{"role": "user", "content": "Say hello."}]} | options)
     question = json.dumps({"input": "What is 2 + 2?"} | options)
     return f"""
 Signoff is at {address}
 
 Sign in (once, as {admin.email}): {link}
-Token: {token or "printed at the first start; for another: .venv/bin/signoff token create YOU@EXAMPLE.COM --role user"}
-
+Token: {token or f"printed at the first start; for another: {_program()} token create YOU@EXAMPLE.COM --role user"}
+{"" if default else NO_MODEL.format(pull=_pull(), program=_program())}
 curl {address}/v1/chat/completions -H "Authorization: Bearer {shell_token}" -d '{chat}'
 curl {address}/enqueue -H "Authorization: Bearer {shell_token}" -d '{question}'
 """
 
 
-async def _example_options(services: Services) -> dict[str, object]:
+def _program() -> str:
+    """Return the command of this program as the operator can type it."""
+    if shutil.which("signoff") is not None:
+        return "signoff"
+    return os.path.relpath(Path(sys.executable).with_name("signoff"))
+
+
+def _pull() -> str:
+    """Return the command that gets the small model, and what it needs."""
+    return f"{_program()} model pull" + ("" if is_installed() else " (needs the extra `local` of this package)")
+
+
+def _example_options(default: Model | None) -> dict[str, object]:
     """Return the members of an example request with which the default model answers well; name one if there is none."""
-    default = await default_model(services)
     if default is None:
         return {"model": "echo"}
     return {"temperature": 0, "max_tokens": 40} if default.name == "local" else {}
@@ -238,6 +259,7 @@ async def _example_options(services: Services) -> dict[str, object]:
 
 # In the order of the help.
 cli.add_later("signoff.cli:servers", "serve", "work")
+cli.add_later("signoff.commands.init:init_commands", "init")
 cli.add_later("signoff.commands.jobs:job_commands", "jobs")
 cli.add_later("signoff.commands.batches:batch_commands", "batch")
 cli.add_later("signoff.commands.reviews:review_commands", "review")

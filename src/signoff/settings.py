@@ -305,6 +305,11 @@ class Settings(BaseSettings):
         return self.secret_key_file or self.data_dir / "secret.key"
 
     @property
+    def weights_dir(self) -> Path:
+        """Directory of the weights that `signoff model pull` installed."""
+        return self.data_dir.absolute() / "weights"
+
+    @property
     def anonymous_warning(self) -> str | None:
         """Warning about the role of callers without a token; None if there is no cause for one."""
         if self.anonymous_role != "admin":

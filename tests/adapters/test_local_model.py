@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ QUESTION = [{"role": "user", "content": "Hi, who are you?"}]
 def model() -> Model:
     weights = llama.local_weights()
     if weights is None or not llama.is_installed():
-        why = "local model missing: install requirements/weights.txt and the `local` extra"
+        why = "local model missing: run `signoff model pull`"
         pytest.fail(why, pytrace=False) if os.environ.get("CI") == "true" else pytest.skip(why)
     return Model(name="local", kind="subprocess", serve=True, command=llama.local_command(weights), start_seconds=120)
 
@@ -149,6 +150,21 @@ def test_the_search_for_the_model_imports_no_large_module() -> None:
 def test_weights_that_are_not_installed_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "WEIGHTS_PACKAGE", "no-such-package")
     assert llama.local_weights() is None
+
+
+def test_weights_in_the_data_folder_come_before_a_package(tmp_path: Path) -> None:
+    package = llama.local_weights()
+    assert llama.local_weights(tmp_path / "missing") == package
+    pulled = tmp_path / "weights" / "package" / "small.gguf"
+    pulled.parent.mkdir(parents=True)
+    pulled.touch()
+    assert llama.local_weights(tmp_path / "weights") == pulled
+
+
+def test_the_locked_weights_are_those_of_the_package() -> None:
+    lock = (resources.files("signoff.engines") / "weights.txt").read_text()
+    assert lock.startswith(f"{llama.WEIGHTS_PACKAGE}==")
+    assert "--hash=sha256:" in lock
 
 
 def test_the_command_serves_the_weights_at_the_given_port() -> None:

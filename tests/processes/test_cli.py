@@ -314,12 +314,47 @@ def test_the_printed_commands_suit_the_default_model(
         return await _welcome(services, "http://x", is_terminal=False)
 
     text = run_inside(tmp_path, welcome)
+    # without a model, it says how to get one
+    assert ("signoff model pull" in text and "signoff model add" in text) == (default is None)
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("curl ")]
     bodies = {command[1]: json.loads(command[-1]) for command in commands}
     assert bodies == {
         "http://x/v1/chat/completions": {"messages": [{"role": "user", "content": "Say hello."}]} | options,
         "http://x/enqueue": {"input": "What is 2 + 2?"} | options,
     }
+
+
+def test_a_settings_file_is_written_once_and_changes_the_next_command(tmp_path: Path) -> None:
+    create = ["user", "create", "ann@example.com", ""]
+    first, again, _, before = signoff_many(
+        tmp_path, ["init", ""], ["init", ""], create, ["user", "link", "ann@example.com", ""]
+    )
+    assert (first[0], first[1]) == (0, "signoff.toml was written.\n")
+    assert again == (1, "", "signoff.toml exists, and is left as it is.\n")
+    assert before[1].startswith("http://127.0.0.1:8000/signin/")
+    file = tmp_path / "signoff.toml"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_text(file.read_text().replace("# public_url = …", 'public_url = "https://signoff.example.com/"'))
+    [after] = signoff_many(tmp_path, ["user", "link", "ann@example.com", ""])
+    assert after[1].startswith("https://signoff.example.com/signin/")
+
+
+def test_weights_that_are_there_are_not_installed_again(tmp_path: Path) -> None:
+    weights = tmp_path / "data" / "weights" / "small.gguf"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    [pull] = signoff_many(tmp_path, ["model", "pull", ""])
+    assert pull == (0, f"The weights are there: {weights}\n", "")
+
+
+def test_a_migration_waits_for_the_database_no_longer_than_it_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"postgresql://u@127.0.0.1:{port}/d"
+    code, output, error = signoff(tmp_path, "migrate", "--wait", "0.1", SIGNOFF_DATABASE_URL=url)
+    assert (code, output) == (1, "")
+    assert "database_unreachable" in error
+    assert str(port) in error.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("database")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pages import attribute_docstrings
+from signoff.commands.init import attribute_docstrings, settings_file
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, ignored_variables, load
 
@@ -314,6 +314,21 @@ def test_the_data_is_in_the_data_folder_unless_an_address_is_given(
     settings = Settings(data_dir=Path("here"), database_url=url)
     assert settings.store_url == (url or f"sqlite:///{place}/here/signoff.db")
     assert settings.is_embedded is embedded
+
+
+def test_init_lists_every_setting_with_its_meaning_and_its_default_and_changes_none(place: Path) -> None:
+    text = settings_file()
+    # every setting has its description above it
+    entries = re.findall(r"((?:^# .*\n)+?)# (\w+) = .*\n", text.partition("\n\n")[2], re.MULTILINE)
+    assert [name for _, name in entries] == list(Settings.model_fields)
+    descriptions = attribute_docstrings(Settings)
+    for comment, name in entries:
+        assert comment.replace("\n# ", " ").removeprefix("# ").strip() == descriptions[name]
+    # then the file changes nothing as it is, nor with all its values
+    (place / "signoff.toml").write_text(text)
+    assert load() == Settings()
+    (place / "signoff.toml").write_text(re.sub(r"^# (\w+ = [^…\n]+)$", r"\1", text, flags=re.MULTILINE))
+    assert load() == Settings()
 
 
 def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> None:

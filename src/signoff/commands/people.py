@@ -125,7 +125,8 @@ def user_link(email: Email) -> None:
     async def link(services: Services) -> str:
         return await sign_in_link(services, await user_with_email(services, email))
 
-    out.print(address_of(settings.host, settings.port) + run(settings, link))
+    address = (settings.public_url or address_of(settings.host, settings.port)).rstrip("/")
+    out.print(address + run(settings, link))
 
 
 @tokens.register(

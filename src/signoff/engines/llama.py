@@ -17,8 +17,13 @@ SLOTS = 2
 CONTEXT_TOKENS = 4096
 
 
-def local_weights() -> Path | None:
-    """Return the path of the weights that are installed as a package, without importing it; None if there are none."""
+def local_weights(folder: Path | None = None) -> Path | None:
+    """Return the path of the weights in `folder`, or of those that are installed as a package; None if there are none.
+
+    The package is not imported.
+    """
+    if folder is not None and (path := next(folder.glob("**/*.gguf"), None)) is not None:
+        return path
     try:
         files = importlib.metadata.files(WEIGHTS_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:

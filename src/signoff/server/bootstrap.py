@@ -156,11 +156,19 @@ async def _check_key(services: Services, settings: Settings, *, had_key_file: bo
         raise
 
 
-async def migrate(settings: Settings) -> None:
-    """Migrate the database's schema to this version."""
-    store = SqlStore(settings.store_url)
+async def migrate(settings: Settings, *, wait_seconds: float = 0) -> None:
+    """Migrate the database's schema to this version; wait so long for a database server that cannot be reached."""
+    store, clock = SqlStore(settings.store_url), asyncio.get_running_loop().time
+    deadline = clock() + wait_seconds
     try:
-        await store.migrate()
+        while True:
+            try:
+                return await store.migrate()
+            except (ConnectionError, Overloaded) as error:
+                if clock() >= deadline or getattr(error, "is_permanent", False):
+                    raise
+                log.warning("database_unreachable", error=str(error), effect="waiting until it can be reached")
+            await asyncio.sleep(RECONNECT_SECONDS)
     finally:
         await store.close()
 
@@ -191,7 +199,7 @@ async def check_files(settings: Settings) -> str:
 def builtin_models(settings: Settings) -> list[Model]:
     """Return `inner` if its URL is set, `local` if it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
-    weights = local_weights()
+    weights = local_weights(settings.weights_dir)
     if weights is not None and is_installed():
         models.insert(0, Model(name="local", kind="subprocess", command=local_command(weights), serve=True))
     if settings.inner_llm_url:
