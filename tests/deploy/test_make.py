@@ -1,0 +1,53 @@
+"""The commands of `make` for the containers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploy.paths import DEPLOY, ROOT
+
+COMMANDS = {"up", "down", "build", "restart", "logs", "migrate", "create-admin", "backup", "restore", "shell"}
+OTHERS = {"run", "test", "bench", "faults", "screenshots", "dist", "help"}
+
+
+def run_make(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run `make` with these programs alone on PATH."""
+    make = shutil.which("make")
+    assert make is not None
+    return subprocess.run(
+        [make, *words], cwd=ROOT, env={"PATH": str(path)}, check=False, capture_output=True, text=True
+    )
+
+
+def test_help_lists_every_command() -> None:
+    text = (ROOT / "Makefile").read_text() + (DEPLOY / "compose.mk").read_text()
+    listed = re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE)
+    assert set(listed) >= COMMANDS | OTHERS
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (None, "Docker is missing: see docs/how-to/deploy.md"),
+        ('test "$1" != compose', "Docker's plug-in compose is missing"),
+        ('test "$1" != info', "Docker does not run, or you may not use it"),
+    ],
+)
+def test_a_command_says_what_is_missing(program: str | None, message: str, tmp_path: Path) -> None:
+    if program is not None:
+        (tmp_path / "docker").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "docker").chmod(0o755)
+    result = run_make("down", path=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_a_command_that_needs_a_name_asks_for_it(tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\n")
+    (tmp_path / "docker").chmod(0o755)
+    assert "make create-admin email=" in run_make("create-admin", path=tmp_path).stderr
