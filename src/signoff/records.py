@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.job import FunctionCall, Job
 from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals
@@ -93,6 +94,10 @@ class Deliveries(Protocol):
         An outcome that does not count gives the attempt back. Return False, and change nothing, if the delivery does
         not have this lease any more.
         """
+        ...
+
+    async def depths(self, *, at_most: int) -> list[DeliveryDepth]:
+        """Return the deliveries that are neither received nor given up, by kind, but count at most that many of one."""
         ...
 
     async def get(self, delivery_id: str) -> Delivery | None:

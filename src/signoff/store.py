@@ -19,7 +19,7 @@ from signoff.batches import Batches, Files
 from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
-from signoff.core.backlog import Backlog
+from signoff.core.backlog import Backlog, QueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
@@ -31,6 +31,7 @@ CachedTopic = Literal[
 ]
 Topic = Literal["job", "due", "delivery", "batch", CachedTopic, "any"]
 InitialVerb = Literal["submit", "hit", "refuse", "present"]
+TransitionListener = Callable[[Job, Sequence["TransitionRequest"]], None]
 Listener = Callable[[Topic, str], None]
 """A function that is called with a topic and a name when something has changed: see `Store.listen`."""
 
@@ -132,6 +133,10 @@ class Jobs(Protocol):
         """
         ...
 
+    def observe(self, listener: TransitionListener) -> None:
+        """Call `listener` after each `transition` and `claim` of this process, with the job and what was requested."""
+        ...
+
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
     ) -> list[Job]:
@@ -175,6 +180,10 @@ class Jobs(Protocol):
 
     async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
         """Return the user's unfinished jobs and their bytes, but stop counting at `at_most` jobs of each status."""
+        ...
+
+    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
+        """Return the due jobs that no worker has claimed, by the role of their owners, but count at most that many."""
         ...
 
     async def events(self, job_id: str) -> list[Event]:

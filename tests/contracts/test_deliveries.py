@@ -219,6 +219,28 @@ async def test_a_leased_or_unknown_delivery_cannot_be_redelivered(store: AStore)
     assert await store.deliveries.get(delivery.id) == claimed
 
 
+# Depths
+
+
+async def test_the_depth_counts_deliveries_that_are_neither_received_nor_given_up(store: AStore) -> None:
+    assert await store.deliveries.depths(at_most=10) == []
+    for _ in range(3):
+        await due(store)
+    [depth] = await store.deliveries.depths(at_most=10)
+    assert (depth.kind, depth.pending, depth.overdue_seconds >= 0) == ("webhook", 3, True)
+    [capped] = await store.deliveries.depths(at_most=2)
+    assert capped.pending == 2
+    one, two, three = await claim(store, limit=3)
+    for delivery, outcome in (
+        (one, DeliveryOutcome(state="done")),
+        (two, DeliveryOutcome(state="failed")),
+        (three, DeliveryOutcome(state="due", after_seconds=1000)),
+    ):
+        await store.deliveries.settle(delivery.id, "mine", outcome)
+    [depth] = await store.deliveries.depths(at_most=10)
+    assert (depth.pending, depth.overdue_seconds) == (1, 0)
+
+
 async def due(store: AStore, host: str = "example.com") -> Delivery:
     """Return the delivery of a job that has just ended."""
     job = await leased(store, deliver=(DeliveryTarget(address=f"https://{host}/", host=host),))

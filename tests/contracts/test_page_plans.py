@@ -1,4 +1,4 @@
-"""Plans of the queries behind the list pages: none of them reads a whole table of jobs, calls or events."""
+"""Plans of the queries behind list pages and metrics: none reads a whole table of jobs, calls or events."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from signoff.core.latency import LatencyQuery
 from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.queues import ReviewFilter, ReviewOrder
 from signoff.core.usage import DAY_US, UsageQuery
+from signoff.stores import deliveries, queue_depths
 from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.latencies import latencies_statement
@@ -29,7 +30,8 @@ from support.stores import AStore
 pytestmark = pytest.mark.anyio
 SINCE = 40 * DAY_US
 SCANNED = re.compile(
-    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|(?:usage|latency)_(?:hours|days)|(?:review|refusal)_hours)\b"
+    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|deliveries|(?:usage|latency)_(?:hours|days)"
+    r"|(?:review|refusal)_hours)\b"
     r"(?! USING (?:COVERING )?INDEX sqlite_autoindex)"  # a walk by id, which the limit ends
 )
 # Lists of the desk: in each order, from the first answer on and after one, with and without an age.
@@ -59,6 +61,9 @@ QUERIES: dict[str, Any] = {
     "batches of all": batches_statement(BatchFilter(user_id=None, api="openai", after_id="batch_1")),
     "latencies": latencies_statement(LatencyQuery(by="model", since=SINCE, until=2 * SINCE)),
     "limits": refusals_statement(SINCE, None, 50),
+    "metrics, oldest job in the queue": queue_depths._OLDEST.params(of_priority=5),
+    "metrics, jobs in the queue": queue_depths._NUMBERS.params(now=1, limit=50),
+    "metrics, deliveries": deliveries._DEPTH.params(kind="webhook", limit=50),
 }
 
 

@@ -1089,6 +1089,40 @@ async def test_the_backlog_of_a_user_is_that_of_all_unfinished_jobs(store: AStor
     assert (await store.jobs.backlog(1, at_most=10)).jobs == 4
 
 
+async def test_the_depth_of_the_queue_is_that_of_due_jobs_that_nobody_has_claimed(store: AStore) -> None:
+    assert await store.jobs.queue_depths(at_most=10) == []
+    user = await store.people.put_user("ann@example.com", "user")
+    admin = await store.people.put_user("bob@example.com", "admin")
+    for user_id, due_seconds, priority in ((user.id, -50, 5), (user.id, -100, 0), (user.id, 0, 9), (admin.id, -10, 5)):
+        await inserted(store, user_id=user_id, due_seconds=due_seconds, priority=priority)
+    for fields in (
+        {"due_seconds": 1000},
+        {"lane": "now"},
+        {"status": "success"},
+        {"lease": "mine", "lease_seconds": 60},
+    ):
+        await inserted(store, user_id=user.id, **fields)
+    await held(store, user_id=user.id)
+    await inserted(store, user_id=0, due_seconds=-5)
+
+    depths = {each.owner: each for each in await store.jobs.queue_depths(at_most=10)}
+
+    assert {owner: each.jobs for owner, each in depths.items()} == {"user": 3, "admin": 1, "none": 1}
+    assert [depths[owner].oldest_seconds // 5 * 5 for owner in ("user", "admin", "none")] == [100, 10, 5]
+    assert sum(each.jobs for each in await store.jobs.queue_depths(at_most=2)) == 2
+
+
+async def test_observers_get_the_transitions_that_were_committed(store: AStore) -> None:
+    seen = list[tuple[str, str, str]]()
+    store.jobs.observe(lambda job, requests: seen.extend((job.id, job.status, each.verb) for each in requests))
+    job = await inserted(store)
+    [claimed] = await store.jobs.claim(actor="w", lease="l", limit=5, lease_seconds=60)
+    with pytest.raises(Stale):
+        await store.jobs.transition(job.id, TransitionRequest(verb="fail", actor="w", lease="other"))
+    await store.jobs.transition(job.id, TransitionRequest(verb="fail", actor="w", lease=claimed.lease))
+    assert seen == [(job.id, "bot", "claim"), (job.id, "fail", "fail")]
+
+
 async def test_statuses_are_returned_for_existing_jobs_only(store: AStore) -> None:
     one, two = await inserted(store), await held(store)
 

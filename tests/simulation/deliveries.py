@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
+from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import MAX_CANDIDATES
@@ -72,6 +73,18 @@ class MemoryDeliveries:
             return True
 
         return await self._connection.send(settle, writes=True)
+
+    async def depths(self, *, at_most: int) -> list[DeliveryDepth]:
+        def read(tx: Tx) -> list[DeliveryDepth]:
+            depths = list[DeliveryDepth]()
+            for kind in get_args(DeliveryKind):
+                due = [each for each in self._tables.deliveries.values() if (each.kind, each.state) == (kind, "due")]
+                if due:
+                    overdue = max(0.0, (tx.now - min(each.due_at for each in due)) / SECOND)
+                    depths.append(DeliveryDepth(kind=kind, pending=min(len(due), at_most), overdue_seconds=overdue))
+            return depths
+
+        return await self._connection.send(read, writes=False)
 
     async def get(self, delivery_id: str) -> Delivery | None:
         return await self._connection.send(lambda _: self._tables.deliveries.get(delivery_id), writes=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import msgspec
 
-from signoff.core.backlog import Backlog
+from signoff.core.backlog import Backlog, QueueDepth
 from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Decision, Event, Job, Status, Vote
 from signoff.core.reviews.queues import VoteRecord
@@ -17,7 +18,7 @@ from signoff.core.reviews.receipt import draft_of
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
-from signoff.store import InitialVerb, TransitionRequest
+from signoff.store import InitialVerb, TransitionListener, TransitionRequest
 from signoff.stores.audits import END_OF_COPY
 from signoff.stores.calls import insert_call, pack
 from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
@@ -42,6 +43,10 @@ class MemoryJobs:
     def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
         self._connection = connection
+        self._listeners = list[TransitionListener]()
+
+    def observe(self, listener: TransitionListener) -> None:
+        self._listeners.append(listener)
 
     async def insert(
         self,
@@ -87,7 +92,10 @@ class MemoryJobs:
         return self._connection.send(log, writes=True)
 
     async def transition(self, job_id: str, *requests: TransitionRequest) -> Job:
-        return await self._connection.send(lambda tx: self.apply(tx, job_id, *requests), writes=True)
+        job = await self._connection.send(lambda tx: self.apply(tx, job_id, *requests), writes=True)
+        for listener in self._listeners:
+            listener(job, requests)
+        return job
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
@@ -101,7 +109,10 @@ class MemoryJobs:
             due = [job for job in waiting if self._tables.may("claim", job, request, tx.now)]
             return [self._apply_one(tx, job, request) for job in chosen_in_turns(due, limit, turn)]
 
-        return await self._connection.send(claim, writes=True)
+        claimed = await self._connection.send(claim, writes=True)
+        for job, listener in product(claimed, self._listeners):
+            listener(job, [request])
+        return claimed
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         def renew(tx: Tx) -> set[str]:
@@ -158,6 +169,23 @@ class MemoryJobs:
             counted = [job for part in parts for job in part]
             sizes = [len(job.body) + len(job.metadata) + len(job.response or b"") for job in counted]
             return Backlog(len(counted), sum(sizes))
+
+        return await self._connection.send(read, writes=False)
+
+    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
+        def read(tx: Tx) -> list[QueueDepth]:
+            queued = (job for job in self._tables.unfinished.values() if (job.status, job.lane) == ("bot", "later"))
+            waiting = [job for job in queued if job.lease is None and job.parked_at is None and job.due_at <= tx.now]
+            roles = {user.id: user.role for user in self._tables.users.values()}
+            by_owner = defaultdict[str, list[Job]](list)
+            for job in waiting[:at_most]:
+                by_owner[roles.get(job.user_id, "none")].append(job)
+            return [
+                QueueDepth(
+                    owner=owner, jobs=len(jobs), oldest_seconds=(tx.now - min(job.due_at for job in jobs)) / SECOND
+                )
+                for owner, jobs in by_owner.items()
+            ]
 
         return await self._connection.send(read, writes=False)
 

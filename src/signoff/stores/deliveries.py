@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy import Row
 
+from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
@@ -49,6 +50,10 @@ class SqlDeliveries:
     async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         """See `store.Deliveries`."""
         return await self._database.write(lambda tx: _settle(tx, delivery_id, lease, outcome))
+
+    async def depths(self, *, at_most: int) -> list[DeliveryDepth]:
+        """See `store.Deliveries`."""
+        return await self._database.read(lambda conn, now: _read_depths(conn, now(), at_most))
 
     async def get(self, delivery_id: str) -> Delivery | None:
         """See `store.Deliveries`."""
@@ -98,6 +103,14 @@ _CANDIDATES = (
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(MAX_CANDIDATES)
 )
+_PENDING = (
+    sa.select(deliveries.c.due_at)
+    .where(deliveries.c.state == sa.literal_column("'due'"), deliveries.c.kind == sa.bindparam("kind", type_=sa.Text))
+    .order_by(deliveries.c.due_at)
+    .limit(_LIMIT)
+    .subquery()
+)
+_DEPTH = sa.select(sa.func.count(), sa.func.min(_PENDING.c.due_at))
 _FREE = (
     sa.select(deliveries.c.id)
     .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)), _IS_DUE, _IS_FREE)
@@ -145,6 +158,16 @@ def _within_limits(due: Sequence[Row[Any, Any]], limit: int, limit_per_host: int
             used[row.host] += 1
             ids.append(row.id)
     return ids
+
+
+def _read_depths(conn: sa.Connection, now: int, at_most: int) -> list[DeliveryDepth]:
+    depths = list[DeliveryDepth]()
+    for kind in get_args(DeliveryKind):
+        number, due_at = conn.execute(_DEPTH, {"kind": kind, "limit": at_most}).one()
+        if number:
+            overdue = max(0.0, (now - due_at) / SECOND)
+            depths.append(DeliveryDepth(kind=kind, pending=number, overdue_seconds=overdue))
+    return depths
 
 
 def _lease(tx: Tx, parameters: Mapping[str, Any]) -> list[Delivery]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.backlog import Backlog
+from signoff.core.backlog import Backlog, QueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
-from signoff.store import InitialVerb, TransitionRequest
+from signoff.store import InitialVerb, TransitionListener, TransitionRequest
 from signoff.stores.batches_schema import IS_UNENDED
 from signoff.stores.batches_schema import batches as batches_table
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
@@ -25,6 +26,7 @@ from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
 from signoff.stores.deletion import delete_calls, delete_jobs
 from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
+from signoff.stores.queue_depths import read_queue_depths
 from signoff.stores.schema import (
     calls,
     deliveries,
@@ -57,6 +59,11 @@ class SqlJobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._listeners = list[TransitionListener]()
+
+    def observe(self, listener: TransitionListener) -> None:
+        """See `store.Jobs`."""
+        self._listeners.append(listener)
 
     async def insert(
         self,
@@ -105,7 +112,10 @@ class SqlJobs:
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
-        return await self._database.write(lambda tx: apply_transition(tx, job_id, *steps), lock_key=job_id)
+        job = await self._database.write(lambda tx: apply_transition(tx, job_id, *steps), lock_key=job_id)
+        for listener in self._listeners:
+            listener(job, steps)
+        return job
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
@@ -113,7 +123,10 @@ class SqlJobs:
         """See `store.Jobs`."""
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
         request = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
-        return await self._database.write(lambda tx: claim_jobs(tx, request, limit, turn))
+        claimed = await self._database.write(lambda tx: claim_jobs(tx, request, limit, turn))
+        for job, listener in product(claimed, self._listeners):
+            listener(job, [request])
+        return claimed
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         """See `store.Jobs`."""
@@ -151,6 +164,10 @@ class SqlJobs:
         parameters = {"user": user_id, "limit": at_most}
         row = await self._database.read(lambda conn, _: conn.execute(BACKLOG, parameters).one())
         return Backlog(*row)
+
+    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
+        """See `store.Jobs`."""
+        return await self._database.read(lambda conn, now: read_queue_depths(conn, now(), at_most))
 
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""
