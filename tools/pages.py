@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from faults.page import rounds
 from signoff import errors
 from signoff.commands.init import attribute_docstrings
+from signoff.core.metrics import METRICS
 from signoff.core.transitions import TRANSITIONS, Transition
 from signoff.settings import Settings, StreamSettings
 
@@ -55,6 +56,16 @@ def codes() -> str:
     return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
 
 
+def metrics() -> str:
+    """Return the table of metrics."""
+    rows = [
+        f"| `{metric.name}` | {metric.type} | {', '.join(f'`{label}`' for label in metric.labels) or '–'} "
+        f"| {metric.unit or '–'} | {metric.meaning} |"
+        for metric in METRICS
+    ]
+    return "\n".join(["| metric | type | labels | unit | meaning |", "|---|---|---|---|---|", *rows])
+
+
 def measured(name: str) -> str:
     """Return the table of a measurement: the file that a program in `bench/` wrote with `--out`."""
     result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
@@ -80,6 +91,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("ARCHITECTURE.md", "transitions"): transitions,
     ("docs/settings.md", "settings"): settings,
     ("docs/errors.md", "codes"): codes,
+    ("docs/metrics.md", "metrics"): metrics,
     ("docs/reliability.md", "rounds"): rounds,
 }
 

@@ -228,6 +228,12 @@ class Settings(BaseSettings):
     """Least important events that are logged: `debug`, `info`, `warning` or `error`."""
     log_format: Format = "text"
     """Form of the log's lines: `text`, or `json` with one object a line."""
+    metrics_token: SecretStr | None = Field(None, min_length=16)
+    """Token with which `/metrics` may be read besides those of admins; it gives no other right."""
+    metrics_port: int | None = Field(None, gt=0, le=65535)
+    """Port for `/metrics` without a token, or the next free one, of each process; none: no port."""
+    metrics_host: str = "127.0.0.1"
+    """Address of `metrics_port`."""
     access_log: bool = False
     """If true, one line is logged for each HTTP request (`info`): method, path, status, time, and ids."""
 

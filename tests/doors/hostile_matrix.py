@@ -123,6 +123,7 @@ _ADMIN = [
     Row("PUT /api/limits/{who}", "403 403 403 200", "/api/limits/each?model=changed", {"parallel": 1000}),
     Row("DELETE /api/limits/{who}", "403 403 403 204", "/api/limits/each?model=spare"),
     Row("GET /api/audit", "403 403 403 200"),
+    Row("GET /metrics", "403 403 403 200"),
     Row("GET /api/receipts", "403 403 403 200"),
     Row("GET /api/receipts/head", "403 403 403 200"),
     Row("GET /api/receipts/key", "200 200 200 200"),

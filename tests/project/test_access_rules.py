@@ -26,6 +26,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "signoff"
 ANY_CALLER = {
     "doors/health.py get_liveness": "supervisors probe the process without a token, and learn nothing else",
     "doors/health.py get_readiness": "load balancers probe the server without a token; only callers with one see names",
+    "doors/metrics.py get_metrics": "calls `caller_of` itself, unless the request has the token for metrics",
     "doors/jobs.py get_liveness": "another path of the same probe",
     "doors/session.py post_session": "signs a visitor in, by a password",
     "doors/session.py get_sign_in_link": "signs a visitor in, by the one-time code of a link",
@@ -125,6 +126,8 @@ WITHOUT_CALLER = {
     "work/accept.py stream_caller": "returns the caller of a stream",
     "work/admin/health.py endpoint_health": "is for pages of admins, with a model that they may see",
     "work/admin/limits.py limit_for": "finds the subject of a limit, after `check_admin`",
+    "work/admin/metrics.py count_response": "counts a status",
+    "work/admin/metrics.py render_metrics": "names no user; the door checks the token, or that the caller is an admin",
     "work/admin/people.py identify": "returns the caller of a token",
     "work/admin/registry.py all_models": "models are for all callers",
     "work/admin/sign_in.py sign_in": "has no caller yet",

@@ -82,6 +82,8 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Models by the names of queues that requests may select them by; None for the default model."""
     access_log: bool = False
     """True to log one line for each request."""
+    metrics_token: str | None = None
+    """Token with which the metrics may be read; None for those of admins alone."""
 
 
 class AsgiDoor(ABC):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,8 @@ from signoff.doors.http import (
 from signoff.doors.openapi_document import Document
 from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, NotFound, SignoffError
 from signoff.infra import logging
+from signoff.infra.arrival import ARRIVED_AT
+from signoff.work.admin.metrics import count_response
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
@@ -83,10 +86,11 @@ class DoorRouter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; its response has the header `x-request-id`."""
+        ARRIVED_AT.set(time.perf_counter())
         request_id = _request_id(scope) or self._services.ids.new_id()
         scope[REQUEST_ID] = request_id
         logging.REQUEST_ID.set(request_id)
-        send = _with_request_id(request_id, send)
+        send = _with_request_id(request_id, send, self._services)
         if self._door_settings.access_log:
             return await serve_and_log(self._serve, scope, receive, send)
         return await self._serve(scope, receive, send)
@@ -209,9 +213,12 @@ def _request_id(scope: Scope) -> str | None:
     return request_id if is_usable else None
 
 
-def _with_request_id(request_id: str, send: Send) -> Send:
+def _with_request_id(request_id: str, send: Send, services: Services) -> Send:
+    """Return a `send` that adds the request's id to the response, and counts that by its status."""
+
     def send_with_request_id(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
+            count_response(services, message["status"])
             message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
         return send(message)
 

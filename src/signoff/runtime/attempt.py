@@ -1,6 +1,7 @@
 """Attempt: what this process is doing for a job, and what has come of it so far."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -44,6 +45,16 @@ class Attempt:
         stream: Ask the model for a stream.
     """
 
+    is_cut_off = False
+    """True once it was cancelled: its caller left, or the process stops."""
+    # Times of a finer clock, for what this server itself takes: that of uvloop has milliseconds.
+    began: float
+    """Time of the beginning."""
+    began_asking: float | None = None
+    """Time at which the first model was asked."""
+    ended_asking: float | None = None
+    """Time at which the answer of the last model had ended."""
+
     def __init__(self, job: Job, *, stream: bool) -> None:
         self.initial_job: Job = job
         self.job: Job = job
@@ -86,11 +97,11 @@ class Attempt:
         self.is_lost = False
         """True once the lease is lost: the job was cancelled, or was rescued by another process."""
         self._now = asyncio.get_running_loop().time  # not the wall clock, which may be set
-        self.arrived_at = self._now()
         self.started_at: float | None = None
         self.first_byte_at: float | None = None
         """Time of the first content of the answer."""
         self.ended_at: float | None = None
+        self.arrived_at, self.began = self._now(), time.perf_counter()
         self._task: asyncio.Task[object] | None = None
         self._size = 0
         self._held_back: list[bytes] = []
@@ -103,6 +114,7 @@ class Attempt:
     def start(self) -> None:
         """Record that a model is asked now."""
         self.started_at, self.first_byte_at, self.ended_at = self._now(), None, None
+        self.began_asking = self.began_asking or time.perf_counter()
 
     def discard(self) -> None:
         """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""
@@ -163,6 +175,7 @@ class Attempt:
     def end(self) -> None:
         """Record the end of the answer. Later calls do nothing."""
         self.ended_at = self.ended_at or self._now()
+        self.ended_asking = self.ended_asking or time.perf_counter()
 
     def judge_refusals(self) -> None:
         """Blame the endpoints that refused the request if another one answered it, and the request otherwise."""

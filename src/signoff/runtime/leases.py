@@ -21,6 +21,11 @@ class Leases:
         self._held: dict[str, tuple[str, Callable[[], object]]] = {}
         self._changed = asyncio.Event()
 
+    @property
+    def number(self) -> int:
+        """Number of leases that are held."""
+        return len(self._held)
+
     def add(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> None:
         """Start renewing the lease. `on_lost` is called once if it is lost."""
         self._held[job_id] = (lease, on_lost)

@@ -33,6 +33,11 @@ class ModelCache:
         index = self._snapshot.known
         return index is not None and index.has_exact(name)
 
+    def registered_name(self, name: str) -> str | None:
+        """Return the name of the model that answers to `name`, such as `gpt-*`; None if the cache has none."""
+        model = None if self._snapshot.known is None else self._snapshot.known.find(name)
+        return None if model is None else model.name
+
     async def contains(self, name: str) -> bool:
         """Return True if there is a model with exactly that name."""
         return (await self._snapshot.get()).has_exact(name)

@@ -41,6 +41,10 @@ class EndpointPools:
             pool.update(model)
         return pool
 
+    def all(self) -> list[EndpointPool]:
+        """Return the pools in use."""
+        return list(self._pools.values())
+
 
 class EndpointPool:
     """Endpoints of one model, with a queue of requests for when no slot is free.
@@ -54,6 +58,8 @@ class EndpointPool:
         self._endpoints: list[Endpoint] = []
         self._queue: dict[_Waiter, None] = {}
         self._next_index = 0
+        self.cooldowns = 0
+        """Number of cooldowns that have begun."""
         self.update(model)
 
     def update(self, model: Model) -> None:
@@ -213,6 +219,7 @@ class EndpointPool:
             return
         loop = asyncio.get_running_loop()
         endpoint.generation += 1
+        self.cooldowns += 1
         endpoint.soft_failures, endpoint.cooldowns, endpoint.state = 0, endpoint.cooldowns + 1, "resting"
         endpoint.fault = error.message
         seconds = cooldown_seconds(error, endpoint.cooldowns)

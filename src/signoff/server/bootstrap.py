@@ -39,6 +39,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.metrics import Metrics
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
@@ -51,6 +52,7 @@ from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.scrape import ScrapeCache
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
@@ -87,12 +89,16 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
     Raises SchemaOutdated if the schema of a database server has another version.
     """
     from signoff.engines.upstream import UpstreamClient
+    from signoff.server.metrics_port import serve_metrics
     from signoff.server.supervisor import started, supervise
 
     upstream = UpstreamClient(now=time.time, proxies=Proxies.from_environment())
     async with open_services(settings, upstream, waits=True) as services, started(upstream):
         concurrency = settings.concurrency if work else 0
-        async with supervise(services, concurrency=concurrency, drain_seconds=settings.drain_seconds):
+        async with (
+            supervise(services, concurrency=concurrency, drain_seconds=settings.drain_seconds),
+            serve_metrics(services, settings),
+        ):
             yield services
 
 
@@ -213,6 +219,8 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
     renewal = {"lease_seconds": rules.lease_seconds, "heartbeat_seconds": rules.heartbeat_seconds}
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
+    metrics = Metrics(caches.models.registered_name)
+    store.jobs.observe(metrics.transitions_made)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
     webhooks = cache(partial(make_webhooks, rules.allow_list))
     topics = partial(make_topics, caches, transport_to)
@@ -243,19 +251,25 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             missing_endpoints=MissingEndpoints(),
             open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),
+            metrics=metrics,
+            scrape=ScrapeCache(),
             logs=logs,
             passwords=PasswordHasher(),
             shutdown=Shutdown(settings.unready_seconds),
             background=background,
         ),
-        ids=Ids(
-            new_id=_new_id,
-            new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
-            random_float=random.random,
-            actor=actor,
-        ),
+        ids=_ids(actor),
         clock=_clock,
         rules=rules,
+    )
+
+
+def _ids(actor: str) -> Ids:
+    return Ids(
+        new_id=_new_id,
+        new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
+        random_float=random.random,
+        actor=actor,
     )
 
 

@@ -14,6 +14,7 @@ from signoff.doors import (
     jobs,
     keys,
     limits,
+    metrics,
     models,
     native,
     people,
@@ -55,6 +56,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
         cors_origins=frozenset(settings.cors_origins),
         queues={settings.queue_name: None} | settings.queues,
         access_log=settings.access_log,
+        metrics_token=None if settings.metrics_token is None else settings.metrics_token.get_secret_value(),
     )
     openai = OpenAIDoor(services, door_settings)
     predict = PredictDoor(services, door_settings)
@@ -98,6 +100,7 @@ def _litestar_app() -> ASGIApp:
         review_queues,
         budgets,
         health,
+        metrics,
         session,
     )
     return make_litestar_app([*(door.router for door in rest), *ROUTES], TEMPLATES, error_page)

@@ -48,6 +48,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         run_sweeper(services),
         run_file_cleaner(services),
         services.runtime.logs.run(),
+        services.runtime.metrics.run(),
         services.caches.callers.run(),
         services.runtime.open_calls.run(),
         services.runtime.inflight_calls.persist_slow(

@@ -44,6 +44,12 @@ async def admit(services: Services, ask: Ask) -> Job:
         Forbidden: the route, or a list of the objects of all callers at the upstream, is for admins.
         NotFound: the target, the upstream key or an object that the request names does not exist for this caller.
     """
+    job = await _admitted_job(services, ask)
+    services.runtime.metrics.admitted(job)
+    return job
+
+
+async def _admitted_job(services: Services, ask: Ask) -> Job:
     sampling = _check_ask(ask)
     if ask.key_id is not None:
         await key_of_user(services, ask.caller.user_id, ask.key_id)

@@ -63,7 +63,8 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         perform: How to perform a leased step, if the job is a run of a pipeline.
     """
     attempt.serve_by(asyncio.current_task())
-    outer_job_id = JOB_ID.get()
+    metrics, outer_job_id, settled = services.runtime.metrics, JOB_ID.get(), None
+    figures = metrics.attempt_began(attempt)
     JOB_ID.set(attempt.job.id)
     try:
         attempt.outcome = await _outcome(services, attempt, perform)
@@ -78,10 +79,10 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         return parked.job
     except asyncio.CancelledError:
         if not attempt.is_lost:
+            attempt.is_cut_off = True
             await recorder.cut_off()
             raise
         asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- cancelled by `on_lease_lost`
-        settled = None
     finally:
         attempt.serve_by(None)
         try:
@@ -91,6 +92,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
             if attempt.reservation is not None:
                 await release_reservation(services, attempt)
             JOB_ID.set(outer_job_id)
+            metrics.attempt_ended(attempt, figures, settled)
     if settled is None:
         log.info("job_lease_lost", job_id=attempt.job.id)
         record_wasted(services, attempt)

@@ -29,6 +29,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.metrics import Metrics
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
@@ -41,6 +42,7 @@ from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.scrape import ScrapeCache
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
@@ -184,6 +186,10 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Calls whose clients wait, which end when their tokens are revoked."""
     inflight_calls: InflightCalls
     """Waiting calls that are not recorded yet, and calls that several callers share."""
+    metrics: Metrics
+    """Numbers and durations since the start of this process."""
+    scrape: ScrapeCache
+    """Gauges from the database, as the latest scrape has read them."""
     logs: ModelLogWriter
     """Writer of the logs of models, in batches."""
     passwords: PasswordHasher

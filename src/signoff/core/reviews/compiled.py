@@ -141,6 +141,10 @@ class PolicyIndex:
     def __bool__(self) -> bool:
         return bool(self._by_target)
 
+    def policies(self) -> list[ReviewPolicy]:
+        """Return all of them, ordered by target."""
+        return [self._by_target[target].policy for target in sorted(self._by_target)]
+
     def find(self, name: str) -> CompiledPolicy | None:
         """Return the policy for a model or pipeline: of exactly this target, else of the longest prefix."""
         if name in self._by_target:

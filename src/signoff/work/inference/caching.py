@@ -66,6 +66,7 @@ async def lookup_answer(services: Services, ask: Ask, job: Job) -> Job | None:
     if job.cache_key is None or ask.cache_control.no_cache or ask.due_seconds > 0:
         return None
     entry = await services.caches.responses.lookup(job.cache_key, ask.cache_control.max_age_seconds)
+    services.runtime.metrics.looked_up(is_hit=entry is not None)
     if entry is None:
         return None
     return msgspec.structs.replace(

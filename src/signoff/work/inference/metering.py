@@ -34,6 +34,7 @@ async def count_usage(services: Services, attempt: Attempt) -> None:
         return
     used = await _with_usage(services, attempt.job, attempt)
     if not attempt.is_counted:
+        services.runtime.metrics.model_answered(attempt, attempt.job, used)
         attempt.job, attempt.is_counted = used, True
 
 

@@ -48,6 +48,7 @@ async def _reserve(services: Services, request: ReservationRequest) -> Reservati
         services.runtime.background.spawn(_release_unclaimed(services, task))
         raise
     if isinstance(result, Denial):
+        services.runtime.metrics.refused(result.kind)
         raise _limit_error(result)
     return result
 

@@ -182,5 +182,7 @@ async def _settle(services: Services, delivery: Delivery, outcome: DeliveryOutco
     except Exception as error:  # noqa: BLE001 -- the store may be away
         log.warning("delivery_outcome_not_stored", error=repr(error), **fields)
         return
+    if is_settled:
+        services.runtime.metrics.delivered(delivery.kind, outcome.state)
     if is_settled and outcome.state == "failed":
         log.error("delivery_failed", error=outcome.error, **fields)
