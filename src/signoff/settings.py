@@ -234,6 +234,8 @@ class Settings(BaseSettings):
     """Port for `/metrics` without a token, or the next free one, of each process; none: no port."""
     metrics_host: str = "127.0.0.1"
     """Address of `metrics_port`."""
+    otlp_endpoint: str | None = Field(None, pattern="^https?://.")
+    """Base URL of an OpenTelemetry collector that gets traces, such as http://localhost:4318; none: no traces."""
     access_log: bool = False
     """If true, one line is logged for each HTTP request (`info`): method, path, status, time, and ids."""
 

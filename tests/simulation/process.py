@@ -34,6 +34,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.metrics import Metrics
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
@@ -46,6 +47,7 @@ from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.review_queues import ReviewQueueCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.scrape import ScrapeCache
 from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
@@ -229,6 +231,8 @@ class Process:
         world, clock = self._network.world, self.clock
         store = MemoryStore(self._network.tables, self.wire)
         background, cache = Background(), MemoryCache(BOUNDS, now=lambda: world.now)
+        metrics = Metrics(lambda name: name)
+        store.jobs.observe(metrics.transitions_made)
         return Services(
             store=store,  # type: ignore[arg-type]
             adapters=Adapters(
@@ -265,6 +269,8 @@ class Process:
                 missing_endpoints=MissingEndpoints(),
                 open_calls=OpenCalls(_unchanged),
                 inflight_calls=InflightCalls(),
+                metrics=metrics,
+                scrape=ScrapeCache(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
                 passwords=PasswordHasher(),
                 shutdown=Shutdown(),

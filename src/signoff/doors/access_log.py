@@ -24,7 +24,7 @@ async def serve_and_log(app: ASGIApp, scope: Scope, receive: Receive, send: Send
     async def send_and_note(message: Message) -> None:
         nonlocal status, job_id
         if message["type"] == "http.response.start":
-            status, job_id = message["status"], _job_id(message)
+            status, job_id = message["status"], job_id_in(message)
         await send(message)
 
     try:
@@ -33,21 +33,22 @@ async def serve_and_log(app: ASGIApp, scope: Scope, receive: Receive, send: Send
         log.info(
             "request",
             method=scope["method"],
-            path=_public_path(scope["path"]),
+            path=public_path(scope["path"]),
             status=status,
             ms=round((clock() - began_at) * 1000, 1),
             **({} if job_id is None else {"job_id": job_id}),
         )
 
 
-def _public_path(path: str) -> str:
+def public_path(path: str) -> str:
     """Return the path as it is routed, without the secret in it."""
     path = REPEATED_SLASHES.sub("/", path)
     secret_path = next((prefix for prefix in SECRET_PATHS if path.startswith(prefix)), None)
     return path if secret_path is None else f"{secret_path}…"
 
 
-def _job_id(message: Message) -> str | None:
+def job_id_in(message: Message) -> str | None:
+    """Return the job that the head of a response names; None if it names none."""
     headers = dict(message["headers"])
     if (job_id := headers.get(JOB_HEADER)) is not None:
         return job_id.decode()

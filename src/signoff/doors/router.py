@@ -5,6 +5,7 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,11 +47,13 @@ from signoff.doors.http import (
     send_bytes,
 )
 from signoff.doors.openapi_document import Document
+from signoff.doors.tracing import serve_and_trace
 from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, NotFound, SignoffError
 from signoff.infra import logging
 from signoff.infra.arrival import ARRIVED_AT
 from signoff.work.admin.metrics import count_response
 from signoff.work.services import Services
+from signoff.work.tracing import tracer_of
 
 MAX_REQUEST_ID_LENGTH = 128
 # Sent to Litestar in place of OPTIONS: a method that no path has. Its error for such a method names all methods of the
@@ -91,9 +94,16 @@ class DoorRouter:
         scope[REQUEST_ID] = request_id
         logging.REQUEST_ID.set(request_id)
         send = _with_request_id(request_id, send, self._services)
+        return await self._serve_request(scope, receive, send)
+
+    @cached_property
+    def _serve_request(self) -> ASGIApp:
+        """The application with what the settings add to each request: a line in the log, and a span."""
+        serve: ASGIApp = self._serve
         if self._door_settings.access_log:
-            return await serve_and_log(self._serve, scope, receive, send)
-        return await self._serve(scope, receive, send)
+            serve = partial(serve_and_log, serve)
+        tracer = tracer_of(self._services)
+        return serve if tracer is None else partial(serve_and_trace, tracer, serve)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if "//" in scope["path"]:

@@ -23,6 +23,8 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that this task serves, which each of its log events has."""
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
 """Id of the job that this task works on, which each of its log events has."""
+TRACE_ID: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""Id of the trace that this task belongs to, which each of its log events has; None without traces."""
 USER_ID: ContextVar[int | None] = ContextVar("user_id", default=None)
 """Id of the user who made the request that this task serves."""
 
@@ -106,9 +108,12 @@ def _add_logger_name(logger: Any, _method: str, event: Event) -> Event:
     return event
 
 
+_IDS = (("request_id", REQUEST_ID), ("user_id", USER_ID), ("job_id", JOB_ID), ("trace_id", TRACE_ID))
+
+
 def _add_ids(_logger: Any, _method: str, event: Event) -> Event:
-    """Add the ids of the request, of its user and of the job, unless the event names them."""
-    for name, variable in (("request_id", REQUEST_ID), ("user_id", USER_ID), ("job_id", JOB_ID)):
+    """Add the ids of the request, of its user, of the job and of the trace, unless the event names them."""
+    for name, variable in _IDS:
         if (value := variable.get()) is not None:
             event.setdefault(name, value)
     return event

@@ -21,6 +21,7 @@ from signoff.engine import Engine
 from signoff.engines.plugins import load_plugins
 from signoff.infra.adapter_registry import AdapterRegistry
 from signoff.infra.proxies import Proxies
+from signoff.infra.tracing import Tracer
 from signoff.runtime.logs import ModelLogWriter
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings
@@ -146,6 +147,17 @@ def _redis(url: str, ttl_seconds: int) -> Deliverer:
     from signoff.deliverers.redis import RedisDeliverer
 
     return RedisDeliverer(url, ttl_seconds=ttl_seconds, random_float=random.random)
+
+
+def make_tracer(settings: Settings) -> Tracer | None:
+    """Return the tracer; None without a collector. Raises BadSettings if the extra `otel` is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from signoff.infra.otel import OtelTracer
+    except ImportError:
+        raise BadSettings("`otlp_endpoint` needs OpenTelemetry: pip install 'signoff[otel]'.") from None
+    return OtelTracer(settings.otlp_endpoint)
 
 
 def make_mailer(settings: Settings) -> Mailer | None:

@@ -26,6 +26,7 @@ from signoff.engines.plugins import plugin_kinds
 from signoff.errors import Overloaded, WrongKey
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.proxies import Proxies
+from signoff.infra.tracing import Tracer
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
@@ -65,6 +66,7 @@ from signoff.server.adapters import (
     make_engines,
     make_mailer,
     make_topics,
+    make_tracer,
     make_webhooks,
 )
 from signoff.setting_sources import BadSettings
@@ -73,6 +75,7 @@ from signoff.stores.sql import SqlStore
 from signoff.transports.registry import TransportRegistry
 from signoff.work.admin.rotation import check_key
 from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
+from signoff.work.tracing import trace_verdicts
 
 if TYPE_CHECKING:
     from signoff.engines.upstream import UpstreamClient
@@ -128,6 +131,8 @@ async def open_services(
         await services.caches.responses.close()
         await services.store.close()
         services.runtime.passwords.close()
+        if services.runtime.tracer is not None:
+            await asyncio.to_thread(services.runtime.tracer.close)
 
 
 def check_data_dir(settings: Settings) -> None:
@@ -220,7 +225,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
     metrics = Metrics(caches.models.registered_name)
-    store.jobs.observe(metrics.transitions_made)
+    tracer = _observe(store, metrics, settings)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
     webhooks = cache(partial(make_webhooks, rules.allow_list))
     topics = partial(make_topics, caches, transport_to)
@@ -252,6 +257,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),
             metrics=metrics,
+            tracer=tracer,
             scrape=ScrapeCache(),
             logs=logs,
             passwords=PasswordHasher(),
@@ -262,6 +268,15 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
         clock=_clock,
         rules=rules,
     )
+
+
+def _observe(store: SqlStore, metrics: Metrics, settings: Settings) -> Tracer | None:
+    """Report transitions to the metrics and to the tracer; return the tracer."""
+    store.jobs.observe(metrics.transitions_made)
+    tracer = make_tracer(settings)
+    if tracer is not None:
+        store.jobs.observe(partial(trace_verdicts, tracer))
+    return tracer
 
 
 def _ids(actor: str) -> Ids:

@@ -29,6 +29,7 @@ from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.reviews.policies import PolicyAdmission, govern
 from signoff.work.services import Services
+from signoff.work.tracing import carry_trace
 
 MAX_KEY_LENGTH = 255
 # The form of this server's ids. Under a `job_id` of this form, a result in Redis could replace that of another job.
@@ -44,7 +45,7 @@ async def admit(services: Services, ask: Ask) -> Job:
         Forbidden: the route, or a list of the objects of all callers at the upstream, is for admins.
         NotFound: the target, the upstream key or an object that the request names does not exist for this caller.
     """
-    job = await _admitted_job(services, ask)
+    job = carry_trace(services, await _admitted_job(services, ask))
     services.runtime.metrics.admitted(job)
     return job
 

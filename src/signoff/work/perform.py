@@ -16,6 +16,7 @@ from signoff.work.inference.metering import count_usage, usage_columns
 from signoff.work.inference.reserve import release_reservation
 from signoff.work.inference.settle import settle
 from signoff.work.services import Services
+from signoff.work.tracing import traced_work
 
 # A job that waits for a limit tries again at least this often, as the limit may have been raised.
 MAX_POSTPONE_SECONDS = 300.0
@@ -32,7 +33,7 @@ async def perform(services: Services, job: Job) -> None:
     """
     assert job.lease is not None  # noqa: S101 -- claiming a job sets its lease
     attempt = Attempt(job, stream=asks_for_a_stream(job.body))
-    with services.runtime.leases.holding(job.id, job.lease, attempt.on_lease_lost):
+    with services.runtime.leases.holding(job.id, job.lease, attempt.on_lease_lost), traced_work(services, job):
         await run_attempt(services, attempt, _JobRecorder(services, attempt), perform)
 
 

@@ -16,6 +16,7 @@ from signoff.core.stream import Stream
 from signoff.deliverer import Deliverer, Guardrail, Mailer
 from signoff.engine import Engine
 from signoff.infra.proxies import NO_PROXIES, Proxies
+from signoff.infra.tracing import Tracer
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
@@ -188,6 +189,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting calls that are not recorded yet, and calls that several callers share."""
     metrics: Metrics
     """Numbers and durations since the start of this process."""
+    tracer: Tracer | None = None
+    """Maker of spans; None if traces are not configured."""
     scrape: ScrapeCache
     """Gauges from the database, as the latest scrape has read them."""
     logs: ModelLogWriter

@@ -39,6 +39,7 @@ from signoff.work.inference.headers import upstream_headers
 from signoff.work.inference.translate import ask_engine, estimated_count
 from signoff.work.reviews.policies import may_stand_in, needs_logprobs
 from signoff.work.services import Services
+from signoff.work.tracing import traced_call, usage_attributes
 
 # Fallbacks of one request, those of fallbacks included.
 MAX_FALLBACKS = 8
@@ -192,7 +193,7 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
     attempt.discard()  # what came before the failure of another endpoint
     try:
-        answer = await _ask_with_logprobs(services, engine, model, request, attempt)
+        answer = await _ask_traced(services, engine, model, request, attempt)
     except ModelFailed as error:
         _redact(error, key)
         if isinstance(error, ModelAnswered):
@@ -204,6 +205,19 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
         attempt.take(answer)
     elif not attempt.events and (path in KNOWN or not request.stream):
         raise ModelGarbled(f"The model {model.name} sent no answer.")
+
+
+async def _ask_traced(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
+) -> bytes | None:
+    """Ask the engine, in a span of its own if this process has a tracer."""
+    tracer = services.runtime.tracer
+    if tracer is None:
+        return await _ask_with_logprobs(services, engine, model, request, attempt)
+    with traced_call(tracer, attempt, model, request) as (span, traced_request):
+        answer = await _ask_with_logprobs(services, engine, model, traced_request, attempt)
+        span.set(usage_attributes(attempt, answer))
+        return answer
 
 
 async def _ask_with_logprobs(

@@ -26,6 +26,7 @@ from signoff.core.webhook import batch_webhook_body, webhook_body, webhook_heade
 from signoff.errors import BadRequest, SignoffError, Undelivered
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
+from signoff.work.tracing import trace_headers, traced_delivery
 
 GONE = 410
 log = structlog.get_logger()
@@ -101,7 +102,11 @@ async def _send(services: Services, delivery: Delivery) -> int | None:
     job = await load_job(services, delivery.job_id)
     if delivery.kind == "redis" and not await _is_newest(services, job):
         return None
-    return await deliverer.send(_message(services, delivery, job))
+    with traced_delivery(services, delivery, job) as span:
+        status = await deliverer.send(_message(services, delivery, job))
+        if span is not None and status is not None:
+            span.set({"http.response.status_code": status})
+        return status
 
 
 async def _is_newest(services: Services, job: Job) -> bool:
@@ -118,14 +123,13 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
             sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
             url, secrets = _webhook_of(services, delivery, sealed)
             body = webhook_body(job)
-            return OutgoingMessage(
-                address=url, headers=webhook_headers(delivery.id, services.clock(), body, secrets), body=body
-            )
+            headers = webhook_headers(delivery.id, services.clock(), body, secrets) | trace_headers(services)
+            return OutgoingMessage(address=url, headers=headers, body=body)
         case "redis":
             return OutgoingMessage(address=delivery.address, body=msgspec.json.encode(result_of(job)))
         case "topic":
             [reply] = [target.reply for target in job.deliver if target.kind == "topic"]
-            headers = {"message-id": delivery.id} | reply.headers
+            headers = {"message-id": delivery.id} | reply.headers | trace_headers(services)
             return OutgoingMessage(address=delivery.address, headers=headers, body=reply_for(job))
 
 
