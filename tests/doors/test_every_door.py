@@ -14,6 +14,9 @@ import pytest
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
+from signoff.doors.openapi.errors import FORMATS
+from signoff.doors.openapi.operations import OPERATIONS
+from signoff.doors.openapi.plain import PLAIN
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -457,25 +460,41 @@ async def test_an_error_names_the_parameter_and_the_fault_alone(path: str, text:
 async def test_every_operation_of_the_document_has_an_error_in_the_format_of_its_api(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         _, document = await server.ask("GET", "/schema/openapi.json")
-        errors = {
-            path: operation["responses"]["default"]["content"]
-            for path, operations in document["paths"].items()
-            for operation in operations.values()
-        }
-        assert len(errors) > 40
-        statuses = {
-            status
-            for operations in document["paths"].values()
-            for operation in operations.values()
-            for status in operation["responses"].keys() - {"default"}
-        }
-        assert max(map(int, statuses)) < 400  # an error of another form would not be true
-        for path, content in errors.items():
-            [(media_type, described)] = content.items()
+        operations = [(path, each) for path, item in document["paths"].items() for each in item.values()]
+        assert len(operations) > 170
+        for path, operation in operations:
+            responses = operation["responses"]
+            [(media_type, described)] = responses["default"]["content"].items()
+            errors = [response["content"] for status, response in responses.items() if status >= "400"]
+            assert errors == [{media_type: described}] * len(errors), path
+            schema = document["components"]["schemas"][described["schema"]["$ref"].rpartition("/")[2]]
             async with server.http.get(server.url + re.sub(r"{[^}]*}", "7", path)) as response:
                 if response.status == 401:
                     assert response.content_type == media_type
-                    assert {*described["schema"]["required"]} <= {*await response.json()}
+                    assert {*schema["required"]} <= {*await response.json()}
+
+
+async def test_every_operation_parameter_and_member_of_the_document_is_described(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        _, document = await server.ask("GET", "/schema/openapi.json")
+    operations = {
+        f"{method.upper()} {path}": each for path, item in document["paths"].items() for method, each in item.items()
+    }
+    assert OPERATIONS.keys() | PLAIN.keys() == operations.keys()
+    assert {tag for each in operations.values() for tag in each["tags"]} == {tag["name"] for tag in document["tags"]}
+    assert [route for route, each in operations.items() if not each["summary"]] == []
+    parameters = [(route, parameter) for route, each in operations.items() for parameter in each["parameters"]]
+    assert [(route, each["name"]) for route, each in parameters if not each.get("description")] == []
+    bodiless = {route for route, each in operations.items() if "requestBody" not in each}
+    assert {route.partition(" ")[0] for route in bodiless} <= {"GET", "DELETE", "POST"}
+    schemas = {name: schema for name, schema in document["components"]["schemas"].items() if name not in FORMATS}
+    members = [
+        (name, member, each)
+        for name, schema in schemas.items()
+        for member, each in schema.get("properties", {}).items()
+    ]
+    assert len(members) > 500
+    assert [(name, member) for name, member, each in members if not each.get("description")] == []
 
 
 async def test_the_document_has_the_media_type_of_an_export_and_the_status_of_an_empty_queue(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ class CacheSize(msgspec.Struct, frozen=True):
     """Number of entries in the cache, and the bytes of their answers."""
 
     entries: int = 0
+    """Number of cached answers."""
     size_bytes: int = 0
+    """Bytes of these answers."""
 
 
 class CacheControl(msgspec.Struct, frozen=True, kw_only=True):

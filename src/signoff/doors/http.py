@@ -318,6 +318,11 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
 
 
+def null() -> msgspec.Raw:
+    """Return the JSON value of a member that a body leaves out; as a factory it keeps the value out of schemas."""
+    return msgspec.Raw(b"null")
+
+
 class _ModelMember(msgspec.Struct):
     model: str | None = None
 

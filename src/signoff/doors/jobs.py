@@ -13,7 +13,7 @@ from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.reviews.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import INTS, Reply, cache_control_of, model_in, parse_json
+from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, departed_callers, get_job, list_jobs
@@ -35,9 +35,9 @@ class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the job."""
     status: str
     """Verdict: `success` to approve, `fail` to reject, `bot` to ask the model again, `human` to save a draft."""
-    payload: msgspec.Raw = msgspec.Raw(b"null")
+    payload: msgspec.Raw = msgspec.field(default_factory=null)
     """Edited payload; null to keep the old one."""
-    response: msgspec.Raw = msgspec.Raw(b"null")
+    response: msgspec.Raw = msgspec.field(default_factory=null)
     """Edited response; null to keep the old one."""
     reason: str | None = None
     """Reason for the verdict."""

@@ -80,6 +80,7 @@ class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     pass_headers: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     routes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     key: str | msgspec.UnsetType = msgspec.UNSET
+    """API key of the upstream."""
 
 
 @get("/", summary="List models")

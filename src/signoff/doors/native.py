@@ -19,7 +19,7 @@ from signoff.core.job import Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import Reply, cache_control_of, header, model_in, parse_digits, parse_json
+from signoff.doors.http import Reply, cache_control_of, header, model_in, null, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
@@ -59,7 +59,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Name of the model, prompt or pipeline; None for `model` in the body, else the default model."""
     path: str = CHAT
     """Endpoint of OpenAI's API, or `/predict`."""
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = msgspec.field(default_factory=null)
     """JSON value that is returned with the job."""
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     """Priority from 0 to 9; 9 goes first."""

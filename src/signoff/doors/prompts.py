@@ -253,6 +253,6 @@ router = Router(
     route_handlers=[
         make_router("prompt"),
         make_router("pipeline"),
-        Router("/api/functions", route_handlers=[get_functions, post_sync]),
+        Router("/api/functions", route_handlers=[get_functions, post_sync], tags=["functions"]),
     ],
 )

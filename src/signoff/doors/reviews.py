@@ -14,7 +14,7 @@ from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
-from signoff.doors.http import INTS, parse_json
+from signoff.doors.http import INTS, null, parse_json
 from signoff.errors import BadRequest
 from signoff.work.reviews.bulk import BulkSelection, apply_bulk, select_bulk, undo_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
@@ -36,7 +36,6 @@ MAX_PAGE = 200
 MAX_TEXT = 10_000
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
 Words = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
-NULL = msgspec.Raw(b"null")
 
 
 class NextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,9 +52,9 @@ class DraftRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     round: Round
     """Review round that the reviewer saw."""
-    payload: msgspec.Raw = NULL
+    payload: msgspec.Raw = msgspec.field(default_factory=null)
     """Edited request; null to keep the one of the draft."""
-    response: msgspec.Raw = NULL
+    response: msgspec.Raw = msgspec.field(default_factory=null)
     """Edited answer, as JSON or as a text; null to keep the one of the draft."""
 
 

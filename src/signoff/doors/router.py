@@ -46,7 +46,7 @@ from signoff.doors.http import (
     read_body,
     send_bytes,
 )
-from signoff.doors.openapi_document import Document
+from signoff.doors.openapi.plugin import Document
 from signoff.doors.tracing import serve_and_trace
 from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, NotFound, SignoffError
 from signoff.infra import logging
@@ -179,7 +179,13 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
             HTTPException: handle_http_error,
             Exception: handle_unexpected,
         },
-        openapi_config=OpenAPIConfig(title="Signoff", version=__version__, path="/schema", render_plugins=[Document()]),
+        openapi_config=OpenAPIConfig(
+            title="Signoff",
+            version=__version__,
+            path="/schema",
+            render_plugins=[Document()],
+            use_handler_docstrings=True,
+        ),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
         request_max_body_size=None,
         logging_config=None,

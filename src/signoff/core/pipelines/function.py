@@ -9,6 +9,7 @@ class Param(msgspec.Struct, frozen=True, kw_only=True):
     """A parameter of a function."""
 
     name: str
+    """Name of the parameter."""
     reads: ParamType = "any"
     """Type that its annotation declares."""
     has_default: bool = False
@@ -21,7 +22,9 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     """A registered function."""
 
     name: str
+    """Name that pipelines call it by."""
     params: tuple[Param, ...] = ()
+    """Parameters in their order."""
     doc: str = ""
     """Docstring of the function."""
     module: str = "builtins"

@@ -22,8 +22,11 @@ class Estimate(msgspec.Struct, frozen=True):
     """An estimate with an interval of 95 %."""
 
     value: float
+    """The estimate."""
     lowest: float
+    """Lower end of the interval."""
     highest: float
+    """Upper end of the interval."""
 
 
 def roc_auc(scores: Sequence[float], outcomes: Sequence[bool], weights: Sequence[float]) -> Estimate:

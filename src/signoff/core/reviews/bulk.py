@@ -46,6 +46,7 @@ class BulkItem(msgspec.Struct, frozen=True, kw_only=True):
     """An answer of a bulk decision."""
 
     job_id: str
+    """Id of the job."""
     round: int
     """Review round that was selected."""
     state: BulkState = "selected"

@@ -54,7 +54,9 @@ class RiskScore(msgspec.Struct, frozen=True, kw_only=True):
     """A risk score: the log-odds that an answer is wrong."""
 
     intercept: float
+    """Score of an answer all of whose terms are 0."""
     terms: tuple[RiskTerm, ...]
+    """Parts of the signals."""
 
     def of(self, values: Mapping[str, Value]) -> float | None:
         """Return the score of an answer with these values, by name; None if a value is missing that never was."""

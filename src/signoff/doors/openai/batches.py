@@ -35,14 +35,18 @@ class ExpiresAfter(msgspec.Struct, frozen=True):
     """Lifetime of output files."""
 
     anchor: str = ""
+    """Time that the lifetime begins at; only `created_at`."""
     seconds: int = 0
+    """Lifetime in seconds."""
 
 
 class Receiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Webhook that gets a message when the batch ends."""
 
     url: str
+    """URL of the receiver."""
     secret: str | None = None
+    """Secret (`whsec_…`) that signs the message; None for the one of the server."""
 
 
 class NewBatch(msgspec.Struct, frozen=True, kw_only=True):

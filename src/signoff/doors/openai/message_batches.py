@@ -23,10 +23,11 @@ LOCAL_ID = re.compile(rf"{PREFIX}_[0-9a-f]{{32}}")
 CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-class _NewBatch(msgspec.Struct, frozen=True):
+class NewMessageBatch(msgspec.Struct, frozen=True):
     """Body of `POST /v1/messages/batches`."""
 
     requests: list[NewMessage]
+    """Requests with ids of the caller's own."""
 
 
 def is_local(segments: list[str]) -> bool:
@@ -62,7 +63,7 @@ async def serve_message_batches(services: Services, request: LocalRequest, send:
 
 
 async def _create(services: Services, caller: Caller, body: bytes) -> Batch:
-    requests = parse_json(body, _NewBatch, "message batch").requests
+    requests = parse_json(body, NewMessageBatch, "message batch").requests
     if not 0 < len(requests) <= MAX_LINES:
         raise BadRequest(f"`requests` must have 1 to {MAX_LINES} requests (got {len(requests)}).")
     custom_ids = set[str]()

@@ -64,7 +64,7 @@ class RerunChange(msgspec.Struct, frozen=True, kw_only=True):
 
     node: str
     """The position of the call in the tree, such as `0.1`."""
-    payload: msgspec.Raw = msgspec.Raw(b"")
+    payload: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     """A request body that replaces the one of the step; empty for none."""
     output: str | None = None
     """A result that replaces the one of the call, which is not made again; None for none."""

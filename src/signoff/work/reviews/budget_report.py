@@ -104,10 +104,15 @@ class CatchReport(msgspec.Struct, frozen=True, kw_only=True):
     """Planted items that a reviewer has judged, with an interval of 95 % for the share that they catch."""
 
     reviewer: str
+    """E-mail address of the reviewer."""
     judged: int
+    """Number of planted items that the reviewer has judged."""
     caught: int
+    """Number of those that the reviewer did not approve."""
     lowest: float
+    """Lower end of the interval, from 0 to 1."""
     highest: float
+    """Upper end of the interval, from 0 to 1."""
 
 
 async def report_budget(services: Services, caller: Caller, name: str, group: str | None = None) -> BudgetReport:

@@ -32,6 +32,7 @@ class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     """Number of answers that wait in a queue."""
 
     queue: str
+    """Name of the queue; empty for that of all reviewers."""
     held: int
     """The number, at most MAX_COUNT."""
     held_is_capped: bool
