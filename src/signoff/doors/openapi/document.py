@@ -5,7 +5,7 @@ from typing import Any, cast
 from signoff.doors.callers import SESSION_COOKIE
 from signoff.doors.openapi.errors import FORMATS, error_responses
 from signoff.doors.openapi.operations import OPERATIONS, PARAMETERS, Operation
-from signoff.doors.openapi.plain import PLAIN, PlainOperation
+from signoff.doors.openapi.plain import PLAIN, AsgiOperation
 from signoff.doors.openapi.schemas import schemas_of
 
 Schema = dict[str, Any]
@@ -126,7 +126,7 @@ def _errors(path: str, operation: Operation, parameters: list[Schema]) -> Schema
     return error_responses(path, statuses)
 
 
-def _described(route: str, plain: PlainOperation, names: dict[tuple[str, str], Schema]) -> Schema:
+def _described(route: str, plain: AsgiOperation, names: dict[tuple[str, str], Schema]) -> Schema:
     """Return an operation of a route in plain ASGI."""
     method, _, path = route.partition(" ")
     first, *others = plain.answer_types

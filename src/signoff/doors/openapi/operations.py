@@ -68,7 +68,7 @@ _QUEUED = (404, 409, 422, 429)
 
 def _queue(body: Any) -> Operation:
     """Return the operation of a queue door."""
-    return Operation(job_answers.TextContent, body, accepted=job_answers.QueuedJob, errors=_WAIT)
+    return Operation(job_answers.TextContent, body, accepted=job_answers.QueueJob, errors=_WAIT)
 
 
 def _library(kind: str, item: Any) -> dict[str, Operation]:
@@ -90,15 +90,15 @@ def _library(kind: str, item: Any) -> dict[str, Operation]:
 
 
 _JOBS = {
-    "POST /enqueue": Operation(job_answers.EnqueuedJob, Any, errors=_QUEUED),
+    "POST /enqueue": Operation(job_answers.AcceptedJob, Any, errors=_QUEUED),
     "GET /job": Operation(_JOB, errors=(404,)),
     "GET /jobs": Operation(list[_JOB], errors=(404,)),
-    "POST /reviewJob": Operation(job_answers.Success, jobs.ReviewRequest, errors=(403, 404, 409)),
+    "POST /reviewJob": Operation(job_answers.Confirmation, jobs.ReviewRequest, errors=(403, 404, 409)),
     "GET /liveness": Operation(is_public=True),
     "POST /generate": _queue(generate.TextRequest),
     "POST /chat_completion": _queue(generate.ChatRequest),
-    "GET /check_status": Operation(job_answers.QueuedResult, errors=(404,)),
-    "POST /check_status": Operation(job_answers.QueuedResult, errors=(404,)),
+    "GET /check_status": Operation(job_answers.QueueResult, errors=(404,)),
+    "POST /check_status": Operation(job_answers.QueueResult, errors=(404,)),
     "GET /api/jobs": Operation(job_answers.JobPage, errors=(404,)),
     "POST /api/jobs": Operation(_JOB, native.NewJob, errors=_QUEUED),
     "GET /api/jobs/{job_id}": Operation(_JOB),
@@ -133,7 +133,7 @@ _REVIEWS = {
     ),
     "POST /api/reviews/{job_id}/assign": Operation(review_answers.ReviewState, reviews.AssignRequest, errors=_STATE),
     "GET /api/reviews/feedback": Operation(errors=_ROLE),
-    "GET /api/reviews/figures": Operation(reports.ReviewFigures, errors=_ROLE, other_types=("text/csv",)),
+    "GET /api/reviews/figures": Operation(reports.ReviewReport, errors=_ROLE, other_types=("text/csv",)),
     "GET /api/review-queues": Operation(ObjectList[review_answers.ReviewQueueAnswer], errors=_ROLE),
     "PUT /api/review-queues/{name}": Operation(review_answers.ReviewQueueAnswer, QueueChange, errors=_ROLE),
     "DELETE /api/review-queues/{name}": Operation(errors=_ROLE),
@@ -166,7 +166,7 @@ _ADMINISTRATION = {
     "GET /api/models/{name}": Operation(catalog.ModelAnswer, errors=_ROLE),
     "PATCH /api/models/{name}": Operation(catalog.ModelAnswer, models.ModelDescription, errors=_STATE),
     "DELETE /api/models/{name}": Operation(errors=_ROLE),
-    "POST /api/models/{name}": Operation(catalog.ModelTrial, Any, catalog.ModelAnswer, errors=_ROLE, needs_body=False),
+    "POST /api/models/{name}": Operation(catalog.TestResult, Any, catalog.ModelAnswer, errors=_ROLE, needs_body=False),
     "GET /api/keys": Operation(Page[catalog.KeyAnswer]),
     "POST /api/keys": Operation(catalog.KeyAnswer, keys.NewKey, errors=_STATE),
     "DELETE /api/keys/{key_id}": Operation(),
@@ -178,15 +178,15 @@ _ADMINISTRATION = {
     "DELETE /api/tokens/{token_id}": Operation(errors=_ROLE),
     "GET /api/sessions": Operation(Page[catalog.TokenAnswer], errors=_ROLE),
     "DELETE /api/sessions/{session_id}": Operation(errors=_ROLE),
-    "DELETE /api/sessions": Operation(catalog.EndedSessions, errors=(403, 404)),
+    "DELETE /api/sessions": Operation(catalog.SessionCount, errors=(403, 404)),
     "POST /api/session": Operation(
-        job_answers.Success, session.SignIn, errors=(401, 403, 429), is_public=True, other_types=("text/html",)
+        job_answers.Confirmation, session.SignIn, errors=(401, 403, 429), is_public=True, other_types=("text/html",)
     ),
-    "DELETE /api/session": Operation(job_answers.Success, errors=_ROLE),
+    "DELETE /api/session": Operation(job_answers.Confirmation, errors=_ROLE),
     "GET /signin/{code}": Operation(errors=(401, 403), is_public=True),
     "GET /api/functions": Operation(Page[catalog.FunctionAnswer]),
     "POST /api/functions/sync": Operation(catalog.FunctionSync, errors=_ROLE),
-    "GET /api/pipeline/args": Operation(catalog.PipelineArguments, errors=(404,)),
+    "GET /api/pipeline/args": Operation(catalog.PipelineParams, errors=(404,)),
     "POST /api/pipeline/call": Operation(catalog.PipelineResult, pipelines.NewCall, errors=_WAIT),
     "GET /api/streams": Operation(ObjectList[catalog.StreamAnswer], errors=_ROLE),
     "POST /api/streams": Operation(catalog.StreamAnswer, streams.StreamDescription, errors=_STATE),
@@ -195,7 +195,7 @@ _ADMINISTRATION = {
     "DELETE /api/streams/{name}": Operation(errors=_STATE),
     "GET /schema/asyncapi.json": Operation(dict[str, Any], errors=_ROLE),
     "GET /api/limits": Operation(reports.LimitList),
-    "GET /api/limits/refusals": Operation(ObjectList[reports.LimitRefusals]),
+    "GET /api/limits/refusals": Operation(ObjectList[reports.LimitDenials]),
     "PUT /api/limits/{who}": Operation(reports.LimitAnswer, limits.LimitDescription, errors=_ROLE),
     "DELETE /api/limits/{who}": Operation(errors=_ROLE),
     "GET /api/usage": Operation(reports.UsageReport, other_types=("text/csv",)),

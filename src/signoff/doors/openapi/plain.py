@@ -33,7 +33,7 @@ _OPENAI, _ANTHROPIC = "https://developers.openai.com/api/reference", "https://pl
 _OF_MODELS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
-class PlainOperation(NamedTuple):
+class AsgiOperation(NamedTuple):
     """Operation of a route in plain ASGI."""
 
     summary: str
@@ -107,9 +107,9 @@ def _body(endpoint: str) -> Schema:
     return schema | {"properties": {"model": _MODEL} | required | stream}
 
 
-def _inference(endpoint: str) -> PlainOperation:
+def _inference(endpoint: str) -> AsgiOperation:
     summary, _, members, reference = _ENDPOINTS[endpoint]
-    return PlainOperation(
+    return AsgiOperation(
         summary,
         "anthropic" if endpoint in {MESSAGES, COUNT_TOKENS} else "openai",
         _object("Answer of the model, in the form of its API.", **members),
@@ -121,9 +121,9 @@ def _inference(endpoint: str) -> PlainOperation:
     )
 
 
-def _passed(method: str) -> PlainOperation:
+def _passed(method: str) -> AsgiOperation:
     takes_body = method in {"POST", "PUT", "PATCH"}
-    return PlainOperation(
+    return AsgiOperation(
         "Pass a request through to a model",
         "openai",
         {},
@@ -146,7 +146,7 @@ _UPLOAD = _object("Form of an upload.", file={"type": "string", "format": "binar
     "required": ["file", "purpose"]
 }
 _FILES = {
-    "POST /v1/files": PlainOperation(
+    "POST /v1/files": AsgiOperation(
         "Upload a file",
         "files",
         compatible.OpenAIFile,
@@ -155,7 +155,7 @@ _FILES = {
         (400, 401, 413, 415),
         body_type="multipart/form-data",
     ),
-    "GET /v1/files": PlainOperation(
+    "GET /v1/files": AsgiOperation(
         "List files",
         "files",
         compatible.OpenAIPage[compatible.OpenAIFile],
@@ -163,8 +163,8 @@ _FILES = {
         (_query("purpose", "Purpose of the files."), _query("order", "`asc` or `desc`, by age."), _AFTER, _LIMIT),
         (400, 401, 404),
     ),
-    "GET /v1/files/{file_id}": PlainOperation("Get a file", "files", compatible.OpenAIFile, None, (_FILE,), (401, 404)),
-    "GET /v1/files/{file_id}/content": PlainOperation(
+    "GET /v1/files/{file_id}": AsgiOperation("Get a file", "files", compatible.OpenAIFile, None, (_FILE,), (401, 404)),
+    "GET /v1/files/{file_id}/content": AsgiOperation(
         "Get the contents of a file",
         "files",
         {"type": "string", "format": "binary"},
@@ -173,10 +173,10 @@ _FILES = {
         (401, 404, 500, 503),
         ("application/octet-stream",),
     ),
-    "DELETE /v1/files/{file_id}": PlainOperation(
-        "Delete a file", "files", compatible.DeletedFile, None, (_FILE,), (401, 404, 409)
+    "DELETE /v1/files/{file_id}": AsgiOperation(
+        "Delete a file", "files", compatible.FileRemoval, None, (_FILE,), (401, 404, 409)
     ),
-    "POST /v1/batches": PlainOperation(
+    "POST /v1/batches": AsgiOperation(
         "Create a batch",
         "batches",
         compatible.OpenAIBatch,
@@ -184,7 +184,7 @@ _FILES = {
         (_CALL_HEADERS[0],),
         (400, 401, 404, 409, 413, 415, 422, 429),
     ),
-    "GET /v1/batches": PlainOperation(
+    "GET /v1/batches": AsgiOperation(
         "List batches",
         "batches",
         compatible.OpenAIPage[compatible.OpenAIBatch],
@@ -192,13 +192,13 @@ _FILES = {
         (_AFTER, _LIMIT),
         (400, 401, 404),
     ),
-    "GET /v1/batches/{batch_id}": PlainOperation(
+    "GET /v1/batches/{batch_id}": AsgiOperation(
         "Get a batch", "batches", compatible.OpenAIBatch, None, (_BATCH,), (401, 404)
     ),
-    "POST /v1/batches/{batch_id}/cancel": PlainOperation(
+    "POST /v1/batches/{batch_id}/cancel": AsgiOperation(
         "Cancel a batch", "batches", compatible.OpenAIBatch, None, (_BATCH,), (401, 404, 409)
     ),
-    "POST /v1/messages/batches": PlainOperation(
+    "POST /v1/messages/batches": AsgiOperation(
         "Create a batch of messages",
         "anthropic",
         {"description": "The batch; of a batch that is sent to an upstream, what that one answers."},
@@ -207,7 +207,7 @@ _FILES = {
         (400, 401, 403, 404, 409, 413, 415, 429),
         reference=_ANTHROPIC,
     ),
-    "GET /v1/messages/batches": PlainOperation(
+    "GET /v1/messages/batches": AsgiOperation(
         "List batches of messages",
         "anthropic",
         compatible.MessageBatchPage,
@@ -220,16 +220,16 @@ _FILES = {
         (400, 401, 404),
         reference=_ANTHROPIC,
     ),
-    "GET /v1/messages/batches/{batch_id}": PlainOperation(
+    "GET /v1/messages/batches/{batch_id}": AsgiOperation(
         "Get a batch of messages", "anthropic", compatible.MessageBatch, None, (_BATCH,), (401, 404)
     ),
-    "DELETE /v1/messages/batches/{batch_id}": PlainOperation(
-        "Delete a batch of messages", "anthropic", compatible.DeletedMessageBatch, None, (_BATCH,), (401, 404, 409)
+    "DELETE /v1/messages/batches/{batch_id}": AsgiOperation(
+        "Delete a batch of messages", "anthropic", compatible.MessageBatchRemoval, None, (_BATCH,), (401, 404, 409)
     ),
-    "POST /v1/messages/batches/{batch_id}/cancel": PlainOperation(
+    "POST /v1/messages/batches/{batch_id}/cancel": AsgiOperation(
         "Cancel a batch of messages", "anthropic", compatible.MessageBatch, None, (_BATCH,), (401, 404)
     ),
-    "GET /v1/messages/batches/{batch_id}/results": PlainOperation(
+    "GET /v1/messages/batches/{batch_id}/results": AsgiOperation(
         "Get the results of a batch of messages",
         "anthropic",
         {"type": "string", "format": "binary"},
@@ -246,7 +246,7 @@ _CACHE_FILTERS = (
     _query("target", "Name that requests gave."),
 )
 _CACHED = {
-    f"POST /api/{door}{endpoint}": PlainOperation(
+    f"POST /api/{door}{endpoint}": AsgiOperation(
         f"{_ENDPOINTS[endpoint][0]}, {'from the cache or a model' if door == 'openai' else 'from the cache alone'}",
         "cache",
         jobs.CachedResponse if door == "openai" else list[jobs.CachedResponse],
@@ -259,7 +259,7 @@ _CACHED = {
 }
 _OPERATION = _path("operation", "What to do with the model.", enum=["predict", "getlogs", "cleanlogs", "addmodel"])
 _BY_ID = {
-    f"{method} /{prefix}/{{operation}}": PlainOperation(
+    f"{method} /{prefix}/{{operation}}": AsgiOperation(
         "Call a model by id, add one, or read or clear its log",
         "models",
         {},
@@ -276,11 +276,11 @@ _BY_ID = {
     for prefix in ("get", "post")
     for method in ("GET", "POST")
 }
-PLAIN: dict[str, PlainOperation] = {
+PLAIN: dict[str, AsgiOperation] = {
     **{f"POST {endpoint}": _inference(endpoint) for endpoint in _ENDPOINTS},
     f"POST {COHERE_RERANK}": _inference(RERANK),
-    "GET /v1/models": PlainOperation("List models that requests can name", "openai", compatible.OpenAIModels),
-    "GET /v1/models/{name}": PlainOperation(
+    "GET /v1/models": AsgiOperation("List models that requests can name", "openai", compatible.OpenAIModels),
+    "GET /v1/models/{name}": AsgiOperation(
         "Get a model that requests can name",
         "openai",
         compatible.OpenAIModel,
@@ -291,11 +291,11 @@ PLAIN: dict[str, PlainOperation] = {
     **{f"{method} /v1/{{path}}": _passed(method) for method in ("GET", "POST", "PUT", "PATCH", "DELETE")},
     **_FILES,
     **_CACHED,
-    "GET /api/cache": PlainOperation(
+    "GET /api/cache": AsgiOperation(
         "Get the size of the cache", "cache", CacheSize, None, _CACHE_FILTERS, (400, 401, 403, 404, 503)
     ),
-    "DELETE /api/cache": PlainOperation(
-        "Delete answers from the cache", "cache", jobs.DeletedEntries, None, _CACHE_FILTERS, (400, 401, 403, 404, 503)
+    "DELETE /api/cache": AsgiOperation(
+        "Delete answers from the cache", "cache", jobs.CacheRemoval, None, _CACHE_FILTERS, (400, 401, 403, 404, 503)
     ),
     **_BY_ID,
 }

@@ -67,7 +67,7 @@ class ModelAnswer(TypedDict):
     """Health; with `health=true`."""
 
 
-class ErrorOfTrial(TypedDict):
+class TestError(TypedDict):
     """Error that a caller of the model would get."""
 
     code: str
@@ -78,14 +78,14 @@ class ErrorOfTrial(TypedDict):
     """Explanation."""
 
 
-class ModelTrial(TypedDict):
+class TestResult(TypedDict):
     """Result of one request to a model."""
 
     ok: bool
     """True if the model answered."""
     answer: NotRequired[Any]
     """Answer of the model."""
-    error: NotRequired[ErrorOfTrial]
+    error: NotRequired[TestError]
     """Error of the model."""
     seconds: float
     """Duration."""
@@ -134,7 +134,7 @@ class TokenAnswer(TypedDict):
     id: int
     """Id of the token."""
     name: str
-    """What it is for."""
+    """Description of its purpose."""
     role: Literal["admin", "reviewer", "user"]
     """Most that it may do."""
     user_id: int
@@ -158,7 +158,7 @@ class NewToken(TypedDict):
     """The token, which is never shown again."""
 
 
-class EndedSessions(TypedDict):
+class SessionCount(TypedDict):
     """Sessions that were ended."""
 
     ended: int
@@ -212,7 +212,7 @@ class FunctionSync(TypedDict):
     """Errors in files of functions."""
 
 
-class PipelineArguments(TypedDict):
+class PipelineParams(TypedDict):
     """Arguments of a pipeline."""
 
     success: bool

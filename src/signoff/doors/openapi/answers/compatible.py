@@ -15,7 +15,7 @@ class OpenAIModel(TypedDict):
     created: int
     """Seconds since 1970."""
     owned_by: str
-    """Who has it."""
+    """Owner."""
 
 
 class OpenAIModels(TypedDict):
@@ -65,7 +65,7 @@ class OpenAIPage(TypedDict, Generic[T]):
     """True if more may follow."""
 
 
-class DeletedFile(TypedDict):
+class FileRemoval(TypedDict):
     """File that was deleted."""
 
     id: str
@@ -82,9 +82,9 @@ class BatchCounts(TypedDict):
     total: int
     """All requests."""
     completed: int
-    """Those with an answer."""
+    """Requests with an answer."""
     failed: int
-    """Those without one."""
+    """Requests without an answer."""
 
 
 class OpenAIBatch(TypedDict):
@@ -174,7 +174,7 @@ class MessageBatchPage(TypedDict):
     """Id of the last batch, which is `after_id` of the next page."""
 
 
-class DeletedMessageBatch(TypedDict):
+class MessageBatchRemoval(TypedDict):
     """Batch that was deleted."""
 
     id: str

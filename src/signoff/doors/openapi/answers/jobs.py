@@ -15,12 +15,12 @@ class JobUsage(TypedDict):
     prompt_tokens: int
     """Tokens of the requests."""
     cached_tokens: int
-    """Those of them that the upstream had cached."""
+    """Tokens of the requests that the upstream had cached."""
     completion_tokens: int
     """Tokens of the answers."""
 
 
-class JobSeconds(TypedDict):
+class JobTimes(TypedDict):
     """Durations of a job in seconds; null for those that are not known."""
 
     queued: float | None
@@ -60,7 +60,7 @@ class JobAnswer(TypedDict):
     """Tokens; null if none are known."""
     cost: str | None
     """Cost in dollars; null if the model has no price."""
-    seconds: JobSeconds
+    seconds: JobTimes
     """Durations."""
     parent: str | None
     """Id of the run that this step belongs to."""
@@ -91,7 +91,7 @@ class JobPage(Page[JobAnswer]):
     """True if there are more."""
 
 
-class QueuedJob(TypedDict):
+class QueueJob(TypedDict):
     """Job of the queue doors, by the id that its caller chose."""
 
     job_id: str
@@ -100,7 +100,7 @@ class QueuedJob(TypedDict):
     """Status of the job in words of the queue doors."""
 
 
-class QueuedResult(QueuedJob):
+class QueueResult(QueueJob):
     """Result of a job of the queue doors."""
 
     content: str | None
@@ -116,14 +116,14 @@ class TextContent(TypedDict):
     """Text of the answer."""
 
 
-class Success(TypedDict):
+class Confirmation(TypedDict):
     """Confirmation."""
 
     status: Literal["success"]
     """`success`."""
 
 
-class EnqueuedJob(Success):
+class AcceptedJob(Confirmation):
     """Confirmation that a job is committed."""
 
     job_id: str
@@ -177,7 +177,7 @@ class CachedResponse(TypedDict):
     """True if no model was asked."""
 
 
-class DeletedEntries(TypedDict):
+class CacheRemoval(TypedDict):
     """Answers that were removed from the cache."""
 
     deleted: int

@@ -43,7 +43,7 @@ class ReviewTotals(TypedDict):
     """Upper end of that interval."""
 
 
-class ReviewFigures(TypedDict):
+class ReviewReport(TypedDict):
     """Figures of reviews; each row also has the dimensions that were asked for."""
 
     data: list[dict[str, Any]]
@@ -54,7 +54,7 @@ class ReviewFigures(TypedDict):
     """`offset` of the next page."""
 
 
-class UsageSums(TypedDict):
+class UsageSummary(TypedDict):
     """Sums of usage."""
 
     jobs: int
@@ -64,7 +64,7 @@ class UsageSums(TypedDict):
     prompt_tokens: int
     """Tokens of requests."""
     cached_tokens: int
-    """Those of them that upstreams had cached."""
+    """Tokens of requests that upstreams had cached."""
     completion_tokens: int
     """Tokens of answers."""
     cost: str
@@ -82,7 +82,7 @@ class UsageReport(TypedDict):
 
     data: list[dict[str, Any]]
     """Rows: the dimensions, and the members of `total`."""
-    total: UsageSums
+    total: UsageSummary
     """Sums over all rows."""
     next: int | None
     """`offset` of the next page."""
@@ -112,7 +112,7 @@ class PriceAnswer(TypedDict):
     """Price of a request."""
 
 
-class LimitValues(TypedDict):
+class LimitAmounts(TypedDict):
     """Numbers of a limit, or of its use; null for no limit."""
 
     requests_per_minute: int | None
@@ -131,14 +131,14 @@ class LimitValues(TypedDict):
     """Dollars in a month."""
 
 
-class LimitAnswer(LimitValues):
+class LimitAnswer(LimitAmounts):
     """Limit with its use."""
 
     who: str
     """`all`, `each`, `user:EMAIL` or `token:ID`."""
     model: str | None
     """Model whose use is limited; null for all."""
-    used: LimitValues | None
+    used: LimitAmounts | None
     """Present use; null for a limit that each subject has for itself."""
 
 
@@ -158,7 +158,7 @@ class LimitList(ObjectList[LimitAnswer]):
     """Caller, as limits name them."""
 
 
-class LimitRefusals(TypedDict):
+class LimitDenials(TypedDict):
     """Number of requests that a limit refused, or made wait."""
 
     limit: str

@@ -73,7 +73,7 @@ class ReviewSummary(TypedDict):
     votes_needed: int
     """Number of reviewers who must agree."""
     signals: dict[str, Any]
-    """What the policy looked at."""
+    """Signals that the policy looked at."""
 
 
 class TranscriptPart(TypedDict):
