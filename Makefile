@@ -13,7 +13,7 @@ WEIGHTS := src/signoff/engines/weights.txt
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup check fast test suite test-long faults bench budget-simulation lint types rules lock pages screenshots dist clean
+.PHONY: help run setup check fast test suite test-long faults bench budget-simulation lint types rules lock pages docs screenshots dist clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,10 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
+docs: .venv/.dev ## Builds the site of the documentation in .site/, with warnings as errors.
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d .site/.doctrees . .site
+	@echo "The site is at .site/index.html"
+
 screenshots: setup .venv/.dev ## Writes pictures of every page, those of the docs to docs/images/, the others to .screenshots/.
 	PYTHONPATH=tests $(BIN)/python tools/screenshots.py
 
@@ -84,7 +88,7 @@ dist: setup .venv/.dev ## Builds wheel, source distribution, lists of their part
 	$(BIN)/python tools/dist.py
 
 clean: ## Removes what was set up; ./data stays.
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules src/signoff/dashboard/static/built
+	rm -rf .venv .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules src/signoff/dashboard/static/built
 
 include deploy/compose.mk
 

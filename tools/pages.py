@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 
+import reference
 from faults.page import rounds
 from signoff import errors
 from signoff.commands.init import attribute_docstrings
@@ -93,7 +94,12 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/errors.md", "codes"): codes,
     ("docs/metrics.md", "metrics"): metrics,
     ("docs/reliability.md", "rounds"): rounds,
+    ("docs/routes.md", "routes"): reference.routes,
+    ("docs/cli.md", "commands"): reference.commands,
+    ("docs/states.md", "transitions"): transitions,
+    ("docs/faq.md", "questions"): reference.questions,
 }
+FILES: dict[str, Callable[[], str]] = {"docs/images/states.svg": reference.diagram}
 
 
 def written(page: str, part: str, text: str) -> str:
@@ -144,3 +150,5 @@ def _kinds(kind: type[errors.SignoffError]) -> Iterator[type[errors.SignoffError
 if __name__ == "__main__":
     for (page, part), make in PARTS.items():
         (ROOT / page).write_text(written(page, part, make()))
+    for file, make in FILES.items():
+        (ROOT / file).write_text(make())

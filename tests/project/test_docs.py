@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pages import PARTS, ROOT, written
+from pages import FILES, PARTS, ROOT, written
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEST = re.compile(r"`(\w+(?:/\w+)*\.py)::(test_\w+)`")
@@ -18,6 +18,11 @@ MAX_GLOSSARY_ENTRIES = 25
 @pytest.mark.parametrize(("page", "part"), PARTS)
 def test_a_generated_page_is_up_to_date(page: str, part: str) -> None:
     assert (ROOT / page).read_text() == written(page, part, PARTS[page, part]()), "run: make pages"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_generated_file_is_up_to_date(file: str) -> None:
+    assert (ROOT / file).read_text() == FILES[file](), "run: make pages"
 
 
 def test_each_link_leads_to_a_file_and_to_a_heading_in_it() -> None:
