@@ -76,3 +76,18 @@ async def test_no_page_has_an_error_or_anything_that_axe_finds(
     await visitor.visit("/dashboard/sign-in")
     faults["sign-in"] = await visitor.violations()
     assert {address: each for address, each in faults.items() if each} == {}
+
+
+async def test_the_page_of_the_api_shows_every_part_and_sends_a_request(server: Live, enter: Enter) -> None:
+    """The markup is Swagger UI's, so axe does not look at it; any violation of the policy is a fault all the same."""
+    admin = await enter("api-reader", "admin")
+    await admin.visit("/dashboard/api")
+    _, document = await server.ask("GET", "/schema/openapi.json")
+    parts = admin.page.locator(".opblock-tag")
+    await parts.nth(len(document["tags"]) - 1).wait_for()
+    assert await parts.count() == len(document["tags"])
+    await admin.page.locator("#operations-tag-health .opblock-tag, #operations-tag-health").first.click()
+    await admin.page.get_by_text("/health/live", exact=False).first.click()
+    await admin.page.get_by_role("button", name="Try it out").click()
+    await admin.page.get_by_role("button", name="Execute").click()
+    await admin.page.locator(".live-responses-table .response-col_status", has_text="200").wait_for()

@@ -25,6 +25,7 @@ PAGES = [
     Row("POST /dashboard/review/{job_id}/undo", "403 403 409 409", "/dashboard/review/<held>/undo", "", FORM),
     Row("POST /dashboard/review/{job_id}/move", "403 403 400 400", "/dashboard/review/<held>/move", "", FORM),
     Row("GET /dashboard/review/history", "403 403 200 200"),
+    Row("GET /dashboard/api", "200 200 200 200"),
     Row("GET /dashboard/batches", "200 200 200 200"),
     Row("GET /dashboard/batches/live", "200 200 200 200"),
     Row("POST /dashboard/batches", "400 400 400 400", body="endpoint=x", headers=FORM),

@@ -3,6 +3,7 @@
 from litestar import Router
 
 from signoff.dashboard import (
+    api_reference,
     audit,
     batches,
     bulk,
@@ -52,6 +53,7 @@ ROUTES: list[Router] = [
     people.router,
     upstream_keys.router,
     audit.router,
+    api_reference.router,
     home.built,
     home.hashed,
     home.static,

@@ -56,9 +56,10 @@ PRICES = NavigationItem("Prices", "/dashboard/prices", is_more=True)
 QUEUES = NavigationItem("Review queues", "/dashboard/queues", is_more=True)
 QUALITY = NavigationItem("Quality of review", "/dashboard/quality", is_more=True)
 AUDIT = NavigationItem("Audit log", "/dashboard/audit", is_more=True)
+API = NavigationItem("API", "/dashboard/api", is_more=True)
 EVERY_PAGE = (
     *(REVIEW, JOBS, USAGE, PLAYGROUND, BATCHES, PROMPTS, PIPELINES, MODELS, POLICIES, PEOPLE),
-    *(FUNCTIONS, CACHE, LIMITS, PRICES, QUEUES, QUALITY, AUDIT),
+    *(FUNCTIONS, CACHE, LIMITS, PRICES, QUEUES, QUALITY, AUDIT, API),
 )
 _FOR_ALL = (JOBS, BATCHES, USAGE, PLAYGROUND, PROMPTS, PIPELINES)
 
@@ -67,7 +68,7 @@ def pages_of(caller: Caller) -> list[NavigationItem]:
     """Return the pages that `caller` may see, in the order of the bar; the first one is the start page."""
     is_admin = caller.role == "admin"
     review = [REVIEW] if may_review(caller) else []
-    more = [FUNCTIONS, CACHE, LIMITS, *([PRICES, QUEUES, QUALITY, AUDIT] if is_admin else [])]
+    more = [FUNCTIONS, CACHE, LIMITS, *([PRICES, QUEUES, QUALITY, AUDIT] if is_admin else []), API]
     return [*review, *_FOR_ALL, *([MODELS, POLICIES] if is_admin else []), PEOPLE, *more]
 
 
