@@ -225,7 +225,10 @@ async def test_a_refused_verdict_undoes_nothing_of_others_in_its_transaction(sto
     assert [isinstance(result, Stale) for result in results] == [False, True, False, True]
     assert "ann decided: approve" in str(results[1])
     assert "bob decided: approve" in str(results[3])
-    assert [record.decision.reviewer for record in await store.reviews.decisions([first.id, second.id])] == ["ann", "bob"]
+    assert [record.decision.reviewer for record in await store.reviews.decisions([first.id, second.id])] == [
+        "ann",
+        "bob",
+    ]
     for job, reviewer in ((first, "ann"), (second, "bob")):
         assert [event.seq for event in await store.jobs.events(job.id)] == list(range(1, job.seq + 3))
         assert [vote.job_id for vote in await store.reviews.verdicts_of(reviewer, after=None, limit=9)] == [job.id]
