@@ -12,12 +12,12 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from signoff.server.connection_limits import ConnectionLimits
 from signoff.server.protocol import (
     BODY_LINGER_SECONDS,
     HALF_CLOSED_SECONDS,
     LAST_HEAD_SECONDS,
     LINGER_SECONDS,
-    ConnectionLimits,
     ConnectionRegistry,
     HttpConnection,
 )
@@ -36,6 +36,7 @@ LIMITS = ConnectionLimits(
     body_grace_seconds=10,
     body_bytes_per_second=100,
     read_pause_seconds=10,
+    unread_bytes=10_000,
 )
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n"
@@ -498,6 +499,19 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not() ->
         assert not transport.is_closed
     server.tick(1)
     assert transport.is_aborted
+
+
+async def test_responses_that_nobody_reads_take_a_bounded_memory_together() -> None:
+    server = Server()
+    _, reading = server.connect()
+    _, stalled = server.connect()
+    _, smaller = server.connect()
+    stalled.unread_bytes, smaller.unread_bytes = 5000, 4000
+    server.tick(2)
+    assert not stalled.is_closed
+    reading.unread_bytes = 6000
+    server.tick(1)
+    assert [each.is_aborted for each in (reading, stalled, smaller)] == [False, True, False]
 
 
 async def test_one_connection_too_many_is_refused_and_the_others_go_on() -> None:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from signoff.doors.errors import PROBLEM, problem, raw_error_headers
 from signoff.doors.http import CONNECTION
 from signoff.errors import BadRequest, HeadTooLarge, Overloaded, RequestTimedOut, SignoffError
+from signoff.server.connection_limits import ConnectionLimits
 from signoff.server.exchange import Exchange
 
 TICK_SECONDS = 1
@@ -29,29 +30,6 @@ HALF_CLOSED_SECONDS = 30
 # `head` lasts from the first byte of a connection or a request until its headers are complete; in `idle`, the client
 # has sent a whole request.
 Phase = Literal["head", "body", "idle", "closing"]
-
-
-class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of the connections of one process."""
-
-    max_connections: int = 4096
-    """Maximum number of open connections; a further one gets status 503 and is closed."""
-    max_pipelined: int = 64
-    """Maximum number of requests of a connection that wait for the response to an earlier one."""
-    head_bytes: int = 64 * 1024
-    """Maximum bytes of the request line with the headers, and of the trailers."""
-    head_fields: int = 256
-    """Maximum number of headers, and of trailers."""
-    head_seconds: int = 15
-    """Maximum seconds from the first byte of a head to its last one, and from the connection to its first byte."""
-    body_pause_seconds: int = 15
-    """Maximum seconds between two pieces of a body."""
-    body_grace_seconds: int = 30
-    """Seconds after which the average rate of a body counts."""
-    body_bytes_per_second: int = 1024
-    """Minimum average rate of a body."""
-    read_pause_seconds: int = 60
-    """Maximum seconds for which a client may read nothing of a response that waits for it."""
 
 
 class ConnectionRegistry:
@@ -86,6 +64,18 @@ class ConnectionRegistry:
         """Let one second pass for each connection."""
         for connection in tuple(self._connections):
             connection.tick()
+        self._bound_unread()
+
+    def _bound_unread(self) -> None:
+        """Close connections whose responses take too much memory together, first those whose clients read nothing."""
+        surplus = sum(connection.unread_bytes for connection in self._connections) - self.limits.unread_bytes
+        if surplus <= 0:
+            return
+        for connection in sorted(self._connections, key=lambda each: (not each.is_stalled, -each.unread_bytes)):
+            if surplus <= 0:
+                return
+            surplus -= connection.unread_bytes
+            connection.transport.abort()
 
     def _tick_again(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(TICK_SECONDS, self._tick_again, loop) if self._connections else None
@@ -118,8 +108,14 @@ class HttpConnection(HttpToolsProtocol):
         self._body_bytes = 0
         self._unused_bytes = 0  # received since the head or the latest piece of a body was complete
         self._data_bytes = 0  # of the data that is being parsed
-        self._unread_bytes = 0  # sent, and in the buffer of the transport at the latest tick
-        self._unread_seconds = 0  # since the buffer had another size
+        self.unread_bytes = 0
+        """Bytes of responses that the client had not read at the latest tick."""
+        self._unread_seconds = 0  # since their number was another one
+
+    @property
+    def is_stalled(self) -> bool:
+        """True if the client has read nothing of a response for a second."""
+        return self._unread_seconds > 0
 
     def watch(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the client leaves, until it is taken from `on_gone`.
@@ -310,8 +306,8 @@ class HttpConnection(HttpToolsProtocol):
     def _check_reading(self) -> None:
         """Close the connection if its client has read nothing for too long, which holds up the response."""
         unread_bytes = self.transport.get_write_buffer_size()
-        is_stalled = 0 < unread_bytes == self._unread_bytes
-        self._unread_bytes = unread_bytes
+        is_stalled = 0 < unread_bytes == self.unread_bytes
+        self.unread_bytes = unread_bytes
         self._unread_seconds = self._unread_seconds + 1 if is_stalled else 0
         if self._unread_seconds >= self._limits.read_pause_seconds:
             self.transport.abort()

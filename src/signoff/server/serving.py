@@ -17,7 +17,8 @@ import uvicorn
 from uvicorn.supervisors import multiprocess
 
 from signoff.runtime.shutdown import Shutdown
-from signoff.server.protocol import ConnectionLimits, ConnectionRegistry, HttpConnection
+from signoff.server.connection_limits import ConnectionLimits
+from signoff.server.protocol import ConnectionRegistry, HttpConnection
 
 # Key in the state of the ASGI lifespan of the `Shutdown` of the application.
 SHUTDOWN = "signoff.shutdown"

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from signoff.infra.memory import collect_as_memory_grows
 from signoff.runtime.invalidation import Invalidation
 from signoff.server.batches import BatchRunner
 from signoff.server.consumer import StreamConsumer
@@ -51,6 +52,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         services.runtime.metrics.run(),
         services.caches.callers.run(),
         services.runtime.open_calls.run(),
+        collect_as_memory_grows(),
         services.runtime.inflight_calls.persist_slow(
             lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
         ),
