@@ -6,7 +6,7 @@ import re
 
 from signoff.doors.http import MOUNT, ASGIApp, Header, Message, Receive, Scope, Send
 from signoff.infra.logging import log_to_stderr
-from signoff.infra.memory import collect_seldom
+from signoff.infra.memory import collect_seldom, return_large_blocks
 from signoff.server.bootstrap import run_services
 from signoff.server.http import make_router
 from signoff.server.serving import SHUTDOWN
@@ -89,6 +89,7 @@ class Application:
                 log_page_warnings()
                 if self._owns_process:
                     collect_seldom()
+                    return_large_blocks()
                 opened.set_result(make_router(services, settings))
                 await self._must_close.wait()
         except BaseException as error:

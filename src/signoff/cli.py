@@ -26,7 +26,7 @@ from signoff.core.model import Model
 from signoff.engines.llama import is_installed
 from signoff.errors import SignoffError
 from signoff.infra.logging import log_to_stderr
-from signoff.infra.memory import collect_seldom, resident_mb
+from signoff.infra.memory import collect_seldom, resident_mb, return_large_blocks
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, load
 from signoff.work.admin.audit import record_settings
@@ -137,6 +137,7 @@ async def _work(settings: Settings) -> bool:
         await register_missing_builtins(services)
         await log_warnings(services, settings)
         collect_seldom()
+        return_large_blocks()
         limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
         is_too_low = limit_mb is not None and start_mb > limit_mb
         if is_too_low and os.environ.get(RESTARTED):  # a worker that has run before must not disappear

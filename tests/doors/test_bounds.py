@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fakes.upstream import fake_upstream
-from signoff.doors.http import read_body
+from signoff.doors.http import DoorSettings, read_body
+from signoff.doors.router import MAX_PAGES, DoorRouter
 from signoff.errors import TooLarge
+from signoff.work.services import Services
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -233,3 +236,30 @@ async def test_a_body_within_its_limit_is_read_whole_and_a_larger_one_is_not_rea
         with pytest.raises(TooLarge):
             await read_body({"headers": []}, receive, limit, discarded_bytes=20)
     assert len(list(rest)) == pieces - read_pieces
+
+
+@pytest.mark.parametrize(("path", "most"), [("/dashboard/jobs", MAX_PAGES), ("/api/jobs", 3 * MAX_PAGES)])
+async def test_a_few_pages_are_made_at_the_same_time(path: str, most: int) -> None:
+    begun, may_end = 0, asyncio.Event()
+
+    async def rest(_scope: Any, _receive: Any, _send: Any) -> None:
+        nonlocal begun
+        begun += 1
+        await may_end.wait()
+
+    settings = DoorSettings(
+        max_body_bytes=1, max_file_bytes=1, anonymous_role=None, enqueue_review="never", keep_alive_seconds=1
+    )
+    router = DoorRouter({}, rest, queue={}, services=cast("Services", None), door_settings=settings)
+    scope = {"method": "GET", "path": path, "query_string": b"", "headers": [(b"x-request-id", b"a")]}
+
+    async def unused(*_: Any) -> Any:
+        """Receive and send nothing."""
+
+    tasks = [asyncio.ensure_future(router(dict(scope), unused, unused)) for _ in range(3 * MAX_PAGES)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert begun == most
+    may_end.set()
+    await asyncio.gather(*tasks)
+    assert begun == 3 * MAX_PAGES

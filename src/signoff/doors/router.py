@@ -56,6 +56,8 @@ from signoff.work.services import Services
 from signoff.work.tracing import tracer_of
 
 MAX_REQUEST_ID_LENGTH = 128
+# Pages of the dashboard that are made at the same time: each can load a job of tens of megabytes.
+MAX_PAGES = 8
 # Sent to Litestar in place of OPTIONS: a method that no path has. Its error for such a method names all methods of the
 # path, while its answer to OPTIONS names those of one handler.
 ALL_METHODS = "OPTIONS-OF-ALL"
@@ -86,6 +88,7 @@ class DoorRouter:
         self._rest = rest
         self._services = services
         self._door_settings = door_settings
+        self._pages = asyncio.Semaphore(MAX_PAGES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; its response has the header `x-request-id`."""
@@ -127,8 +130,10 @@ class DoorRouter:
         if scope["method"] == "OPTIONS":
             scope["method"] = ALL_METHODS
         receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
+        is_page = scope["method"] == "GET" and scope["path"].startswith("/dashboard/")
         try:
-            await self._rest(scope, receive, send)
+            async with self._pages if is_page else contextlib.nullcontext():
+                await self._rest(scope, receive, send)
         except asyncio.CancelledError:
             if not self._services.runtime.shutdown.take_cancellation():
                 raise

@@ -1,6 +1,8 @@
 """Memory of this process: how much it uses, and when garbage is collected."""
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import resource
 import sys
@@ -13,6 +15,11 @@ COLLECT_AFTER = 20_000
 # Growth of the memory after which garbage is collected, however few objects it may be, and how often that is checked.
 GROWN_MB = 64
 CHECK_SECONDS = 0.5
+# Checks without growth after which garbage is collected once more.
+CALM_CHECKS = 6
+# Parameter of glibc's mallopt(3), and size from which the memory of an object goes back to the system with it.
+M_MMAP_THRESHOLD = -3
+LARGE_BYTES = 1024 * 1024
 
 
 def resident_mb() -> int:
@@ -34,23 +41,42 @@ def collect_seldom() -> None:
     gc.set_threshold(COLLECT_AFTER)
 
 
+def return_large_blocks() -> None:
+    """Let the memory of each large object return to the system at its end, also after larger ones have been freed.
+
+    Without this, glibc raises the size from which it does so up to 32 MiB, and the requests of a moment with large
+    bodies leave a heap of holes. It changes nothing where the C library is another one.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 async def collect_as_memory_grows() -> None:
     """Collect garbage after each growth of the memory, for ever, if `collect_seldom` was called.
 
     A page leaves some hundred objects that refer to each other (the macros of its template and their context), and with
     them the jobs that it shows: far too few objects for a collection, and tens of megabytes.
     """
-    base_mb = resident_mb()
+    watch = GarbageWatch()
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         if gc.get_threshold()[0] == COLLECT_AFTER:
-            base_mb = collect_if_grown(base_mb)
+            watch.check()
 
 
-def collect_if_grown(base_mb: int) -> int:
-    """Collect garbage if the resident memory has grown beyond `base_mb`; return what to compare with the next time."""
-    now_mb = resident_mb()
-    if now_mb < base_mb + GROWN_MB:
-        return min(base_mb, now_mb)
-    gc.collect()
-    return resident_mb()
+class GarbageWatch:
+    """Collector of garbage as the resident memory grows, and once more when that has ended."""
+
+    def __init__(self) -> None:
+        self._base_mb = resident_mb()
+        self._checks_left = 0
+
+    def check(self) -> None:
+        """Collect garbage if there may be much."""
+        now_mb = resident_mb()
+        has_grown = now_mb >= self._base_mb + GROWN_MB
+        self._checks_left = CALM_CHECKS if has_grown else max(0, self._checks_left - 1)
+        if has_grown or self._checks_left == 1:
+            gc.collect()
+            now_mb = resident_mb()
+        self._base_mb = now_mb if has_grown else min(self._base_mb, now_mb)
