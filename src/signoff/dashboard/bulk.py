@@ -10,7 +10,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.job import Job
-from signoff.core.reviews.bulk import MAX_BULK, Bulk, BulkItem, BulkState, SignalCondition
+from signoff.core.reviews.bulk import MAX_BULK, Bulk, BulkItem, BulkState, SignalsCondition
 from signoff.core.reviews.item import question_of
 from signoff.core.reviews.queues import ReviewFilter
 from signoff.dashboard.content import answer_of_job
@@ -68,24 +68,24 @@ class BulkForm(msgspec.Struct, frozen=True, kw_only=True):
     age: str = ""
     """Seconds since the hold; empty for any time."""
 
-    def conditions(self) -> tuple[SignalCondition, ...]:
+    def conditions(self) -> tuple[SignalsCondition, ...]:
         """Return the conditions on signals. Raises BadRequest."""
         rows = ((self.signal, self.comparison, self.value), (self.signal_2, self.comparison_2, self.value_2))
         return tuple(_condition(name.strip(), comparison, value.strip()) for name, comparison, value in rows if name)
 
 
-def _condition(name: str, comparison: str, text: str) -> SignalCondition:
+def _condition(name: str, comparison: str, text: str) -> SignalsCondition:
     """Return the condition that a row of the form describes. Raises BadRequest."""
     try:
         value = msgspec.json.decode(text, type=bool | float)
     except msgspec.DecodeError:
         value = text
     if comparison == "equals" and text:
-        return SignalCondition(name=name, equals=value)
+        return SignalsCondition(name=name, equals=value)
     if not isinstance(value, float) or comparison not in COMPARISONS:
         raise BadRequest(f"The value of the signal `{name}` must be a number to be compared (got {text!r}).")
     at_least = value if comparison == "at_least" else None
-    return SignalCondition(name=name, at_least=at_least, at_most=None if comparison == "at_least" else value)
+    return SignalsCondition(name=name, at_least=at_least, at_most=None if comparison == "at_least" else value)
 
 
 @get(PATH, include_in_schema=False, media_type=MediaType.HTML)

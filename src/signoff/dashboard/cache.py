@@ -31,7 +31,7 @@ EXAMPLE = """{
 }"""
 
 
-class LookUpForm(msgspec.Struct, frozen=True, kw_only=True):
+class RequestForm(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of the form that looks an answer up."""
 
     endpoint: str = CHAT
@@ -43,22 +43,22 @@ class LookUpForm(msgspec.Struct, frozen=True, kw_only=True):
 @get("/dashboard/cache", include_in_schema=False, media_type=MediaType.HTML)
 async def show_cache(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
     """Show the size of the cache, and its hits in the last seven days, by model."""
-    return await _cache_page(request, services, caller, LookUpForm())
+    return await _cache_page(request, services, caller, RequestForm())
 
 
 @post("/dashboard/cache/lookup", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
 async def post_lookup(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
     """Show the answer that the caller would get from the cache for the request of the form; nobody is asked."""
     check_same_site(scope_of(request))
-    form = parse_form(await request.body(), LookUpForm, "look-up")
+    form = parse_form(await request.body(), RequestForm, "look-up")
     try:
-        found = await lookup_cached(services, _ask(caller, form))
+        hit = await lookup_cached(services, _ask(caller, form))
     except SignoffError as error:
         return await _cache_page(request, services, caller, form, error=error)
-    return await _cache_page(request, services, caller, form, found=found, is_looked_up=True)
+    return await _cache_page(request, services, caller, form, hit=hit, is_looked_up=True)
 
 
-def _ask(caller: Caller, form: LookUpForm) -> Ask:
+def _ask(caller: Caller, form: RequestForm) -> Ask:
     """Return the request of the form. Raises BadRequest, BadBody."""
     if form.endpoint not in KNOWN:
         raise BadRequest(f"`endpoint` must be one of {', '.join(sorted(KNOWN))} (got {form.endpoint[:100]!r}).")
@@ -80,9 +80,9 @@ async def _cache_page(  # noqa: PLR0913 -- the request, its caller, and what the
     request: AnyRequest,
     services: Services,
     caller: Caller,
-    form: LookUpForm,
+    form: RequestForm,
     *,
-    found: Job | None = None,
+    hit: Job | None = None,
     is_looked_up: bool = False,
     error: SignoffError | None = None,
 ) -> Template:
@@ -101,8 +101,8 @@ async def _cache_page(  # noqa: PLR0913 -- the request, its caller, and what the
         models=[_row(name, each) for name, each in sorted(uses.items()) if each.keys() & {"hit", "miss"}],
         form=form,
         paths=sorted(IN_WORDS),
-        found=found,
-        answer="" if found is None else answer_of_job(found)[:MAX_SHOWN],
+        hit=hit,
+        answer="" if hit is None else answer_of_job(hit)[:MAX_SHOWN],
         is_looked_up=is_looked_up,
         error=error and error.message,
     )

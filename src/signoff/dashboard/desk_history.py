@@ -1,4 +1,4 @@
-"""What happens to answers beside a verdict: moving one to another reviewer or queue, and the verdicts of the past."""
+"""Form that hands a held answer over to another reviewer or queue, and the list of a reviewer's verdicts."""
 
 import contextlib
 from typing import Any

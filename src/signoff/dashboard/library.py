@@ -12,6 +12,7 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.filters import LibraryFilter
+from signoff.core.job import Job
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
@@ -221,21 +222,25 @@ def _actions(kind: LibraryItemKind) -> list[Any]:
     ) -> Response[str]:
         """Run the version in production with the arguments of the form, and show its job, whose log follows it."""
         check_same_site(scope_of(request))
-        item = await library.get_item(services, caller, kind, name)
-        fields = parse_form(await request.body(), dict[str, str], "run")
-        arguments = {argument: fields.get(f"argument.{argument}", "") for argument in parameter_names(item)}
-        ask = Ask(
-            door="pages",
-            caller=caller,
-            path=PREDICT,
-            body=msgspec.json.encode(arguments),
-            target=item.name,
-            pipeline=item if isinstance(item, Pipeline) else None,
-        )
-        job = await submit(services, ask)
-        return Response("", status_code=303, headers={"location": f"{JOBS.path}/{job.id}"})
+        job = await _run(services, caller, await library.get_item(services, caller, kind, name), await request.body())
+        return redirect(f"{JOBS.path}/{job.id}")
 
     return [post_production, post_share, post_removal, post_run]
+
+
+async def _run(services: Services, caller: Caller, item: LibraryItem, form: bytes) -> Job:
+    """Submit a run of the item with the arguments of the form, and return its job."""
+    fields = parse_form(form, dict[str, str], "run")
+    arguments = {argument: fields.get(f"argument.{argument}", "") for argument in parameter_names(item)}
+    ask = Ask(
+        door="pages",
+        caller=caller,
+        path=PREDICT,
+        body=msgspec.json.encode(arguments),
+        target=item.name,
+        pipeline=item if isinstance(item, Pipeline) else None,
+    )
+    return await submit(services, ask)
 
 
 async def _uses(services: Services, caller: Caller, item: LibraryItem) -> tuple[dict[Any, VersionUse], int | None]:

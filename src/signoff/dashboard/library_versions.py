@@ -58,7 +58,7 @@ async def pipeline_use(services: Services, caller: Caller, item: LibraryItem) ->
     for job in result.jobs:
         if job.is_terminal and job.pipeline_id == item.id:
             runs[job.pipeline_version].append(job)
-    costs = await costs_of_runs(services, [job for jobs in runs.values() for job in jobs])
+    costs = await costs_of_runs(services, caller, [job for jobs in runs.values() for job in jobs])
     figures = await _figures_by_version(services, caller, item.name)
     return {
         version: _use_of(runs.get(version, []), costs, figures.get(version)) for version in runs.keys() | figures.keys()

@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.access import Caller
 from signoff.core.job import Edit, Job, Verdict
-from signoff.core.reviews.bulk import MAX_BULK, MAX_CONDITIONS, Bulk, SignalCondition
+from signoff.core.reviews.bulk import MAX_BULK, MAX_CONDITIONS, Bulk, SignalsCondition
 from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as_json
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor
 from signoff.core.wire import format_time
@@ -100,7 +100,7 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Name of the model, prompt or pipeline that was requested; null for any."""
     policy: str | None = None
     """Name of the policy that holds the answer; null for any."""
-    signals: Annotated[list[SignalCondition], msgspec.Meta(max_length=MAX_CONDITIONS)] = []
+    signals: Annotated[list[SignalsCondition], msgspec.Meta(max_length=MAX_CONDITIONS)] = []
     """Conditions on the signals of the answer, joined by AND."""
     min_age_seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     """Time since the answer was held; null for any."""

@@ -15,7 +15,7 @@ SINGLE_SHARE = 0.05
 BulkState = Literal["selected", "decided", "skipped", "undone"]
 
 
-class SignalCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SignalsCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Condition on a signal of an answer. An answer without the signal does not match, nor one where it is null."""
 
     name: str

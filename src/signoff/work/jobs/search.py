@@ -9,7 +9,7 @@ import msgspec
 from signoff.core.access import Caller, may_review
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job, Status
-from signoff.core.text_match import TextMatcher
+from signoff.core.text_search import TextSearch
 from signoff.core.usage import DAY_US
 from signoff.errors import Forbidden
 from signoff.work.jobs.query import get_job, list_jobs
@@ -83,7 +83,7 @@ async def search_jobs(services: Services, caller: Caller, search: JobSearch) -> 
     """Return the next jobs that match, after MAX_EXAMINED jobs, MAX_EXAMINED_BYTES or MAX_US. Raises Forbidden."""
     ends_at = services.clock() + MAX_US
     matching, examined, examined_bytes, last = list[Job](), 0, 0, None
-    job_filter, matcher = await _filter_of(services, caller, search), TextMatcher(search.text) if search.text else None
+    job_filter, matcher = await _filter_of(services, caller, search), TextSearch(search.text) if search.text else None
     while job_filter is not None:
         page = await list_jobs(services, caller, job_filter)
         for job in page:
@@ -149,7 +149,7 @@ def _result(
     return SearchResult(jobs=matching, examined=examined, next_id=next_id, reached_at=reached_at)
 
 
-def _matches(job: Job, search: JobSearch, matcher: TextMatcher | None) -> bool:
+def _matches(job: Job, search: JobSearch, matcher: TextSearch | None) -> bool:
     wanted = (
         (search.target, job.target),
         (search.model, job.model),

@@ -86,12 +86,13 @@ async def run_log(services: Services, caller: Caller, job_id: str) -> list[Logge
     return listed if may_see_values else [_without_values(entry) for entry in listed]
 
 
-async def costs_of_runs(services: Services, runs: Sequence[Job]) -> dict[str, UsageTotals]:
-    """Return the tokens and the cost of all steps of each run, by its id; a run without steps has none.
+async def costs_of_runs(services: Services, caller: Caller, runs: Sequence[Job]) -> dict[str, UsageTotals]:
+    """Return the tokens and the cost of all steps of each run that `caller` may see, by its id; none without steps.
 
     A run that has not ended has none either, as its steps may be held.
     """
-    return await services.store.runs.costs([run.id for run in runs if run.is_terminal])
+    visible = [run.id for run in runs if run.is_terminal and (may_review(caller) or run.user_id == caller.user_id)]
+    return await services.store.runs.costs(visible)
 
 
 async def rerun(services: Services, caller: Caller, job_id: str, change: RerunChange) -> Job:

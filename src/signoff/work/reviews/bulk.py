@@ -12,7 +12,7 @@ from signoff.core.reviews.bulk import (
     Bulk,
     BulkItem,
     BulkState,
-    SignalCondition,
+    SignalsCondition,
     stays_out_of_bulk,
 )
 from signoff.core.reviews.queues import ReviewFilter, place_of
@@ -37,7 +37,7 @@ class BulkSelection(msgspec.Struct, frozen=True, kw_only=True):
     """Answers to look at, in the queues of the caller, and the largest number to select."""
     policy: str | None = None
     """Name of the policy that holds the answers; None for any."""
-    signals: tuple[SignalCondition, ...] = ()
+    signals: tuple[SignalsCondition, ...] = ()
     """Conditions on the signals of the answers, joined by AND."""
     verdict: Verdict
     """Verdict on each answer."""

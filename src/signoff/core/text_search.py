@@ -11,7 +11,7 @@ MAX_WORDS = 4
 _TEXT_MEMBER = b'"text"'
 
 
-class TextMatcher:
+class TextSearch:
     """A text to search for. Most jobs do not have it, and are told apart by their bytes, without reading their JSON."""
 
     def __init__(self, text: str) -> None:

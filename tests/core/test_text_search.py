@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.dialects.answer import text_or_json
 from signoff.core.dialects.transcript import transcript
-from signoff.core.text_match import TextMatcher
+from signoff.core.text_search import TextSearch
 
 LETTERS = 'aAbBkK19 ßſ\u212aéÉ中\\"\n'
 
@@ -43,7 +43,7 @@ def test_bytes_tell_what_reading_tells(wanted: str, said: list[str], is_escaped:
     body = json.dumps(a_request(content, stop=said), ensure_ascii=is_escaped).encode()
     response = json.dumps(an_answer(content), ensure_ascii=is_escaped).encode()
     for request, answer in ((body, None), (b"{}", response), (body, response)):
-        assert TextMatcher(wanted).matches(request, answer) == by_reading(wanted, request, answer)
+        assert TextSearch(wanted).matches(request, answer) == by_reading(wanted, request, answer)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_bytes_tell_what_reading_tells(wanted: str, said: list[str], is_escaped:
 )
 def test_a_text_is_found_without_regard_to_case(wanted: str, body: Any, response: Any, expected: bool) -> None:
     raw = b"{broken" if body is None else json.dumps(body).encode()
-    assert TextMatcher(wanted).matches(raw, None if response is None else json.dumps(response).encode()) is expected
+    assert TextSearch(wanted).matches(raw, None if response is None else json.dumps(response).encode()) is expected
 
 
 def test_a_text_is_found_in_a_field_of_a_form() -> None:
     form = b'--b\r\ncontent-disposition: form-data; name="prompt"\r\n\r\nA red kite\r\n--b--\r\n'
-    assert TextMatcher("red kite").matches(encode_binary(BinaryBody("multipart/form-data; boundary=b", form)), None)
+    assert TextSearch("red kite").matches(encode_binary(BinaryBody("multipart/form-data; boundary=b", form)), None)
