@@ -30,6 +30,19 @@ LAST_EVENTS = (
 )
 
 
+class PhaseTimes:
+    """Times of an attempt on a clock that is finer than that of uvloop, which has milliseconds: `time.perf_counter`."""
+
+    __slots__ = ("asked", "began", "ended")
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.asked: float | None = None
+        """Time at which the first model was asked."""
+        self.ended: float | None = None
+        """Time at which the answer of the last model had ended."""
+
+
 class Attempt:
     """The work of this process on one job, from the reservation to the recorded end.
 
@@ -47,13 +60,6 @@ class Attempt:
 
     is_cut_off = False
     """True once it was cancelled: its caller left, or the process stops."""
-    # Times of a finer clock, for what this server itself takes: that of uvloop has milliseconds.
-    began: float
-    """Time of the beginning."""
-    began_asking: float | None = None
-    """Time at which the first model was asked."""
-    ended_asking: float | None = None
-    """Time at which the answer of the last model had ended."""
 
     def __init__(self, job: Job, *, stream: bool) -> None:
         self.initial_job: Job = job
@@ -101,7 +107,7 @@ class Attempt:
         self.first_byte_at: float | None = None
         """Time of the first content of the answer."""
         self.ended_at: float | None = None
-        self.arrived_at, self.began = self._now(), time.perf_counter()
+        self.arrived_at, self.phases = self._now(), PhaseTimes()
         self._task: asyncio.Task[object] | None = None
         self._size = 0
         self._held_back: list[bytes] = []
@@ -114,7 +120,7 @@ class Attempt:
     def start(self) -> None:
         """Record that a model is asked now."""
         self.started_at, self.first_byte_at, self.ended_at = self._now(), None, None
-        self.began_asking = self.began_asking or time.perf_counter()
+        self.phases.asked = self.phases.asked or time.perf_counter()
 
     def discard(self) -> None:
         """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""
@@ -175,7 +181,7 @@ class Attempt:
     def end(self) -> None:
         """Record the end of the answer. Later calls do nothing."""
         self.ended_at = self.ended_at or self._now()
-        self.ended_asking = self.ended_asking or time.perf_counter()
+        self.phases.ended = self.phases.ended or time.perf_counter()
 
     def judge_refusals(self) -> None:
         """Blame the endpoints that refused the request if another one answered it, and the request otherwise."""

@@ -100,15 +100,16 @@ class Metrics:
         model.in_flight += 1
         arrived_at = ARRIVED_AT.get()
         if arrived_at is not None and attempt.job.is_waiting_call:
-            self.overhead["admit"].observe(attempt.began - arrived_at)
+            self.overhead["admit"].observe(attempt.phases.began - arrived_at)
         return model
 
     def model_answered(self, attempt: Attempt, before: Job, after: Job) -> None:
         """Count what an attempt used: the difference of `before` and `after`, and its times."""
-        if attempt.started_at is None or attempt.began_asking is None:
+        phases = attempt.phases
+        if attempt.started_at is None or phases.asked is None:
             return
         model, begun_at, ended_at = self._of(after), attempt.first_byte_at, attempt.ended_at
-        self.overhead["reserve"].observe(attempt.began_asking - attempt.began)
+        self.overhead["reserve"].observe(phases.asked - phases.began)
         if after.attempt == 1 and after.queued_us is not None and not after.is_waiting_call:
             self.queue_wait.observe(after.queued_us / 1_000_000)
         if begun_at is None or ended_at is None:
@@ -125,8 +126,8 @@ class Metrics:
         model.in_flight -= 1
         outcome, now = _outcome(attempt, settled), time.perf_counter()
         self._of(attempt.job).attempts[attempt.job.lane, outcome] += 1
-        if attempt.ended_asking is not None and settled is not None:
-            self.overhead["settle"].observe(now - attempt.ended_asking)
+        if attempt.phases.ended is not None and settled is not None:
+            self.overhead["settle"].observe(now - attempt.phases.ended)
         arrived_at = ARRIVED_AT.get()
         if outcome == "success" and arrived_at is not None and attempt.job.is_waiting_call:
             self._of(attempt.job).request_duration.observe(now - arrived_at)
