@@ -16,6 +16,7 @@ from signoff.server.adapters import make_tracer
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings
 from support.live_server import Live, chat, live, until
+from support.pipelines import save
 
 pytestmark = pytest.mark.anyio
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -101,6 +102,18 @@ async def test_a_verdict_is_an_evaluation_result_in_the_trace_of_its_job(tmp_pat
             "gen_ai.evaluation.score.value": 0.0,
         }
         assert b"private" not in b"".join(collector.bodies)
+
+
+async def test_the_steps_of_a_run_are_in_its_trace(tmp_path: Path) -> None:
+    async with Collector() as collector, live(tmp_path, otlp_endpoint=collector.url) as server:
+        token, headers = await server.token(), {"traceparent": TRACEPARENT}
+        await save(server, token, "prompt", "greet", "Greet {name}.", model="echo")
+        await save(server, token, "pipeline", "politely", "greet(name)")
+        body = {"body": {"name": "Ann"}, "target": "politely", "path": "/predict"}
+        assert (await server.ask("POST", "/api/jobs", token, json=body, headers=headers))[0] == 202
+        spans = await spans_of(server, collector, TRACE, "process job", "step", "chat echo")
+        assert spans["step"].parent_id == spans["process job"].span_id
+        assert spans["chat echo"].parent_id == spans["step"].span_id
 
 
 async def test_a_failed_call_has_the_code_of_its_error_and_not_its_text(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ DELIVERY_ATTEMPTS = Metric(
 LOOP_LAG = Metric(
     "signoff_event_loop_lag_seconds",
     "histogram",
-    "Delay of a timer of the event loop, which is set four times a second.",
+    "Delay of a timer of the event loop, which is set twice a second.",
     (),
     "seconds",
 )

@@ -7,6 +7,7 @@ from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import SignoffError
 from signoff.work.accept import accept, decompressed, stream_caller
 from signoff.work.services import Services
+from signoff.work.tracing import traced_message
 
 
 async def accept_message(services: Services, stream: Stream, message: IncomingMessage) -> None:
@@ -26,7 +27,8 @@ async def accept_message(services: Services, stream: Stream, message: IncomingMe
         reply_to=stream.name,
         reply=ReplyAddress(topic=message.reply_to, correlation_id=message.correlation_id),
     )
-    await accept(services, ask, message, envelope.error)
+    with traced_message(services, stream):
+        await accept(services, ask, message, envelope.error)
 
 
 def _open(services: Services, message: IncomingMessage) -> tuple[IncomingMessage, Envelope]:

@@ -24,7 +24,7 @@ from signoff.store import TransitionRequest
 # Labels in place of the name of a model: of all pipelines, and of models that are not registered any more.
 PIPELINES, OTHERS = "(pipeline)", "(other)"
 MAX_MODELS = 1000
-LAG_SECONDS = 0.25
+LAG_SECONDS = 0.5
 NANO = 1_000_000_000
 
 

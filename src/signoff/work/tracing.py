@@ -17,6 +17,7 @@ from signoff.core.dialects.answer import usage_of_body, usage_of_events
 from signoff.core.endpoints import COMPLETIONS, EMBEDDINGS, IN_WORDS
 from signoff.core.job import Job
 from signoff.core.model import Model, upstream_name
+from signoff.core.stream import Stream
 from signoff.engine import ModelRequest
 from signoff.infra.tracing import Attributes, Span, Tracer
 from signoff.runtime.attempt import Attempt
@@ -41,14 +42,21 @@ def carry_trace(services: Services, job: Job) -> Job:
     return msgspec.structs.replace(job, headers=_without_trace(job.headers or {}) | headers)
 
 
+def traced_message(services: Services, stream: Stream) -> AbstractContextManager[Span | None]:
+    """Return the span in which a message of a topic becomes a job."""
+    tracer = services.runtime.tracer
+    attributes = {"messaging.operation.type": "receive", "messaging.destination.name": stream.requests}
+    return _NO_SPAN if tracer is None else tracer.span("receive message", "consumer", attributes, headers={})
+
+
 def traced_work(services: Services, job: Job) -> AbstractContextManager[Span | None]:
     """Return the span of a worker's attempt at `job`, after one for the time that the job has waited in the queue."""
     tracer = services.runtime.tracer
     if tracer is None:
         return _NO_SPAN
     attributes = _of_job(job) | {"messaging.operation.type": "process", "signoff.attempt": job.attempt}
-    if job.parent_id is not None:  # a step, in the span of its run
-        return tracer.span("step", "internal", attributes)
+    if job.parent_id is not None:
+        return tracer.span("step", "internal", attributes, headers=job.headers)
     headers, due_at = job.headers or {}, max(job.created_at, job.due_at)
     if job.lane == "later" and job.attempt == 1 and job.updated_at > due_at:
         tracer.record("queue", _of_job(job), headers=headers, began_us=due_at, ended_us=job.updated_at)

@@ -20,6 +20,7 @@ from signoff.work.inference.caching import cache_key_for, lookup_answer
 from signoff.work.jobs.query import load_job, wait_until
 from signoff.work.reviews.policies import govern, govern_job
 from signoff.work.services import Services
+from signoff.work.tracing import carry_trace
 
 PerformStep = Callable[[Services, Job], Awaitable[None]]
 MAX_POLL_SECONDS = 1.0
@@ -61,10 +62,11 @@ async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedC
         "lease": services.ids.new_id(),
     }
     if isinstance(callee, Pipeline):
-        return await _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
+        step = await _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
+        return carry_trace(services, step)
     cache = CacheControl(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
     text = render_template(callee.body, placed.values, max_bytes=services.rules.max_body_bytes)
-    return await _prompt_step(services, fields, callee, text, caller=caller, cache=cache)
+    return carry_trace(services, await _prompt_step(services, fields, callee, text, caller=caller, cache=cache))
 
 
 def step_error(step: Job) -> StepFailed:
