@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,45 +24,21 @@ from support.live_server import Live, live, until
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
 FOLDER = Path(__file__).parent
-LOCKS = FOLDER.parents[1] / "requirements"
-INSTALL_SECONDS = 240.0
 # Node's `fetch` waits so long for the head of a response.
 NODE_SECONDS = 300.0
 Start = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="session")
-def ai_sdk(tmp_path_factory: pytest.TempPathFactory) -> Start:
+def ai_sdk(node: Path) -> Start:
     """Return a function that returns the command of the AI SDK's program."""
-    folder = tmp_path_factory.mktemp("ai_sdk")
-    for name in ("package.json", "package-lock.json", "ai_sdk.mjs"):
-        shutil.copy(FOLDER / name, folder)
-    install(["npm", "ci", "--no-audit", "--no-fund"], folder)
-    return lambda url, token, model, kind="whole": ["node", str(folder / "ai_sdk.mjs"), url, token, model, kind]
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the interpreter of an environment with the clients in Python."""
-    folder = tmp_path_factory.mktemp("python")
-    uv, python = str(Path(sys.executable).with_name("uv")), str(folder / "venv" / "bin" / "python")
-    install([uv, "venv", "-q", "venv", "--python", sys.executable], folder)
-    command = [uv, "pip", "install", "-q", "--system-certs", "--python", python, "--require-hashes"]
-    install([*command, "-r", str(LOCKS / "clients.txt")], folder)
-    install([*command, "--no-deps", "-r", str(LOCKS / "protollm.txt")], folder)
-    return python
+    return lambda url, token, model, kind="whole": ["node", str(node / "ai_sdk.mjs"), url, token, model, kind]
 
 
 @pytest.fixture(scope="session")
 def dspy(python: str) -> Start:
     """Return a function that returns the command of DSPy's program."""
     return lambda url, token, model: [python, str(FOLDER / "dspy_client.py"), url, token, model]
-
-
-def install(command: Sequence[str], folder: Path) -> None:
-    """Run a command that installs packages in `folder`; fail with its output."""
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 async def run(command: Sequence[str], prompt: str) -> asyncio.subprocess.Process:

@@ -13,6 +13,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEST = re.compile(r"`(\w+(?:/\w+)*\.py)::(test_\w+)`")
 CODE = re.compile(r"```.*?```", re.DOTALL)
 MAX_GLOSSARY_ENTRIES = 25
+MAX_PROSE_CHARACTERS = 140
+GUIDES = [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "REVIEWING", "SECURITY")]
 
 
 @pytest.mark.parametrize(("page", "part"), PARTS)
@@ -45,6 +47,19 @@ def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of `page`."""
     headings = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_each_line_of_prose_is_short() -> None:
+    """Tables, headings and code are no prose, records of decisions are not rewritten, and of a link its text counts."""
+    records = ROOT / "docs" / "decisions"
+    pages = [page for page in (*PAGES, *GUIDES) if page.parent != records]
+    lines = [(page, line) for page in pages for line in CODE.sub("", page.read_text()).splitlines()]
+    prose = [
+        (page, re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line)) for page, line in lines if line[:1] not in {"|", "#"}
+    ]
+    assert len(prose) > 3000
+    long = [f"{page.relative_to(ROOT)}: {line}" for page, line in prose if len(line) > MAX_PROSE_CHARACTERS]
+    assert long == []
 
 
 def test_the_glossary_is_short_and_has_a_line_for_each_word() -> None:

@@ -85,6 +85,8 @@ class JobAnswer(TypedDict):
 class JobPage(Page[JobAnswer]):
     """Page of jobs."""
 
+    data: list[JobAnswer]
+    """Jobs of the page, newest first."""
     total: NotRequired[int]
     """Number of jobs that match, at most 10000; with `total=1`."""
     total_is_capped: NotRequired[bool]

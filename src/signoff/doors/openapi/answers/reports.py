@@ -154,6 +154,8 @@ class CallerName(TypedDict):
 class LimitList(ObjectList[LimitAnswer]):
     """Limits with their use."""
 
+    data: list[LimitAnswer]
+    """Limits that apply."""
     you: CallerName
     """Caller, as limits name them."""
 
