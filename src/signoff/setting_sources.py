@@ -15,6 +15,8 @@ PREFIX = "signoff_"
 OTHER_VARIABLES = {"config", "no_work", "worker_restarted"}
 # Kubernetes sets these variables in each container if there is a Service called `signoff`.
 KUBERNETES_VARIABLE = re.compile(r"signoff_(service_(host|port)(_\w+)?|port_\d+_(tcp|udp)(_\w+)?)")
+# A URL whose parts are unambiguous: special characters of the user and the password are percent-encoded.
+PUBLIC_URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+://)(?:[^@/?#]*@)?(?P<address>[^@?#]*)(?:[?#][^@]*)?")
 
 
 class BadSettings(ValueError):
@@ -105,3 +107,14 @@ def _name(variables: Mapping[str, str | None], variable: str) -> str:
     """Return the value of a variable, or an empty text if it is missing or too long."""
     name = variables.get(variable) or ""
     return name if len(name.encode()) <= MAX_NAME_LENGTH else ""
+
+
+def public_value(value: Any) -> Any:
+    """Return the value of a setting; of a URL, without user, password and query.
+
+    Only the scheme is returned if it is not clear where a password ends.
+    """
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    match = PUBLIC_URL.fullmatch(value)
+    return value.partition("://")[0] + "://…" if match is None else match["scheme"] + match["address"]

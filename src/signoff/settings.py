@@ -41,13 +41,12 @@ from signoff.setting_sources import (
     MAX_NAME_LENGTH,
     BadSettings,
     is_valid_url,
+    public_value,
     read_aliases,
     read_file,
     unknown_variables,
 )
 
-# A URL whose parts are unambiguous: special characters of the user and the password are percent-encoded.
-PUBLIC_URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+://)(?:[^@/?#]*@)?(?P<address>[^@?#]*)(?:[?#][^@]*)?")
 CacheKind = Literal["sql", "redis", "memory", "none"]
 
 
@@ -300,7 +299,7 @@ class Settings(BaseSettings):
     def public_values(self) -> dict[str, Any]:
         """Return all settings as JSON values, without secrets: of URLs, what could be a password is left out."""
         values = self.model_dump(mode="json")
-        return {name: _public_url(value) if _is_url(value) else value for name, value in values.items()}
+        return {name: public_value(value) for name, value in values.items()}
 
     @property
     def store_url(self) -> str:
@@ -395,13 +394,3 @@ def _spelled_variables() -> list[str]:
 def _variables(source: PydanticBaseSettingsSource) -> Mapping[str, str | None]:
     """Return the variables of a source by their names in lower case."""
     return source.env_vars if isinstance(source, EnvSettingsSource) else {}
-
-
-def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and "://" in value
-
-
-def _public_url(url: str) -> str:
-    """Return a URL without user, password and query; only its scheme if it is not clear where a password ends."""
-    match = PUBLIC_URL.fullmatch(url)
-    return url.partition("://")[0] + "://…" if match is None else match["scheme"] + match["address"]
