@@ -56,8 +56,12 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.dev
+types: .venv/.types
+
+# The types depend on the source and on the packages alone; a folder is newer after a file in it was deleted.
+.venv/.types: .venv/.dev pyproject.toml $(shell find src -name __pycache__ -prune -o \( -type d -o -name '*.py' \) -print)
 	$(BIN)/basedpyright
+	@touch $@
 
 rules: .venv/.dev
 	$(BIN)/lint-imports
