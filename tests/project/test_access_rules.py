@@ -21,6 +21,7 @@ from project.access_rules import (
 from signoff.doors.http import AsgiDoor
 from signoff.server.http import _litestar_app, make_router
 from signoff.settings import Settings
+from support.syntax import tree_of
 
 SOURCE = Path(__file__).parents[2] / "src" / "signoff"
 ANY_CALLER = {
@@ -158,7 +159,7 @@ WITHOUT_CALLER = {
 def modules(*folders: str) -> dict[str, ast.Module]:
     """Return the syntax trees of the modules in these folders of the source, by path."""
     paths = [path for folder in folders for path in sorted((SOURCE / folder).rglob("*.py"))]
-    return {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for path in paths}
+    return {path.relative_to(SOURCE).as_posix(): tree_of(path) for path in paths}
 
 
 def test_every_route_identifies_its_caller() -> None:

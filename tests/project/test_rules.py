@@ -21,6 +21,7 @@ from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.doors.openai.door import COHERE_RERANK
 from signoff.settings import Settings
+from support.syntax import tree_of
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "signoff"
@@ -38,7 +39,7 @@ VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 @cache
 def modules() -> dict[str, ast.Module]:
     """Return the syntax tree of every module of the source by its path."""
-    return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+    return {str(path.relative_to(SOURCE)): tree_of(path) for path in sorted(SOURCE.rglob("*.py"))}
 
 
 @cache

@@ -7,8 +7,9 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
+
+from support.syntax import tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "signoff"
@@ -46,10 +47,9 @@ DOCUMENTED = {
 }
 
 
-@cache
 def trees() -> list[tuple[str, ast.Module]]:
     """Return the name and the syntax tree of each file of the source and of the tests."""
-    return [(name, ast.parse(path.read_text())) for name, path in (MODULES | TESTS).items()]
+    return [(name, tree_of(path)) for name, path in (MODULES | TESTS).items()]
 
 
 def statements(tree: ast.Module) -> Iterator[ast.AST]:
@@ -120,9 +120,7 @@ def identifiers(node: ast.AST) -> Iterator[str]:
 def test_every_field_of_a_public_data_class_is_documented() -> None:
     offences = []
     for module, names in DOCUMENTED.items():
-        classes = {
-            node.name: node for node in ast.parse(MODULES[module].read_text()).body if isinstance(node, ast.ClassDef)
-        }
+        classes = {node.name: node for node in tree_of(MODULES[module]).body if isinstance(node, ast.ClassDef)}
         assert names <= classes.keys(), module
         for name in sorted(names):
             offences += [f"{module} {name}.{field}" for field in undocumented(classes[name])]
