@@ -82,19 +82,23 @@ async def all_rows(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the address of a new database of either kind."""
-    return address(request.param, tmp_path / "either", request)
+    """Return the address of a new database of either kind, which has its schema."""
+    return address(request.param, tmp_path / "either", request, "postgres_url")
 
 
 @pytest.fixture(params=["sqlite to sqlite", "sqlite to postgres", "postgres to sqlite"])
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """Return the addresses of two new databases."""
-    kinds = request.param.split(" to ")
-    return [address(kind, tmp_path / str(number), request) for number, kind in enumerate(kinds)]
+    """Return the addresses of two new databases, of which the first has its schema."""
+    source, target = request.param.split(" to ")
+    return [
+        address(source, tmp_path / "source", request, "postgres_url"),
+        address(target, tmp_path / "target", request, "empty_postgres_url"),
+    ]
 
 
-def address(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    return f"sqlite:///{folder}/store.db" if kind == "sqlite" else request.getfixturevalue("empty_postgres_url")
+def address(kind: str, folder: Path, request: pytest.FixtureRequest, postgres: str) -> str:
+    """Return the address of a database in `folder`, or of the one that the fixture `postgres` provides."""
+    return f"sqlite:///{folder}/store.db" if kind == "sqlite" else request.getfixturevalue(postgres)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sqlalchemy.util import LRUCache
 
 CACHE: LRUCache[Any, Any] = LRUCache(10_000)
 OPTIONS = ("server_version_info", "_json_serializer", "_json_deserializer")
-"""What dialects of one class can differ in as the product makes them."""
+"""Attributes in which dialects of one class can differ, as the product makes them."""
 
 
 def share_compiled_statements() -> None:

@@ -42,7 +42,7 @@ def store_at(url: str) -> AStore:
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[AStore]:
-    """Yield a started store, and close it after the block. A file is created first; a database must have its schema."""
+    """Yield a started store, and close it after the block. A file is created first, and an empty database migrated."""
     store = store_at(url)
     try:
         await _start(store, url)
@@ -54,6 +54,8 @@ async def opened(url: str) -> AsyncIterator[AStore]:
 async def _start(store: AStore, url: str) -> None:
     if url.startswith("sqlite:///"):
         make_file(Path(url.removeprefix("sqlite:///")))
+    elif url.endswith("-empty"):  # that of `empty_postgres_url`
+        await store.migrate()
     await store.start()
 
 
