@@ -15,7 +15,7 @@ from signoff.work.admin.people import create_user, sign_in_link
 from signoff.work.services import Services
 
 FLAGS = [
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 AXE = Path(__file__).parents[2] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
@@ -32,7 +32,8 @@ _OF_A_STATUS = re.compile(r"Failed to load resource: the server responded with a
 async def browser(binary: str) -> AsyncIterator[Browser]:
     """Run a browser, and end it after the block."""
     async with async_playwright() as playwright:
-        running = await playwright.chromium.launch(executable_path=binary, args=FLAGS)
+        mode = [] if "headless-shell" in binary else ["--headless=new"]
+        running = await playwright.chromium.launch(executable_path=binary, args=[*FLAGS, *mode])
         try:
             yield running
         finally:
