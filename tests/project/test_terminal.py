@@ -1,4 +1,4 @@
-"""What commands print and servers log: no text of a model or a user controls the terminal that shows it."""
+"""Texts that commands print and servers log: none of a model or a user controls the terminal that shows it."""
 
 import io
 from typing import Any
