@@ -63,6 +63,7 @@ PAGES = [
     ),
     Row("POST /dashboard/drafts/{kind}", "200 200 200 200", "/dashboard/drafts/prompt", "body=x", FORM),
     Row("GET /dashboard/functions", "200 200 200 200"),
+    Row("POST /dashboard/functions/preview", "403 403 403 200", body="", headers=FORM),
     Row("POST /dashboard/functions/sync", "403 403 403 200", body="", headers=FORM),
     Row("GET /dashboard/cache", "200 200 200 200"),
     Row("POST /dashboard/cache/lookup", "400 400 400 400", body="body=x", headers=FORM),

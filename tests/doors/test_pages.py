@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from signoff.core.access import Caller
@@ -281,6 +282,23 @@ async def test_a_sync_says_what_it_added_and_links_back(server: Live) -> None:
     assert "Refresh page" in text
     forged = headers | {"sec-fetch-site": "cross-site"}
     assert (await submit(server, "/dashboard/functions/sync", {}, forged))[0] == 403
+
+
+async def test_what_a_sync_would_do_is_shown_and_not_done(server: Live) -> None:
+    headers = await cookie_of(server, "admin", "looker")
+    library = server.services.store.library
+    every = list(await library.functions())
+    gone = msgspec.structs.replace(every[0], name="vanished", module="custom_gone")
+    await library.sync([*[each for each in every if each.name != "add"], gone])
+    server.services.caches.functions.invalidate()
+    status, text = await submit(server, "/dashboard/functions/preview", {}, headers)
+    assert status == 200
+    assert "Nothing was changed" in text
+    assert '<strong>1</strong> added: <span class="mono">add</span>' in text
+    assert '<strong>1</strong> dropped: <span class="mono">vanished</span>' in text
+    assert "vanished" in {each.name for each in await library.functions()}
+    assert (await submit(server, "/dashboard/functions/sync", {}, headers))[0] == 200
+    assert {each.name for each in await library.functions()} == {each.name for each in every}
 
 
 async def test_the_cached_answer_of_a_job_is_deleted_on_its_page(server: Live) -> None:

@@ -42,6 +42,19 @@ async def sync_functions(services: Services, caller: Caller) -> SyncReport:
     return SyncReport(synced, scan.broken)
 
 
+async def preview_sync(services: Services, caller: Caller) -> SyncReport:
+    """Return what a sync would register and drop now; nothing is changed. Raises Forbidden.
+
+    Conflicts with prompts and pipelines are not looked for.
+    """
+    check_admin(caller)
+    scan, registered = await services.caches.functions.scan(), await services.caches.functions.registered()
+    created = tuple(sorted(scan.ready.keys() - registered.keys()))
+    vanished = [function for name, function in registered.items() if name not in scan.ready]
+    deleted = tuple(sorted(function.name for function in vanished if function.module not in scan.unread))
+    return SyncReport(SyncResult(created=created, deleted=deleted), scan.broken)
+
+
 async def register_missing_builtins(services: Services) -> None:
     """Register the builtins that the database lacks, as a new or an upgraded one does.
 
