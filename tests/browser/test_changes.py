@@ -12,6 +12,7 @@ from playwright.async_api import expect
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.browser import PATIENCE_MS, Enter, Person
 from support.live_server import Live, chat
+from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 expect.set_options(timeout=PATIENCE_MS)
@@ -236,3 +237,75 @@ async def test_the_page_of_a_job_follows_it_to_its_end(server: Live, enter: Ente
     await server.ask("POST", path, admin, json={"verdict": "reject", "reason": "too slow", "round": 1})
     await expect(page.locator(".page-head .status")).to_have_text("Failed")
     await expect(page.locator(".events")).to_contain_text("Answer withheld")
+
+
+async def test_a_queue_with_reasons_is_made_and_an_answer_is_handed_over_to_it(server: Live, enter: Enter) -> None:
+    admin, reviewer = await enter("queue-maker", "admin"), await enter("hander", "reviewer")
+    page = admin.page
+    await admin.visit("/dashboard/queues")
+    await page.get_by_label("Name", exact=True).fill("handed")
+    await page.get_by_label("E-mail addresses of its reviewers").fill("queue-maker@example.com")
+    await page.get_by_role("button", name="Create the queue").click()
+    await expect(page.get_by_role("link", name="handed", exact=True)).to_be_visible()
+    [queue] = [each for each in (await api(admin, "/api/review-queues"))["data"] if each["name"] == "handed"]
+    assert queue["members"] == ["queue-maker@example.com"]
+    await page.get_by_label("Reasons, one a line").fill(f"Tone\n{HOSTILE}")
+    await page.get_by_role("button", name="Save the reasons").click()
+    await expect(page.get_by_label("Reasons, one a line")).to_have_value(f"Tone\n{HOSTILE}")
+    assert (await api(admin, "/api/review-reasons"))["reasons"] == ["Tone", HOSTILE]
+
+    job = await leased(server.services.store, body=json.dumps(chat("whose is it?", "echo")).encode(), user_id=1000)
+    job = await server.services.store.jobs.transition(job.id, a_step("hold", changes={"response": b'{"a": 1}'}))
+    page = reviewer.page
+    await reviewer.visit(f"/dashboard/review/{job.id}")
+    await expect(page.locator("#lease")).to_contain_text("You have this answer")
+    await page.get_by_text("Hand over", exact=True).click()
+    await page.get_by_label("To the queue").fill("handed")
+    await page.get_by_label("Why").fill(HOSTILE)
+    assert await reviewer.violations() == []
+    await page.get_by_role("button", name="Hand over, and take the next").click()
+    await expect(page.locator(f"#q-{job.id}")).to_have_count(0)
+    assert (await api(admin, f"/api/reviews/{job.id}"))["queue"] == "handed"
+
+
+async def test_a_price_and_an_upstream_key_are_stored_and_removed(server: Live, enter: Enter) -> None:
+    admin = await enter("pricer", "admin")
+    page = admin.page
+    await admin.visit("/dashboard/prices")
+    await page.get_by_label(re.compile("^Model")).fill("dear")
+    await page.get_by_label("Tokens in, a million").fill("2.50")
+    await page.get_by_role("button", name="Set the price").click()
+    await expect(page.get_by_role("cell", name="$2.5", exact=True)).to_be_visible()
+    assert [each["input"] for each in (await api(admin, "/api/prices"))["data"]] == ["2.5"]
+    await page.get_by_role("button", name=re.compile("Remove the price of dear")).click()
+    await expect(page.get_by_text("No prices.")).to_be_visible()
+    assert (await api(admin, "/api/prices"))["data"] == []
+
+    await admin.visit("/dashboard/people")
+    await page.get_by_label("Name of a new key").fill("<b>ours")
+    await page.get_by_label("Key", exact=True).fill("sk-of-a-test")
+    await page.get_by_label("Everybody may use it").check()
+    await page.get_by_role("button", name="Store the key").click()
+    await expect(page.get_by_role("button", name="Remove the key <b>ours")).to_be_visible()
+    assert [(each["name"], each["shared"]) for each in (await api(admin, "/api/keys"))["data"]] == [("<b>ours", True)]
+    assert "sk-of-a-test" not in await page.content()
+    await page.get_by_role("button", name="Remove the key <b>ours").click()
+    await expect(page.get_by_role("button", name="Remove the key <b>ours")).to_have_count(0)
+    assert (await api(admin, "/api/keys"))["data"] == []
+
+
+async def test_a_cached_answer_is_looked_up_and_deleted(server: Live, enter: Enter) -> None:
+    await server.model("magpie")
+    owner = await enter("looker", "user")
+    page, request = owner.page, chat(HOSTILE, "magpie") | {"temperature": 0}
+    token = await server.token("user", "looker@example.com")
+    await server.ask("POST", "/v1/chat/completions", token, json=request)
+    await owner.visit("/dashboard/cache")
+    await write(owner, json.dumps(request))
+    await page.get_by_role("button", name="Look up").click()
+    await expect(page.get_by_role("status")).to_contain_text(HOSTILE)
+    assert await owner.violations() == []
+    assert (await api(owner, "/api/cache"))["entries"] == 1
+    await page.get_by_role("button", name="Delete this entry").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Cache")
+    assert (await api(owner, "/api/cache"))["entries"] == 0
