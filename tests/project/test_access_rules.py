@@ -129,6 +129,7 @@ WITHOUT_CALLER = {
     "work/admin/limits.py limit_for": "finds the subject of a limit, after `check_admin`",
     "work/admin/metrics.py count_response": "counts a status",
     "work/admin/metrics.py render_metrics": "names no user; the door checks the token, or that the caller is an admin",
+    "work/tracing.py traced_message": "opens a span",
     "work/tracing.py tracer_of": "returns the tracer of this process",
     "work/admin/people.py identify": "returns the caller of a token",
     "work/admin/registry.py all_models": "models are for all callers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
 from signoff.stores.audits import END_OF_COPY
 from signoff.stores.calls import insert_call, pack
+from signoff.stores.changes import TransitionFeed
 from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.schema import events, used_keys
@@ -43,10 +44,10 @@ class MemoryJobs:
     def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
         self._connection = connection
-        self._listeners = list[TransitionListener]()
+        self._feed = TransitionFeed()
 
     def observe(self, listener: TransitionListener) -> None:
-        self._listeners.append(listener)
+        self._feed.observe(listener)
 
     async def insert(
         self,
@@ -93,8 +94,7 @@ class MemoryJobs:
 
     async def transition(self, job_id: str, *requests: TransitionRequest) -> Job:
         job = await self._connection.send(lambda tx: self.apply(tx, job_id, *requests), writes=True)
-        for listener in self._listeners:
-            listener(job, requests)
+        self._feed.publish(job, requests)
         return job
 
     async def claim(
@@ -110,8 +110,8 @@ class MemoryJobs:
             return [self._apply_one(tx, job, request) for job in chosen_in_turns(due, limit, turn)]
 
         claimed = await self._connection.send(claim, writes=True)
-        for job, listener in product(claimed, self._listeners):
-            listener(job, [request])
+        for job in claimed:
+            self._feed.publish(job, [request])
         return claimed
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:

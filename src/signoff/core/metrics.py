@@ -68,7 +68,8 @@ ATTEMPTS = Metric(
     "signoff_attempts_total",
     "counter",
     "Attempts to get an answer from a model, by outcome: `success`, `held` for a review, `failed`, `retried` later, "
-    "`postponed` by a limit, `parked` until its steps have ended, `cancelled`, or `lost` to another process.",
+    "`postponed` by a limit, `parked` until its steps have ended, `cancelled`, or `lost` (another "
+    "process has the job, or the end could not be recorded).",
     ("model", "lane", "outcome"),
 )
 IN_FLIGHT = Metric("signoff_attempts_in_flight", "gauge", "Attempts in progress.", ("model",))

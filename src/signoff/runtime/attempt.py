@@ -33,11 +33,11 @@ LAST_EVENTS = (
 class PhaseTimes:
     """Times of an attempt on a clock that is finer than that of uvloop, which has milliseconds: `time.perf_counter`."""
 
-    __slots__ = ("asked", "began", "ended")
+    __slots__ = ("began", "ended", "requested")
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
-        self.asked: float | None = None
+        self.requested: float | None = None
         """Time at which the first model was asked."""
         self.ended: float | None = None
         """Time at which the answer of the last model had ended."""
@@ -120,7 +120,7 @@ class Attempt:
     def start(self) -> None:
         """Record that a model is asked now."""
         self.started_at, self.first_byte_at, self.ended_at = self._now(), None, None
-        self.phases.asked = self.phases.asked or time.perf_counter()
+        self.phases.requested = self.phases.requested or time.perf_counter()
 
     def discard(self) -> None:
         """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""

@@ -106,10 +106,10 @@ class Metrics:
     def model_answered(self, attempt: Attempt, before: Job, after: Job) -> None:
         """Count what an attempt used: the difference of `before` and `after`, and its times."""
         phases = attempt.phases
-        if attempt.started_at is None or phases.asked is None:
+        if attempt.started_at is None or phases.requested is None:
             return
         model, begun_at, ended_at = self._of(after), attempt.first_byte_at, attempt.ended_at
-        self.overhead["reserve"].observe(phases.asked - phases.began)
+        self.overhead["reserve"].observe(phases.requested - phases.began)
         if after.attempt == 1 and after.queued_us is not None and not after.is_waiting_call:
             self.queue_wait.observe(after.queued_us / 1_000_000)
         if begun_at is None or ended_at is None:

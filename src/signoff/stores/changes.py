@@ -1,11 +1,12 @@
 """Change notifications inside this process, and their form on the way to others: `TOPIC NAME`, one a line."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast, get_args
 
 import structlog
 
-from signoff.store import Listener, Topic
+from signoff.core.job import Job
+from signoff.store import Listener, Topic, TransitionListener, TransitionRequest
 
 ANYTHING: dict[tuple[Topic, str], None] = {("any", ""): None}
 TOPICS = frozenset(get_args(Topic))
@@ -29,6 +30,25 @@ class ChangeFeed:
                 listener(topic, name)
             except Exception:  # the change is committed: a faulty listener must not turn it into an error
                 log.exception("change_listener_failed", topic=topic, name=name)
+
+
+class TransitionFeed:
+    """The observers of the transitions of this process; as with listeners, an exception of one is only logged."""
+
+    def __init__(self) -> None:
+        self._observers: list[TransitionListener] = []
+
+    def observe(self, observer: TransitionListener) -> None:
+        """See `store.Jobs`."""
+        self._observers.append(observer)
+
+    def publish(self, job: Job, requests: Sequence[TransitionRequest]) -> None:
+        """Call every observer."""
+        for observer in self._observers:
+            try:
+                observer(job, requests)
+            except Exception:  # the transitions are committed
+                log.exception("transition_observer_failed", job_id=job.id)
 
 
 def pack(items: Iterable[tuple[Topic, str]], max_bytes: int) -> list[str]:

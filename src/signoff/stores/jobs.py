@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from signoff.store import InitialVerb, TransitionListener, TransitionRequest
 from signoff.stores.batches_schema import IS_UNENDED
 from signoff.stores.batches_schema import batches as batches_table
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
+from signoff.stores.changes import TransitionFeed
 from signoff.stores.claims import claim_jobs
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
@@ -59,11 +59,11 @@ class SqlJobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._listeners = list[TransitionListener]()
+        self._feed = TransitionFeed()
 
     def observe(self, listener: TransitionListener) -> None:
         """See `store.Jobs`."""
-        self._listeners.append(listener)
+        self._feed.observe(listener)
 
     async def insert(
         self,
@@ -113,8 +113,7 @@ class SqlJobs:
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
         job = await self._database.write(lambda tx: apply_transition(tx, job_id, *steps), lock_key=job_id)
-        for listener in self._listeners:
-            listener(job, steps)
+        self._feed.publish(job, steps)
         return job
 
     async def claim(
@@ -124,8 +123,8 @@ class SqlJobs:
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
         request = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
         claimed = await self._database.write(lambda tx: claim_jobs(tx, request, limit, turn))
-        for job, listener in product(claimed, self._listeners):
-            listener(job, [request])
+        for job in claimed:
+            self._feed.publish(job, [request])
         return claimed
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
