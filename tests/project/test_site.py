@@ -27,7 +27,7 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     pages = {page: page.read_text() for page in site.rglob("*.html")}
     assert len(pages) > 100
     assert "docs/index.html" in pages[site / "index.html"]
-    assert [(page.name, found[0]) for page, text in pages.items() if (found := LOADED.search(text))] == []
+    assert [(page.name, tag[0]) for page, text in pages.items() if (tag := LOADED.search(text))] == []
     styles = {sheet: sheet.read_text() for sheet in site.rglob("*.css")}
     assert len(styles) > 2
     assert [sheet.name for sheet, text in styles.items() if IMPORTED.search(text)] == []
