@@ -30,6 +30,8 @@ html_title = "Signoff"
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
+html_use_index = False
+smartquotes = False
 html_extra_path = ["site"]
 html_theme_options = {"top_of_page_buttons": []}
 

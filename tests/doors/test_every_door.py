@@ -465,7 +465,9 @@ async def test_every_operation_of_the_document_has_an_error_in_the_format_of_its
         for path, operation in operations:
             responses = operation["responses"]
             [(media_type, described)] = responses["default"]["content"].items()
-            errors = [response["content"] for status, response in responses.items() if status >= "400"]
+            # the state of the server has one form, whether it is ready or not
+            statuses = [each for each in responses if each >= "400" and (path, each) != ("/health/ready", "503")]
+            errors = [responses[each]["content"] for each in statuses]
             assert errors == [{media_type: described}] * len(errors), path
             schema = document["components"]["schemas"][described["schema"]["$ref"].rpartition("/")[2]]
             async with server.http.get(server.url + re.sub(r"{[^}]*}", "7", path)) as response:

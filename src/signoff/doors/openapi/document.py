@@ -81,6 +81,7 @@ def _types() -> list[tuple[tuple[str, str], Any]]:
         parts = {"answer": operation.answer, "body": operation.body}
         if isinstance(operation, Operation):
             parts |= {"other": operation.other_answer, "accepted": operation.accepted}
+            parts |= {"unavailable": operation.unavailable}
         rows += [((route, part), of) for part, of in parts.items() if of is not None and not isinstance(of, dict)]
     return rows
 
@@ -98,8 +99,15 @@ def _completed(path: str, method: str, operation: Schema, names: dict[tuple[str,
     if more.accepted is not None:
         content = {JSON: {"schema": names[route, "accepted"]}}
         responses["202"] = {"description": "Accepted; ask for the result later.", "content": content}
+    if more.redirects:
+        responses = {} if more.answer is None else responses
+        responses["303"] = {"description": "A browser is led to a page."}
     parameters = [_with_description(each) for each in operation.get("parameters", [])]
-    completed = operation | {"parameters": parameters, "responses": responses | _errors(path, more, parameters)}
+    responses |= _errors(path, more, parameters)
+    if more.unavailable is not None:
+        content = {JSON: {"schema": names[route, "unavailable"]}}
+        responses["503"] = {"description": "Not ready; the body says what is missing.", "content": content}
+    completed = operation | {"parameters": parameters, "responses": responses}
     if more.body is not None:
         body = {"content": {JSON: {"schema": names[route, "body"]}}, "required": more.needs_body}
         completed |= {"requestBody": body}

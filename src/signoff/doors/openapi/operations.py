@@ -51,6 +51,10 @@ class Operation(msgspec.Struct, frozen=True):
     """Type of an answer with the status 202, beside that with 200; None if there is none."""
     errors: tuple[int, ...] = ()
     """Statuses of errors, besides those that follow from its parameters and its body."""
+    unavailable: Any = None
+    """Type of an answer with the status 503, which is no error in the format of the API; None if there is none."""
+    redirects: bool = False
+    """True if a browser is led to a page."""
     needs_body: bool = True
     """False if the body may be left out."""
     is_public: bool = False
@@ -180,10 +184,10 @@ _ADMINISTRATION = {
     "DELETE /api/sessions/{session_id}": Operation(errors=_ROLE),
     "DELETE /api/sessions": Operation(catalog.SessionCount, errors=(403, 404)),
     "POST /api/session": Operation(
-        job_answers.Confirmation, session.SignIn, errors=(401, 403, 429), is_public=True, other_types=("text/html",)
+        job_answers.Confirmation, session.SignIn, errors=(401, 403, 429), is_public=True, redirects=True
     ),
     "DELETE /api/session": Operation(job_answers.Confirmation, errors=_ROLE),
-    "GET /signin/{code}": Operation(errors=(401, 403), is_public=True),
+    "GET /signin/{code}": Operation(errors=(401, 403), is_public=True, redirects=True),
     "GET /api/functions": Operation(Page[catalog.FunctionAnswer]),
     "POST /api/functions/sync": Operation(catalog.FunctionSync, errors=_ROLE),
     "GET /api/pipeline/args": Operation(catalog.PipelineParams, errors=(404,)),
@@ -205,7 +209,7 @@ _ADMINISTRATION = {
     "DELETE /api/prices": Operation(errors=(403, 404)),
     "GET /api/audit": Operation(Page[reports.AuditAnswer], errors=_ROLE),
     "GET /health/live": Operation(is_public=True),
-    "GET /health/ready": Operation(is_public=True),
+    "GET /health/ready": Operation(is_public=True, unavailable=dict[str, bool | int]),
 }
 OPERATIONS: dict[str, Operation] = {
     **_JOBS,
