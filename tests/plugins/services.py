@@ -18,8 +18,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,19 +152,23 @@ def postgres_administrator(postgres_server: str) -> Iterator["Administrator"]:
 
 
 @pytest.fixture
-def postgres_url(
-    postgres_server: str, postgres_administrator: "Administrator", migrated: str, prefix: str
-) -> Iterator[str]:
+async def postgres_url(
+    postgres_server: str, postgres_administrator: "Administrator", migrated: str, prefix: str, anyio_backend: object
+) -> AsyncIterator[str]:
     """Yield the URL of a new database with the newest schema, for this test alone. Sync and async tests may use it."""
-    with postgres_administrator.database(prefix.rstrip("-"), migrated) as name:
+    del anyio_backend  # requested so that this fixture also runs in tests that do not request it
+    async with postgres_administrator.database(prefix.rstrip("-"), migrated) as name:
         yield f"{postgres_server.rpartition('/')[0]}/{name}"
 
 
 @pytest.fixture
-def empty_postgres_url(postgres_server: str, postgres_administrator: "Administrator", prefix: str) -> Iterator[str]:
+async def empty_postgres_url(
+    postgres_server: str, postgres_administrator: "Administrator", prefix: str, anyio_backend: object
+) -> AsyncIterator[str]:
     """Yield the URL of an empty database."""
+    del anyio_backend
     # template0 takes no connections, so nobody can be in the way of copying it.
-    with postgres_administrator.database(f"{prefix}empty", "template0") as name:
+    async with postgres_administrator.database(f"{prefix}empty", "template0") as name:
         yield f"{postgres_server.rpartition('/')[0]}/{name}"
 
 
@@ -175,14 +179,14 @@ class Administrator:
         self._runner = runner
         self._connection = connection
 
-    @contextmanager
-    def database(self, name: str, template: str) -> Iterator[str]:
+    @asynccontextmanager
+    async def database(self, name: str, template: str) -> AsyncIterator[str]:
         """Create a database, yield its name, and drop it after the block."""
         # Copies of files cost half of what pages through the log do, which is the default since PostgreSQL 15.
         strategy = "STRATEGY FILE_COPY" if self._connection.get_server_version().major >= STRATEGIES_SINCE else ""
-        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {strategy}')
+        await asyncio.to_thread(self._execute, f'CREATE DATABASE "{name}" TEMPLATE "{template}" {strategy}')
         yield name
-        self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        await asyncio.to_thread(self._execute, f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def _execute(self, statement: str) -> None:
         self._runner.run(self._connection.execute(statement))
