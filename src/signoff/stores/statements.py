@@ -10,7 +10,6 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Dialect, Table, bindparam
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DBAPIError
 
 from signoff.stores.json_column import JsonColumn
 
@@ -50,23 +49,14 @@ def execute_prepared(
 
 
 def _fetch_from_postgres(conn: Connection, text: str, parameters: tuple[Any, ...]) -> Sequence[Any]:
-    """Execute a statement with a cursor of the driver. Raises DBAPIError, as SQLAlchemy does."""
+    """Execute a statement with a cursor of the driver. Raises what SQLAlchemy raises."""
     cursor = conn.connection.cursor()
     try:
         cursor.execute(text, parameters)
         return cursor.fetchall()
-    except conn.dialect.loaded_dbapi.Error as error:
-        is_lost = conn.dialect.is_disconnect(error, conn.connection, cursor)
-        if is_lost:
-            conn.invalidate(error)
-        raise DBAPIError.instance(
-            text,
-            None,  # keep callers' data out of the log
-            error,
-            conn.dialect.loaded_dbapi.Error,
-            connection_invalidated=is_lost,
-            dialect=conn.dialect,
-        ) from error
+    except BaseException as error:  # noqa: BLE001 -- it is raised again
+        # There is no public way to what SQLAlchemy does then: it calls listeners, and replaces connections that are lost.
+        conn._handle_dbapi_exception(error, text, None, cursor, None)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 @lru_cache(maxsize=256)
