@@ -44,7 +44,10 @@ async def test_losing_rights_ends_sessions_and_links_but_no_api_token(change: st
     ann, bob = [await people.put_user(f"{name}@example.com", "reviewer", "hash") for name in ("ann", "bob")]
     for user in (ann, bob):
         for kind in KINDS:
-            await people.add_token(user.id, f"{kind} {user.id}", kind=kind, name="", role="reviewer", seconds=60)
+            digest, hash_ = f"{kind} {user.id}", user.password_hash
+            await people.add_token(
+                user.id, digest, kind=kind, name="", role="reviewer", seconds=60, password_hash=hash_
+            )
 
     match change:
         case "password":
@@ -62,7 +65,7 @@ async def test_losing_rights_ends_sessions_and_links_but_no_api_token(change: st
 async def test_sessions_survive_the_same_password_more_rights_and_another_hash(store: AStore) -> None:
     people = store.people
     ann = await people.put_user("ann@example.com", "user", "hash")
-    await people.add_token(ann.id, "session", kind="session", name="", role="user", seconds=60)
+    await people.add_token(ann.id, "session", kind="session", name="", role="user", seconds=60, password_hash="hash")
 
     await people.put_user("ann@example.com", "admin", "hash")
     await people.replace_password_hash(ann.id, "hash", "new hash")

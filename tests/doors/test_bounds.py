@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,7 @@ from fakes.upstream import fake_upstream
 from signoff.doors.http import DoorSettings, read_body
 from signoff.doors.router import MAX_PAGES, DoorRouter
 from signoff.errors import TooLarge
+from signoff.runtime.metrics import Metrics
 from signoff.work.services import Services
 from support.live_server import Live, chat, live, until
 
@@ -250,7 +252,8 @@ async def test_a_few_pages_are_made_at_the_same_time(path: str, most: int) -> No
     settings = DoorSettings(
         max_body_bytes=1, max_file_bytes=1, anonymous_role=None, enqueue_review="never", keep_alive_seconds=1
     )
-    router = DoorRouter({}, rest, queue={}, services=cast("Services", None), door_settings=settings)
+    services = SimpleNamespace(runtime=SimpleNamespace(metrics=Metrics(lambda name: name), tracer=None))
+    router = DoorRouter({}, rest, queue={}, services=cast("Services", services), door_settings=settings)
     scope = {"method": "GET", "path": path, "query_string": b"", "headers": [(b"x-request-id", b"a")]}
 
     async def unused(*_: Any) -> Any:

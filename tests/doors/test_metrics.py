@@ -238,7 +238,7 @@ async def test_a_hung_event_loop_is_seen(tmp_path: Path) -> None:
     async with live(tmp_path, metrics_token=TOKEN) as server:
 
         async def is_late() -> bool | None:
-            time.sleep(0.6)  # noqa: ASYNC251 -- it hangs the loop
+            time.sleep(0.9)  # noqa: ASYNC251 -- it hangs the loop
             await asyncio.sleep(0.01)
             metrics = await scrape(server)
             late = metrics.value("signoff_event_loop_lag_seconds_count") - metrics.value(

@@ -21,9 +21,9 @@ FIRST, MORE = ["Jobs", "Batches", "Usage", "Playground", "Prompts", "Pipelines"]
 OF_ADMINS = ["Prices", "Review queues", "Quality of review", "Audit log"]
 ADMIN = Caller(user_id=1, token_id=1, role="admin", email="admin@example.com")
 BAR = {
-    "user": [*FIRST, "People", *MORE],
-    "reviewer": ["Review", *FIRST, "People", *MORE],
-    "admin": ["Review", *FIRST, "Models", "Policies", "People", *MORE, *OF_ADMINS],
+    "user": [*FIRST, "People", *MORE, "API"],
+    "reviewer": ["Review", *FIRST, "People", *MORE, "API"],
+    "admin": ["Review", *FIRST, "Models", "Policies", "People", *MORE, *OF_ADMINS, "API"],
 }
 
 

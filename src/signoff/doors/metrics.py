@@ -2,7 +2,7 @@
 
 import hmac
 
-from litestar import Response, Router, get
+from litestar import MediaType, Response, Router, get
 
 from signoff.core.access import check_admin
 from signoff.doors.callers import caller_of
@@ -11,7 +11,7 @@ from signoff.doors.http import DoorSettings, Scope, header
 from signoff.work.admin.metrics import render_metrics
 
 
-@get("/metrics", summary="Get the metrics of this process")
+@get("/metrics", summary="Get the metrics of this process", media_type=MediaType.TEXT)
 async def get_metrics(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
 ) -> Response[bytes]:

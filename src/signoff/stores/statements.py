@@ -55,7 +55,7 @@ def _fetch_from_postgres(conn: Connection, text: str, parameters: tuple[Any, ...
         cursor.execute(text, parameters)
         return cursor.fetchall()
     except BaseException as error:  # noqa: BLE001 -- it is raised again
-        # There is no public way to what SQLAlchemy does then: it calls listeners, and replaces connections that are lost.
+        # There is no public way to what SQLAlchemy does then: it calls listeners, and replaces lost connections.
         conn._handle_dbapi_exception(error, text, None, cursor, None)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 

@@ -28,7 +28,7 @@ from signoff.doors.openapi.answers import catalog, reports
 from signoff.doors.openapi.answers import jobs as job_answers
 from signoff.doors.openapi.answers import reviews as review_answers
 from signoff.doors.openapi.answers.listing import ObjectList, Page
-from signoff.work.admin.issue import TokenRequest
+from signoff.work.admin.issue import NewToken, TokenRequest
 from signoff.work.admin.people import UserChange
 from signoff.work.jobs.query import JobEvent
 from signoff.work.pipelines.history import RerunChange
@@ -178,7 +178,7 @@ _ADMINISTRATION = {
     "PATCH /api/users/{user_id}": Operation(catalog.UserAnswer, UserChange, errors=_STATE),
     "DELETE /api/users/{user_id}": Operation(catalog.UserErasure, errors=_STATE),
     "GET /api/tokens": Operation(Page[catalog.TokenAnswer], errors=_ROLE),
-    "POST /api/tokens": Operation(catalog.NewToken, TokenRequest, errors=(403, 404)),
+    "POST /api/tokens": Operation(NewToken, TokenRequest, errors=(403, 404)),
     "DELETE /api/tokens/{token_id}": Operation(errors=_ROLE),
     "GET /api/sessions": Operation(Page[catalog.TokenAnswer], errors=_ROLE),
     "DELETE /api/sessions/{session_id}": Operation(errors=_ROLE),
@@ -208,6 +208,7 @@ _ADMINISTRATION = {
     "PUT /api/prices": Operation(reports.PriceAnswer, usage.NewPrice, errors=_ROLE),
     "DELETE /api/prices": Operation(errors=(403, 404)),
     "GET /api/audit": Operation(Page[reports.AuditAnswer], errors=_ROLE),
+    "GET /metrics": Operation(errors=_ROLE),
     "GET /health/live": Operation(is_public=True),
     "GET /health/ready": Operation(is_public=True, unavailable=dict[str, bool | int]),
 }

@@ -151,13 +151,6 @@ class TokenAnswer(TypedDict):
     """True for the token of this request."""
 
 
-class NewToken(TypedDict):
-    """New token."""
-
-    token: str
-    """The token, which is never shown again."""
-
-
 class SessionCount(TypedDict):
     """Sessions that were ended."""
 

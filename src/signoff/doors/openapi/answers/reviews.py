@@ -210,6 +210,10 @@ class BulkAnswer(TypedDict):
     """Number of those that had changed."""
     undone: int
     """Number of those whose decision was undone."""
+    examined: int
+    """Number of held answers that the selection looked at."""
+    is_whole: bool
+    """True if it looked at all held answers of the queues."""
     items: list[BulkItem]
     """Selected answers."""
 
