@@ -30,6 +30,7 @@ from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.queues import ReviewFilter, ReviewQueue, rank_of
+from signoff.infra.memory import collect_seldom
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.stores.schema import jobs
@@ -233,6 +234,7 @@ async def measure(folder: Path, url: str | None, options: argparse.Namespace, re
         await fill(services, options.held)
         tokens = await tokens_of(services, reviewers)
         await review_all(services, reviewers, 10, decide=True)  # statements are compiled at their first use
+        collect_seldom()  # as a server does
         add("empty write transaction", await write_nothing(services, reviewers, takes))
         for name, times in (await review_all(services, reviewers, takes, decide=True)).items():
             add(f"store: {name}", times)
