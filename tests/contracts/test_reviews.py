@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from signoff.core.audit import AuditFilter
 from signoff.core.job import Decision, Edit, Job, Verdict
@@ -232,6 +233,26 @@ async def test_a_refused_verdict_undoes_nothing_of_others_in_its_transaction(sto
     for job, reviewer in ((first, "ann"), (second, "bob")):
         assert [event.seq for event in await store.jobs.events(job.id)] == list(range(1, job.seq + 3))
         assert [vote.job_id for vote in await store.reviews.verdicts_of(reviewer, after=None, limit=9)] == [job.id]
+
+
+async def test_two_processes_with_verdicts_on_the_same_answers_never_wait_for_each_other(
+    store: AStore, other: AStore
+) -> None:
+    held_jobs = [await on_desk(store) for _ in range(40)]
+
+    def decide(desk: AStore, job: Job, reviewer: str) -> Coroutine[Any, Any, Job]:
+        decision = Decision(verdict="approve", reviewer=reviewer)
+        request = a_step("decide", changes={"decision": decision}, after_seconds={"release_at": 9.0}, decision=decision)
+        return desk.jobs.transition(job.id, request)
+
+    verdicts = [decide(store, job, "ann") for job in held_jobs]
+    verdicts += [decide(other, job, "bob") for job in reversed(held_jobs)]
+    with capture_logs() as events:
+        results = await asyncio.gather(*verdicts, return_exceptions=True)
+
+    # one of the two counts for each answer, and the database had to end no transaction
+    assert [isinstance(result, Stale) for result in results].count(True) == len(held_jobs)
+    assert [event for event in events if "deadlock" in event.get("error", "")] == []
 
 
 async def test_the_verdicts_of_a_reviewer_are_listed_newest_first(store: AStore) -> None:
