@@ -22,6 +22,7 @@ from signoff.core.reviews.queues import (
     ReviewQueue,
     format_cursor,
     parse_cursor,
+    place_of,
     rank_of,
 )
 from signoff.errors import Stale
@@ -161,7 +162,7 @@ async def test_a_list_by_the_time_of_the_hold_is_whole_on_every_page(store: ASto
         seen += [(job.held_at or 0, job.id) for job in page]
         if not page.may_continue:
             break
-        after = parse_cursor(format_cursor(page[-1], order))
+        after = parse_cursor(format_cursor(*place_of(page[-1], order)))
     assert seen == (expected if order == "oldest" else expected[::-1])
 
 

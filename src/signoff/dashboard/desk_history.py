@@ -10,7 +10,7 @@ from litestar.response import Template
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.queues import EVERYBODYS, parse_cursor
+from signoff.core.reviews.queues import EVERYBODYS, format_cursor, parse_cursor
 from signoff.dashboard.desk_queue import address_with, open_next, view_of
 from signoff.dashboard.jobs import state_of
 from signoff.dashboard.review import DECIDED
@@ -64,7 +64,7 @@ async def show_history(
         "desk_history.html",
         REVIEW.name,
         rows=[await _row(services, caller, each) for each in past],
-        next_cursor=f"{past[-1].vote.at}_{past[-1].vote.job_id}" if len(past) == MAX_LISTED else "",
+        next_cursor=format_cursor(past[-1].vote.at, past[-1].vote.job_id) if len(past) == MAX_LISTED else "",
         is_first=not after,
         words=DECIDED,
     )

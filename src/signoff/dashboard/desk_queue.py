@@ -9,7 +9,7 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.queues import ReviewFilter, ReviewOrder, format_cursor, parse_cursor
+from signoff.core.reviews.queues import ReviewFilter, ReviewOrder, format_cursor, parse_cursor, place_of
 from signoff.dashboard.desk_card import opener_of
 from signoff.work.reviews.history import list_held, queue_depths, with_queues
 from signoff.work.reviews.leases import take_first, take_next
@@ -112,7 +112,7 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
     return {
         "entries": [_entry(services, job, signal) for job in listed],
         "signal_name": signal.rpartition(".")[2],
-        "next_cursor": format_cursor(listed[-1], filters.order) if listed and listed.may_continue else "",
+        "next_cursor": format_cursor(*place_of(listed[-1], filters.order)) if listed and listed.may_continue else "",
         "depths": depths,
         "waiting": sum(depth.held for depth in chosen),
         "is_capped": any(depth.held_is_capped for depth in chosen),

@@ -11,7 +11,7 @@ from signoff.core.access import Caller
 from signoff.core.job import Edit, Job, Verdict
 from signoff.core.reviews.bulk import MAX_BULK, MAX_CONDITIONS, Bulk, SignalsCondition
 from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as_json
-from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor
+from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor, place_of
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, null, parse_json
@@ -138,7 +138,10 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
     )
     page = await list_held(services, caller, queue, filters)
     data = [summary_as_json(job, services.clock()) for job in page]
-    return {"data": data, "next": format_cursor(page[-1], filters.order) if page and page.may_continue else None}
+    return {
+        "data": data,
+        "next": format_cursor(*place_of(page[-1], filters.order)) if page and page.may_continue else None,
+    }
 
 
 @post(
@@ -182,7 +185,7 @@ async def get_history(
 ) -> dict[str, Any]:
     """Return a page of the caller's verdicts, newest first, with what others decided in the same round or later."""
     page = await past_verdicts(services, caller, after=None if after is None else parse_cursor(after), limit=limit)
-    following = f"{page[-1].vote.at}_{page[-1].vote.job_id}" if len(page) == limit else None
+    following = format_cursor(page[-1].vote.at, page[-1].vote.job_id) if len(page) == limit else None
     return {"data": [_past_json(past) for past in page], "next": following}
 
 

@@ -110,14 +110,13 @@ def place_of(job: Job, order: ReviewOrder) -> tuple[int, str]:
     return rank_of(job) if order == "urgent" else job.held_at or 0, job.id
 
 
-def format_cursor(job: Job, order: ReviewOrder) -> str:
-    """Return the cursor of the page that follows `job` in a list of this order."""
-    place, job_id = place_of(job, order)
+def format_cursor(place: int, job_id: str) -> str:
+    """Return the cursor of the page after the entry of a job with this place in its list."""
     return f"{place}_{job_id}"
 
 
 def parse_cursor(text: str) -> tuple[int, str]:
-    """Return the rank and the id in a cursor. Raises BadRequest."""
+    """Return the place and the id of the job in a cursor. Raises BadRequest."""
     match = re.fullmatch(r"(\d{1,18})_(.{1,100})", text)
     if match is None:
         raise BadRequest("`after` is not a cursor of this list; send the `next` of the page before.")
