@@ -19,7 +19,7 @@ from signoff.batches import Batches, Files
 from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
-from signoff.core.backlog import Backlog, QueueDepth
+from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
@@ -182,7 +182,7 @@ class Jobs(Protocol):
         """Return the user's unfinished jobs and their bytes, but stop counting at `at_most` jobs of each status."""
         ...
 
-    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
+    async def queue_depths(self, *, at_most: int) -> list[JobQueueDepth]:
         """Return the due jobs that no worker has claimed, by the role of their owners, but count at most that many."""
         ...
 

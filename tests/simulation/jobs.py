@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.backlog import Backlog, QueueDepth
+from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Decision, Event, Job, Status, Vote
 from signoff.core.reviews.queues import VoteRecord
@@ -172,8 +172,8 @@ class MemoryJobs:
 
         return await self._connection.send(read, writes=False)
 
-    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
-        def read(tx: Tx) -> list[QueueDepth]:
+    async def queue_depths(self, *, at_most: int) -> list[JobQueueDepth]:
+        def read(tx: Tx) -> list[JobQueueDepth]:
             queued = (job for job in self._tables.unfinished.values() if (job.status, job.lane) == ("bot", "later"))
             waiting = [job for job in queued if job.lease is None and job.parked_at is None and job.due_at <= tx.now]
             roles = {user.id: user.role for user in self._tables.users.values()}
@@ -181,7 +181,7 @@ class MemoryJobs:
             for job in waiting[:at_most]:
                 by_owner[roles.get(job.user_id, "none")].append(job)
             return [
-                QueueDepth(
+                JobQueueDepth(
                     owner=owner, jobs=len(jobs), oldest_seconds=(tx.now - min(job.due_at for job in jobs)) / SECOND
                 )
                 for owner, jobs in by_owner.items()

@@ -14,7 +14,7 @@ class Backlog(msgspec.Struct, frozen=True):
     """Bytes of their requests, answers and metadata."""
 
 
-class QueueDepth(msgspec.Struct, frozen=True, kw_only=True):
+class JobQueueDepth(msgspec.Struct, frozen=True, kw_only=True):
     """The due jobs that no worker has claimed, of the owners with one role."""
 
     owner: str

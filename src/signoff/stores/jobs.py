@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.backlog import Backlog, QueueDepth
+from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
@@ -164,7 +164,7 @@ class SqlJobs:
         row = await self._database.read(lambda conn, _: conn.execute(BACKLOG, parameters).one())
         return Backlog(*row)
 
-    async def queue_depths(self, *, at_most: int) -> list[QueueDepth]:
+    async def queue_depths(self, *, at_most: int) -> list[JobQueueDepth]:
         """See `store.Jobs`."""
         return await self._database.read(lambda conn, now: read_queue_depths(conn, now(), at_most))
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.backlog import QueueDepth
+from signoff.core.backlog import JobQueueDepth
 from signoff.core.job import PRIORITIES
 from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
@@ -26,7 +26,7 @@ _NEXT_PRIORITY = sa.select(sa.func.max(jobs.c.priority)).where(
 )
 
 
-def read_queue_depths(conn: Connection, now: int, at_most: int) -> list[QueueDepth]:
+def read_queue_depths(conn: Connection, now: int, at_most: int) -> list[JobQueueDepth]:
     """Return the depths of all owners that have due jobs; `now` is in microseconds, and counting ends at `at_most`."""
     oldest = dict[str, int]()
     below: int | None = PRIORITIES.stop
@@ -36,7 +36,7 @@ def read_queue_depths(conn: Connection, now: int, at_most: int) -> list[QueueDep
     if not oldest:
         return []
     return [
-        QueueDepth(
+        JobQueueDepth(
             owner=row.owner, jobs=row.number, oldest_seconds=max(0.0, (now - oldest.get(row.owner, now)) / SECOND)
         )
         for row in conn.execute(_NUMBERS, {"now": now, "limit": at_most})
