@@ -78,9 +78,15 @@ def insert_into(table: Table, dialect: str) -> Any:
 
 
 @lru_cache(maxsize=64)
-def insert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the statement that inserts a row, its columns in order, and those whose values are JSON."""
-    statement = sa.insert(table).values({column.name: bindparam(column.name) for column in table.c})
+def insert_statement(
+    table: Table, dialect: Dialect, *, if_missing: bool = False
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the statement that inserts a row, its columns in order, and those whose values are JSON.
+
+    With `if_missing`, it does nothing if the table has a row with the primary key.
+    """
+    insert = insert_into(table, dialect.name).on_conflict_do_nothing() if if_missing else sa.insert(table)
+    statement = insert.values({column.name: bindparam(column.name) for column in table.c})
     compiled = statement.compile(dialect=dialect)
     names = tuple(compiled.positiontup or ())
     return str(compiled), names, tuple(name for name in names if isinstance(table.c[name].type, JsonColumn))

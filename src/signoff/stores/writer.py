@@ -21,7 +21,7 @@ from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
 from signoff.stores.receipt_signer import ReceiptSigner
-from signoff.stores.statements import insert_into, insert_rows, insert_statement, upsert_statement
+from signoff.stores.statements import insert_rows, insert_statement, upsert_statement
 
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
@@ -106,14 +106,16 @@ class Tx(msgspec.Struct):
             raise RuntimeError("The end of the savepoint could undo rows of other operations.")
         missing, self._missing = self._missing, {}
         for table, by_key in missing.items():
-            statement = insert_into(table, self.conn.dialect.name).on_conflict_do_nothing()
-            self.conn.execute(statement, [by_key[key] for key in sorted(by_key)])
+            self._insert(table, [by_key[key] for key in sorted(by_key)], if_missing=True)
         added, self._added = self._added, {}
         for table, rows in added.items():
-            text, names, json_names = insert_statement(table, self.conn.dialect)
-            for row in rows:
-                row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
-            insert_rows(self.conn, text, [tuple(map(row.get, names)) for row in rows])
+            self._insert(table, rows)
+
+    def _insert(self, table: Table, rows: Sequence[dict[str, Any]], *, if_missing: bool = False) -> None:
+        text, names, json_names = insert_statement(table, self.conn.dialect, if_missing=if_missing)
+        for row in rows:
+            row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
+        insert_rows(self.conn, text, [tuple(map(row.get, names)) for row in rows])
 
 
 Operation = Callable[[Tx], Any]
