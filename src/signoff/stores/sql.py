@@ -131,7 +131,7 @@ class SqlStore:
         except DBAPIError as error:
             raise BadBackup(f"The database rejected the rows of {path}: {str(error.orig).splitlines()[0]}") from error
         except OverflowError as error:  # of the driver of SQLite
-            raise BadBackup(f"A row of {path} has a number that is too large: {error}.") from error
+            raise BadBackup(f"A row of {path} has a number that is too large ({error}); use another backup.") from error
 
     async def is_ready(self) -> bool:
         """See `store.Store`."""
