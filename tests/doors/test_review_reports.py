@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from signoff.core.access import Caller
+from signoff.core.reviews.feedback import Feedback, FeedbackQuery
 from signoff.core.reviews.receipt import digest
 from signoff.core.reviews.receipt_chain import ChainVerifier
+from signoff.work.reviews.feedback import export_end, export_feedback
 from support.live_server import Live, live
 
 pytestmark = pytest.mark.anyio
+
+ADMIN = Caller(user_id=0, token_id=0, role="admin", email="admin@example.com")
 
 
 async def reviewed(server: Live, user: str, reviewer: str, status: str, **more: Any) -> str:
@@ -88,6 +94,18 @@ async def test_the_cursor_of_an_export_is_the_newest_receipt(tmp_path: Path) -> 
             after = response.headers["x-next-after"]
         job_id = await reviewed(server, user, reviewer, "success")
         assert [row["job_id"] for row in await lines(server, admin, f"after={after}")] == [job_id]
+
+
+async def test_while_a_client_reads_a_line_its_decision_is_not_kept(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user, reviewer = [await server.token(role) for role in ("user", "reviewer")]
+        await reviewed(server, user, reviewer, "success")
+        end = await export_end(server.services, ADMIN)
+        export = export_feedback(server.services, ADMIN, FeedbackQuery(), until_seq=end)
+        line = await anext(export)
+        assert b'"hello"' in line
+        assert [each for each in gc.get_objects() if isinstance(each, Feedback)] == []
+        await export.aclose()
 
 
 @pytest.mark.parametrize(

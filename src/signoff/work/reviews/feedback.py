@@ -32,11 +32,17 @@ async def export_feedback(
     )
     while page := await services.store.receipts.page(filters):
         for stored in page:
-            feedback = await _load(services, query, stored)
-            row = None if feedback is None else row_of(feedback, query.kind)
-            if row is not None:
-                yield msgspec.json.encode(row) + b"\n"
+            # While the client reads, memory has only the line: contents and job are several times as large.
+            if line := await _line(services, query, stored):
+                yield line
         filters = msgspec.structs.replace(filters, after_seq=page[-1].seq)
+
+
+async def _line(services: Services, query: FeedbackQuery, stored: StoredReceipt) -> bytes | None:
+    """Return the line of the decision of a receipt; None if it has no row of that kind."""
+    feedback = await _load(services, query, stored)
+    row = None if feedback is None else row_of(feedback, query.kind)
+    return None if row is None else msgspec.json.encode(row) + b"\n"
 
 
 async def _load(services: Services, query: FeedbackQuery, stored: StoredReceipt) -> Feedback | None:
