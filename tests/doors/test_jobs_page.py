@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import pytest
+import sqlalchemy as sa
 
+from signoff.stores.schema import calls
 from signoff.work.jobs import search
 from support.live_server import Live, chat, live
 from support.pages import Browser, signed_in, words
+from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 
@@ -58,6 +61,15 @@ async def test_jobs_are_found_by_text_target_door_user_and_time(server: Live) ->
     assert listed(await ann.open(f"/dashboard/jobs?q={first[:20]}")) == ["by its id"]
     await reviewer.open("/dashboard/jobs?since=yesterday", status=400)
     await reviewer.open("/dashboard/jobs?token=x", status=400)
+
+
+async def test_a_job_with_a_time_long_before_its_id_does_not_end_a_search(server: Live) -> None:
+    reviewer, bob = await signed_in(server, "reviewer", "seeker"), await signed_in(server, "user", "bob")
+    await sent(bob, "the first")
+    misdated = await sent(bob, "the second")
+    await execute(server.services.store, sa.update(calls).where(calls.c.id == misdated).values(created_at=0))
+    page = await reviewer.open("/dashboard/jobs?user=bob@example.com&since=2020-01-01T00:00")
+    assert listed(page) == ["the first"]
 
 
 async def test_a_search_does_not_find_what_the_caller_may_not_see(server: Live) -> None:

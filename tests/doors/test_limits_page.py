@@ -35,7 +35,9 @@ async def test_a_limit_is_set_changed_and_deleted_on_the_page(server: Live) -> N
 
     await admin.submit("/dashboard/limits/delete", who=form["who"], model="echo")
     assert (await admin.api("GET", "/api/limits"))["data"] == []
-    assert "limit removed" in await admin.open("/dashboard/audit?actor=user:limiter@example.com")
+    history = await admin.open("/dashboard/audit?actor=user:limiter@example.com")
+    assert "limit removed" in history
+    assert "<ins>$2.5</ins>" in history
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.audit import AuditEntry, AuditFilter
+from signoff.core.price import MICRO, NANO, dollars
 from signoff.core.wire import format_time
 from signoff.dashboard.shell import AUDIT, page
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
@@ -19,6 +20,12 @@ MAX_VALUE = 200
 _NOUNS = ("limit", "model", "policy", "price", "user", "token", "prompt", "pipeline", "stream")
 # Actions to choose from; the field takes any other one too.
 ACTIONS = [f"{noun} {verb}" for noun in _NOUNS for verb in ("created", "changed", "removed")]
+_TIMES = ("_at", "valid_from")
+# Amounts of money by what they belong to, and what a dollar has of their unit.
+_AMOUNTS = {
+    "limit": dict.fromkeys(("cost_per_day", "cost_per_month"), NANO),
+    "price": dict.fromkeys(("input", "output", "cached_input", "request"), MICRO),
+}
 
 
 @get("/dashboard/audit", include_in_schema=False, media_type=MediaType.HTML)
@@ -60,13 +67,17 @@ def _changes(entry: AuditEntry) -> list[tuple[str, str, str]]:
     """Return the members that differ: name, value before, value after; an empty text where there was none."""
     before, after = entry.before or {}, entry.after or {}
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
-    return [(name, _text(name, before.get(name)), _text(name, after.get(name))) for name in names]
+    units = _AMOUNTS.get(entry.subject.partition(":")[0], {})
+    return [(name, *(_text(name, each.get(name), units.get(name)) for each in (before, after))) for name in names]
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: Any, unit: int | None) -> str:
+    """Return a value as text; a time as a date, and an amount, of which a dollar has `unit`, in dollars."""
     if value is None:
         return ""
-    if name.endswith("_at") and isinstance(value, int):
+    if unit is not None:
+        return f"${dollars(value, unit)}"
+    if name.endswith(_TIMES) and isinstance(value, int):
         return format_time(value)[:19].replace("T", " ")
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"
