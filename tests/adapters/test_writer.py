@@ -106,6 +106,26 @@ async def test_many_writes_are_few_transactions(place: MemoryDatabase) -> None:
     await writer.close()
 
 
+async def test_a_log_that_raises_ends_no_other_writes(
+    place: MemoryDatabase, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    def divide(tx: Tx) -> float:
+        return tx.now / 0
+
+    monkeypatch.setattr("signoff.stores.writer.log.error", fail)
+    blocked = await start_blocked_write(place, writer)
+    broken, others = outcome(writer, divide), [writer.write(add(name)) for name in ("second", "third")]
+    writes = together([broken, *others])
+    place.gate.set()
+    error, *results = await writes
+    assert isinstance(error, ZeroDivisionError)
+    assert results == ["second", "third"]
+    assert [await blocked, await writer.write(add("fourth"))] == ["first", "fourth"]
+
+
 async def test_a_single_write_is_committed_at_once(place: MemoryDatabase, writer: Writer) -> None:
     for turn in range(3):
         await writer.write(add(str(turn)))

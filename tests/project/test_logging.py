@@ -62,6 +62,36 @@ def test_less_important_events_are_not_written(level: str, events: list[str]) ->
     assert [line.partition("] ")[2].split()[0] for line in lines] == events
 
 
+BROKEN = """
+import logging, os, sys, structlog
+from signoff.infra.logging import log_to_stderr
+log_to_stderr({form!r} and "info", {form!r})
+{break_it}
+for number in range(3):
+    structlog.get_logger().error("failed", number=number)
+    logging.getLogger("library").warning("theirs %d", number)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+        "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 2)",
+        "os.close(2)",
+        "sys.stderr.close()",
+        "sys.stderr = None",
+    ],
+    ids=["full disk", "no reader", "closed file", "closed stream", "no stream"],
+)
+def test_a_log_that_cannot_be_written_stops_nothing(form: str, break_it: str) -> None:
+    program = BROKEN.format(form=form, break_it=break_it)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout == "went on\n", result.stderr
+
+
 def test_a_repeated_warning_is_counted_and_written_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -1,12 +1,16 @@
-"""Set-up of logging: one line for each event on stderr, as text or as JSON."""
+"""Set-up of logging: one line for each event on stderr, as text or as JSON.
 
+What logs must not fail because of it: a line that cannot be written is lost.
+"""
+
+import contextlib
 import logging
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TextIO, cast
 
 import structlog
 
@@ -54,6 +58,31 @@ class RepeatFilter:
         return {**event, "repeated": repeated} if repeated else event
 
 
+class Stderr:
+    """The stderr of the moment, to which writing never fails: its disk can be full, and its reader gone."""
+
+    def write(self, text: str) -> int:
+        """Write a text, or lose it."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a process without a stderr has None
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or lose it."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Return True if it is a terminal."""
+        try:
+            return sys.stderr.isatty()
+        except (ValueError, AttributeError):
+            return False
+
+
+_STDERR = cast("TextIO", Stderr())
+
+
 class _Output:
     """The set-up that this module has made, which a later call may replace."""
 
@@ -72,7 +101,7 @@ def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
     # The ids come last: an outage that a thousand requests notice is one event.
     _Output.processors = [*shared, RepeatFilter(), _add_ids, *written]
     structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_STDERR),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         processors=_Output.processors.copy(),  # capturing changes the list in place
     )
@@ -82,7 +111,7 @@ def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
 def _rendering(line_format: Format) -> list[Any]:
     if line_format == "json":
         return [structlog.processors.JSONRenderer(default=str)]
-    return [_make_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [_make_printable, structlog.dev.ConsoleRenderer(colors=_STDERR.isatty())]
 
 
 def _make_printable(_logger: Any, _method: str, event: Event) -> Event:
@@ -96,7 +125,7 @@ def _write_libraries(processors: list[Any]) -> None:
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _add_logger_name],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_STDERR)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 

@@ -210,7 +210,7 @@ class Writer:
         for timer, waiting in self._repeats.items():
             timer.cancel()
             if self._waiting.full():
-                _resolve(waiting.done, Overloaded("The database was closed."))
+                _tell(waiting.done, Overloaded("The database was closed."))
             else:
                 self._waiting.put_nowait(waiting)
         self._repeats.clear()
@@ -253,29 +253,43 @@ class Writer:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            await self._flush()
+            group = self._next_group()
+            try:
+                await self._flush(group)
+            except Exception as error:  # noqa: BLE001 -- the next writes must go on, for example if a log raises
+                for waiting in group:
+                    _tell(waiting.done, error)
             if self._closed:
                 await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
                 self._is_due.set()
 
-    async def _flush(self) -> None:
-        """Commit the operations that wait, as one group of limited size."""
+    def _next_group(self) -> list[Pending]:
+        """Return the operations that wait, up to a limit."""
         group = list[Pending]()
         while len(group) < self._group_size and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
         if not self._waiting.empty():
             self._is_due.set()
+        return group
+
+    async def _flush(self, group: Sequence[Pending]) -> None:
+        """Commit the operations as one group, and tell their results."""
         pending = [waiting for waiting in group if not waiting.done.cancelled()]
         pending.sort(key=lambda waiting: (waiting.lock_key is None, waiting.lock_key))
         results = await self._commit(pending) if pending else []
         self._adapt_group_size(pending, results)
+        faults = list[Exception]()
         for waiting, result in zip(pending, results, strict=True):
             if waiting.is_deferred and isinstance(result, Overloaded) and not self._closed:
                 self._repeat(waiting)
             elif waiting.is_repeated and isinstance(result, IntegrityError):
-                _resolve(waiting.done, None)  # it was committed before, although its result was lost
+                _tell(waiting.done, None)  # it was committed before, although its result was lost
             else:
-                _resolve(waiting.done, result)
+                _tell(waiting.done, result)
+                if isinstance(result, Exception) and not isinstance(result, SignoffError):
+                    faults.append(result)
+        for error in faults:
+            log.error("database_write_failed", error=str(error))
 
     def _adapt_group_size(self, group: Sequence[Pending], results: Sequence[Any]) -> None:
         """Make groups smaller while repeated ones fail, as they may be too large for the time limits of the database.
@@ -332,9 +346,8 @@ def _run_one(tx: Tx, operation: Operation) -> Any:
         return error
 
 
-def _resolve(done: asyncio.Future[Any], result: Any) -> None:
-    if isinstance(result, Exception) and not isinstance(result, SignoffError):
-        log.error("database_write_failed", error=str(result))
+def _tell(done: asyncio.Future[Any], result: Any) -> None:
+    """Set the result of an operation, or its error, unless its caller has left."""
     if done.done():
         return
     if isinstance(result, BaseException):
