@@ -1,5 +1,6 @@
 """The page of the audit log: who changed what, newest first."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -22,9 +23,9 @@ _NOUNS = ("limit", "model", "policy", "price", "user", "token", "prompt", "pipel
 ACTIONS = [f"{noun} {verb}" for noun in _NOUNS for verb in ("created", "changed", "removed")]
 _TIMES = ("_at", "valid_from")
 # Amounts of money by what they belong to, and what a dollar has of their unit.
-_AMOUNTS = {
-    "limit": dict.fromkeys(("cost_per_day", "cost_per_month"), NANO),
-    "price": dict.fromkeys(("input", "output", "cached_input", "request"), MICRO),
+_AMOUNTS: dict[str, dict[str, int]] = {
+    "limit": {"cost_per_day": NANO, "cost_per_month": NANO},
+    "price": {"input": MICRO, "output": MICRO, "cached_input": MICRO, "request": MICRO},
 }
 
 
@@ -68,7 +69,11 @@ def _changes(entry: AuditEntry) -> list[tuple[str, str, str]]:
     before, after = entry.before or {}, entry.after or {}
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
     units = _AMOUNTS.get(entry.subject.partition(":")[0], {})
-    return [(name, *(_text(name, each.get(name), units.get(name)) for each in (before, after))) for name in names]
+
+    def text(name: str, members: Mapping[str, Any]) -> str:
+        return _text(name, members.get(name), units.get(name))
+
+    return [(name, text(name, before), text(name, after)) for name in names]
 
 
 def _text(name: str, value: Any, unit: int | None) -> str:
