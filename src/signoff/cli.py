@@ -24,7 +24,7 @@ from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.core.model import Model
 from signoff.engines.llama import is_installed
-from signoff.errors import SignoffError
+from signoff.errors import Overloaded, SchemaOutdated, SignoffError
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb, return_large_blocks
 from signoff.setting_sources import BadSettings
@@ -35,7 +35,7 @@ from signoff.work.admin.registry import default_model
 from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
-POLL_SECONDS = 0.5
+POLL_SECONDS, SCHEMA_POLL_SECONDS = 0.5, 5.0
 # Environment variable of a worker that has restarted itself because of its memory.
 RESTARTED = "SIGNOFF_WORKER_RESTARTED"
 NO_MODEL = """
@@ -127,7 +127,7 @@ async def _work(settings: Settings) -> bool:
     from signoff.server.start_warnings import log_warnings
     from signoff.work.pipelines.functions import register_missing_builtins
 
-    stop_requested = asyncio.Event()
+    stop_requested, schema_fault = asyncio.Event(), None
     async with contextlib.AsyncExitStack() as stack:
         with _ended_by_signals(stop_requested):
             services = await stack.enter_async_context(run_services(settings, work=True))
@@ -145,7 +145,9 @@ async def _work(settings: Settings) -> bool:
             limit_mb, is_too_low = None, False
         if not is_too_low:
             err.print(f"Working, {settings.concurrency} jobs at a time.")
-            await _wait_for_stop_or_memory(stop_requested, limit_mb)
+            schema_fault = await _wait_for_stop(services, stop_requested, limit_mb)
+    if schema_fault is not None:
+        raise schema_fault
     if is_too_low:
         raise BadSettings(f"worker_memory_mb must be higher than {start_mb}, which a worker uses at its start.")
     return not stop_requested.is_set()
@@ -178,15 +180,39 @@ def _ended_by_signals(stop_requested: asyncio.Event) -> Generator[None]:
         is_starting = False
 
 
-async def _wait_for_stop_or_memory(stop_requested: asyncio.Event, limit_mb: int | None) -> None:
-    """Return when the worker must stop, or uses more than `limit_mb` of memory."""
+async def _wait_for_stop(
+    services: Services, stop_requested: asyncio.Event, limit_mb: int | None
+) -> SchemaOutdated | None:
+    """Return when the worker must stop, or uses more than `limit_mb` of memory.
+
+    Also return if the schema does not fit this version any more, with the error that says so: a worker has no readiness
+    that would show it.
+    """
+    clock = asyncio.get_running_loop().time
+    check_at = clock() + SCHEMA_POLL_SECONDS
     while not stop_requested.is_set():
         if limit_mb is not None and (now_mb := resident_mb()) > limit_mb:
             err.print(f"This worker uses {now_mb} of {limit_mb} MiB: it ends its jobs and restarts.", style="yellow")
-            return
+            return None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):
                 await stop_requested.wait()
+        if clock() > check_at:
+            check_at = clock() + SCHEMA_POLL_SECONDS
+            if (schema_fault := await _schema_fault(services)) is not None:
+                return schema_fault
+    return None
+
+
+async def _schema_fault(services: Services) -> SchemaOutdated | None:
+    try:
+        async with asyncio.timeout(POLL_SECONDS):
+            await services.store.check_schema()
+    except SchemaOutdated as error:
+        return error
+    except (Overloaded, TimeoutError):  # the database does not answer now
+        return None
+    return None
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -518,7 +518,7 @@ class Interrupted(SignoffError):
 
 
 class SchemaOutdated(SignoffError):
-    """The schema of the database is not the one of this version; run `signoff migrate`."""
+    """The schema of the database does not fit this version: run `signoff migrate`, or install the newer version."""
 
     code = "schema_outdated"
 

@@ -338,13 +338,23 @@ class Store(Protocol):
         """Open the store. Called once, before all other methods except `migrate` and `listen`.
 
         Raises:
-            SchemaOutdated: There is no database, or `migrate` must be called first.
+            SchemaOutdated: There is no database, `migrate` must be called first, or a newer version must be installed.
             Overloaded: The database does not answer.
         """
         ...
 
     async def migrate(self) -> None:
-        """Create the schema, or bring it up to date. One process at a time does so; the others wait."""
+        """Create the schema, or bring it up to date. One process at a time does so; the others wait.
+
+        A newer schema that this version works with stays as it is. Raises SchemaOutdated for another one.
+        """
+        ...
+
+    async def check_schema(self) -> None:
+        """Raise SchemaOutdated if another process has migrated the schema to one that this version cannot use.
+
+        Raises Overloaded if the database does not answer.
+        """
         ...
 
     async def is_ready(self) -> bool:

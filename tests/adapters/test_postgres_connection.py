@@ -62,9 +62,12 @@ async def test_an_empty_database_and_one_of_a_newer_version_are_told_apart(empty
     await migrate(settings)
     connection = await asyncpg.connect(empty_postgres_url)
     await connection.execute("UPDATE alembic_version SET version_num = '9042'")
+    await connection.execute("UPDATE versions SET version = 9041 WHERE topic = 'min_compatible_schema'")
     await connection.close()
     for attempt in (SqlStore(empty_postgres_url).start(), migrate(settings)):
-        with pytest.raises(SchemaOutdated, match=r"^This database is from a newer Signoff \(9042\); .*\.$"):
+        with pytest.raises(
+            SchemaOutdated, match=r"^This database is from a newer Signoff \(schema 9042, .* 9041 .*\.$"
+        ):
             await attempt
 
 

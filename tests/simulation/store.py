@@ -71,6 +71,9 @@ class MemoryStore:
     async def migrate(self) -> None:
         """Migrate nothing; the tables have no schema."""
 
+    async def check_schema(self) -> None:
+        """Check nothing; the tables have no schema."""
+
     async def is_ready(self) -> bool:
         try:
             await self.versions()

@@ -20,9 +20,10 @@ async def get_liveness() -> str:
 @get("/health/ready", summary="Check that the server can serve requests")
 async def get_readiness(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
-) -> Response[dict[str, bool | int]]:
+) -> Response[dict[str, bool | int | str]]:
     """Return 200 if the server can serve requests, else 503; the body says for each part whether it responds.
 
+    `schema` is there if the schema of the database does not fit this version, and says what to do.
     Streams have names only for callers with a token; others see their number, and of how many messages are read.
     """
     caller: Caller | None = None

@@ -28,7 +28,7 @@ from signoff.stores.archive import (
     members,
 )
 from signoff.stores.clock import now_us
-from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
+from signoff.stores.migrations import MIN_COMPATIBLE, check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
 from signoff.stores.statements import insert_rows, insert_statement
 
@@ -44,7 +44,7 @@ def save(conn: Connection, archive: ArchiveWriter, *, key: bytes | None) -> Mani
 
     Raises SchemaOutdated.
     """
-    check_schema(conn)
+    check_schema(conn, must_be_own=True)
     now = conn.execute(sa.select(now_us())).scalar_one()
     if key is not None:
         archive.add(KEY, key)
@@ -83,11 +83,13 @@ def fill(conn: Connection, path: Path, manifest: Manifest, *, at_end: Callable[[
     migrate_schema(conn, manifest.revision)
     tables = _reflect_tables(conn)
     _check_target(conn, tables, manifest)
-    version = conn.execute(sa.select(sa.func.max(tables["versions"].c.version))).scalar() or 0
-    conn.execute(sa.delete(tables["versions"]))  # the rows that the migrations have inserted
+    versions = tables["versions"]
+    newest = sa.select(sa.func.max(versions.c.version)).where(versions.c.topic != MIN_COMPATIBLE)
+    version = conn.execute(newest).scalar() or 0
+    conn.execute(sa.delete(versions))  # the rows that the migrations have inserted
     _insert_rows(conn, path, manifest, tables)
     _advance_sequences(conn, tables)
-    _increase_versions(conn, tables["versions"], version)
+    _increase_versions(conn, versions, version)
     migrate_schema(conn)
     at_end()
 
@@ -176,7 +178,8 @@ def _advance_sequences(conn: Connection, tables: dict[str, sa.Table]) -> None:
 
 def _increase_versions(conn: Connection, versions: sa.Table, before: int) -> None:
     """Increase all versions beyond those of the empty database, so that other processes drop their copies."""
-    conn.execute(sa.update(versions).values(version=versions.c.version + before + 1))
+    is_version = versions.c.topic != MIN_COMPATIBLE
+    conn.execute(sa.update(versions).where(is_version).values(version=versions.c.version + before + 1))
 
 
 def _with_stored_types(table: sa.Table) -> TableClause:

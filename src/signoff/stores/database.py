@@ -30,7 +30,11 @@ class Database(Protocol):
         ...
 
     async def change_schema(self, step: Callable[[Connection], None]) -> None:
-        """Run `step` in one transaction that may change the schema. Other processes wait; call it before `start`."""
+        """Run `step` in one transaction that may change the schema; call it before `start`.
+
+        Other processes wait. If the tables are in use for long, the transaction is rolled back and begins again, so
+        that other processes go on in between. Raises Overloaded if they are in use all the time.
+        """
         ...
 
     async def read(self, function: Read[T]) -> T:

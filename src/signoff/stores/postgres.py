@@ -44,11 +44,16 @@ COUNTER_STATUS_SECONDS = 3600.0
 CLOSE_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
-CHARACTER_NOT_IN_REPERTOIRE = "22021"
+# While a migration waits for the lock of a table, all others who need the table wait behind it.
+TABLE_LOCK_SECONDS = 2.0
+TABLE_LOCK_PAUSE_SECONDS = 1.0
+TABLES_IN_USE_SECONDS = 300.0
+CHARACTER_NOT_IN_REPERTOIRE, LOCK_NOT_AVAILABLE = "22021", "55P03"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
 _STATUS = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
 # On a connection of a pooler, this setting must end with its transaction.
+_LIMIT_TABLE_LOCKS = sa.text(f"SET LOCAL lock_timeout = '{TABLE_LOCK_SECONDS * 1000:.0f}ms'")
 _LIMIT_IDLE = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)")
 
 
@@ -103,10 +108,17 @@ class Postgres:
     async def change_schema(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`."""
         engine = make_engine(self._address, 1, answer_seconds=None, is_pooled=await self._pooled())
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + TABLES_IN_USE_SECONDS
         try:
-            async with engine.begin() as conn:
-                await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-                await conn.run_sync(step)
+            while not await _change_schema(engine, step):
+                if clock() > deadline:
+                    raise Overloaded(
+                        "The schema was not changed: other transactions used its tables for "
+                        f"{TABLES_IN_USE_SECONDS:.0f} seconds. End those that pg_stat_activity lists, and try again."
+                    )
+                log.warning("tables_in_use", effect="the change of the schema begins again")
+                await asyncio.sleep(TABLE_LOCK_PAUSE_SECONDS)
         finally:
             await engine.dispose()
 
@@ -235,6 +247,20 @@ class Postgres:
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
             raise Overloaded("The database was lost during a commit, and its result is not known.") from error
+
+
+async def _change_schema(engine: AsyncEngine, step: Callable[[Connection], None]) -> bool:
+    """Run `step` in one transaction, and return True; roll it back and return False if a table is in use for long."""
+    try:
+        async with engine.begin() as conn:
+            await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            await conn.execute(_LIMIT_TABLE_LOCKS)
+            await conn.run_sync(step)
+    except DBAPIError as error:
+        if _state_of(error) != LOCK_NOT_AVAILABLE:
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

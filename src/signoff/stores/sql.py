@@ -30,7 +30,7 @@ from signoff.stores.erasures import SqlErasures
 from signoff.stores.files import SqlFiles
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
-from signoff.stores.migrations import migrate_schema
+from signoff.stores.migrations import MIN_COMPATIBLE, check_schema, migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.objects import SqlUpstreamObjects
 from signoff.stores.people import SqlPeople
@@ -143,6 +143,10 @@ class SqlStore:
             return False
         return True
 
+    async def check_schema(self) -> None:
+        """See `store.Store`."""
+        await self._database.read(lambda conn, _: check_schema(conn))
+
     async def _check_writable(self) -> None:
         """Write to the database, unless that was done a moment ago. Raises Overloaded."""
         now = asyncio.get_running_loop().time()
@@ -157,8 +161,9 @@ class SqlStore:
 
     async def versions(self) -> dict[str, int]:
         """See `store.Store`."""
-        # The row of the receipts is only their lock.
-        query = sa.select(versions.c.topic, versions.c.version).where(versions.c.topic != "receipts")
+        # The row of the receipts is only their lock, and that of the schema no version.
+        is_cached = versions.c.topic.not_in(("receipts", MIN_COMPATIBLE))
+        query = sa.select(versions.c.topic, versions.c.version).where(is_cached)
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return {row.topic: row.version for row in rows}
 

@@ -210,7 +210,7 @@ _ADMINISTRATION = {
     "GET /api/audit": Operation(Page[reports.AuditAnswer], errors=_ROLE),
     "GET /metrics": Operation(errors=_ROLE),
     "GET /health/live": Operation(is_public=True),
-    "GET /health/ready": Operation(is_public=True, unavailable=dict[str, bool | int]),
+    "GET /health/ready": Operation(is_public=True, unavailable=dict[str, bool | int | str]),
 }
 OPERATIONS: dict[str, Operation] = {
     **_JOBS,

@@ -1,4 +1,8 @@
-"""${message}."""
+"""${message}.
+
+It expands the schema: code of the revision before works with it, too; see docs/decisions/050. A migration that does not
+needs a line in `_CONTRACTIONS`.
+"""
 
 from __future__ import annotations
 

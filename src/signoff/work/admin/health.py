@@ -4,6 +4,7 @@ from typing import Any
 
 from signoff.core.model import Model, needs_no_pool
 from signoff.core.wire import format_time
+from signoff.errors import Overloaded, SchemaOutdated
 from signoff.runtime.pools import EndpointStatus, endpoint_name
 from signoff.work.admin.models import model_health
 from signoff.work.services import Services
@@ -34,16 +35,19 @@ async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[s
     return result if status.state != "resting" else result | {"ok": False}
 
 
-async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int]]:
+async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int | str]]:
     """Return True if this server can take requests, and the state of each component by name.
 
     Without `with_names`, streams are only counted: `streams`, and `streams_listening`, those that are listened to.
-    A server that stops is not ready: `stopping`. Otherwise, only the store is needed: without the broker, workers find
-    jobs later; without a listener, messages wait in the stream.
+    A server that stops is not ready: `stopping`. Otherwise, only the store is needed, with a `schema` that this version
+    works with: without the broker, workers find jobs later; without a listener, messages wait in the stream.
     """
     has_store, statuses = await services.store.is_ready(), services.caches.streams.statuses
-    is_ready = has_store and not services.runtime.shutdown.is_leaving
-    components: dict[str, bool | int] = {"store": has_store, "broker": services.adapters.broker.is_connected}
+    schema_fault = await _schema_fault(services) if has_store else None
+    is_ready = has_store and schema_fault is None and not services.runtime.shutdown.is_leaving
+    components: dict[str, bool | int | str] = {"store": has_store, "broker": services.adapters.broker.is_connected}
+    if schema_fault is not None:
+        components["schema"] = schema_fault
     if services.runtime.shutdown.is_leaving:
         components["stopping"] = True
     if (redis := services.adapters.deliverers.get("redis")) is not None:
@@ -52,3 +56,14 @@ async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool
         return is_ready, components | {f"stream:{name}": listening.ok for name, listening in statuses.items()}
     listening = sum(status.ok for status in statuses.values())
     return is_ready, components | ({"streams": len(statuses), "streams_listening": listening} if statuses else {})
+
+
+async def _schema_fault(services: Services) -> str | None:
+    """Return why this version does not work with the schema, to which another process may have migrated it."""
+    try:
+        await services.store.check_schema()
+    except SchemaOutdated as error:
+        return error.message
+    except Overloaded:  # the next check of the store tells
+        return None
+    return None
