@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,25 +21,43 @@ from faults.orders import Orders
 from support.service_supervisor import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
-PYTHON_PATH = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
 READY_SECONDS = 120.0
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
 Kind = Literal["server", "worker"]
 
 
+@dataclass(frozen=True)
+class Program:
+    """The code of a process: the command that runs its command line with injected faults, and its import path."""
+
+    launcher: tuple[str, ...]
+    python_path: str
+
+
+OURS = Program((sys.executable, "-m", "faults.launcher"), os.pathsep.join([str(TESTS), str(TESTS.parent / "src")]))
+
+
 class Member:
     """A slot for a server or a worker, with the process that currently fills it."""
 
-    def __init__(self, kind: Kind, number: int, folder: Path, environment: Mapping[str, str], *more: str) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        number: int,
+        folder: Path,
+        environment: Mapping[str, str],
+        *more: str,
+        program: Program = OURS,
+    ) -> None:
         self.kind, self.name = kind, f"{kind}-{number}"
         self.folder = folder / self.name
         self.folder.mkdir()
         self.orders = Orders(self.folder / "orders")
         [self.port] = free_ports(1)
         command = ("serve", "--port", str(self.port), *more) if kind == "server" else ("work",)
-        self._command = [*ending_with_us(signal.SIGKILL), sys.executable, "-m", "faults.launcher", *command]
-        self._environment = {**environment, "PYTHONPATH": PYTHON_PATH, "FAULTS_FOLDER": str(self.folder)}
+        self._command = [*ending_with_us(signal.SIGKILL), *program.launcher, *command]
+        self._environment = {**environment, "PYTHONPATH": program.python_path, "FAULTS_FOLDER": str(self.folder)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
         self.is_end_recorded = False

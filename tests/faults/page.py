@@ -10,9 +10,11 @@ import msgspec
 from faults.report import Figures, Report, Row
 
 FIGURES = Path(__file__).parents[2] / "docs" / "reliability"
-ORDER = ("long", "short")
+ORDER = ("long", "short", "upgrade")
 SETTINGS = {
     "servers": "PostgreSQL and RabbitMQ, two servers, three workers",
+    "old-servers": "two servers of the last release, three workers of this one, on PostgreSQL and RabbitMQ",
+    "old-workers": "two servers of this release, three workers of the last one, on PostgreSQL and RabbitMQ",
     "file": "one SQLite file, a server that works too, two workers",
 }
 

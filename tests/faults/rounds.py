@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from faults import on_disk, on_network, on_processes, on_services
 from faults.nemesis import Fault
@@ -105,6 +106,9 @@ SHORT_SERVERS = Round(
     longest_pause_seconds=90,
     limit_seconds=400,
 )
+# The database was migrated by this code, and some processes still run that of the last release.
+OLD_SERVERS = replace(SHORT_SERVERS, name="old-servers", setting=partial(with_servers, of_last_release="server"))
+OLD_WORKERS = replace(SHORT_SERVERS, name="old-workers", setting=partial(with_servers, of_last_release="worker"))
 SHORT_FILE = Round(
     name="file",
     setting=embedded,
@@ -143,6 +147,9 @@ ROUNDS: dict[str, list[Round]] = {
     "smoke": [SMOKE],
     "short": [SHORT_SERVERS, SHORT_FILE],
     "long": [LONG_SERVERS, LONG_FILE],
+    "upgrade": [OLD_SERVERS, OLD_WORKERS],
+    "old-servers": [OLD_SERVERS],
+    "old-workers": [OLD_WORKERS],
     "servers": [SHORT_SERVERS],
     "file": [SHORT_FILE],
     "long-servers": [LONG_SERVERS],

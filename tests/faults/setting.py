@@ -13,7 +13,7 @@ from random import Random
 from fakes.tcp_proxy import TcpProxy
 from fakes.upstream import FakeUpstream
 from fakes.webhook_receiver import SECRET
-from faults.cluster import Cluster, Member
+from faults.cluster import OURS, Cluster, Kind, Member, Program
 from faults.history import History
 from faults.on_services import QUEUE
 from faults.servers import RabbitMQ, Server, postgres, redis
@@ -26,6 +26,7 @@ from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
 from signoff.work.services import Services
 from support.processes import clean_environment
+from upgrades.last_release import last_release
 
 CONCURRENCY = 8
 UNDO_SECONDS = 0.4
@@ -47,9 +48,20 @@ COMMON_SETTINGS = {
 
 @contextlib.asynccontextmanager
 async def with_servers(
-    folder: Path, history: History, rng: Random, *, servers: int, workers: int, mutation: str
+    folder: Path,
+    history: History,
+    rng: Random,
+    *,
+    servers: int,
+    workers: int,
+    mutation: str,
+    of_last_release: Kind | None = None,
 ) -> AsyncIterator[World]:
-    """Yield a world with its own servers, in which each process has its own proxies to them. Raises MissingError."""
+    """Yield a world with its own servers, in which each process has its own proxies to them.
+
+    The processes of the kind `of_last_release` run the code of the last release. Raises MissingError, NotBuiltError.
+    """
+    programs = {} if of_last_release is None else {of_last_release: _last_release()}
     async with contextlib.AsyncExitStack() as stack:
         database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
         redis_server = await asyncio.to_thread(redis, folder / "redis")
@@ -61,12 +73,14 @@ async def with_servers(
                 stack.push_async_callback(server.end)
                 group.create_task(server.start())
         proxies, members = dict[str, dict[str, TcpProxy]](), list[Member]()
-        for kind, number in [("server", n) for n in range(servers)] + [("worker", n) for n in range(workers)]:
+        for kind, number in _slots(servers, workers):
             own_proxies = {
                 name: await stack.enter_async_context(TcpProxy(server.url)) for name, server in servers_by_name.items()
             }
             urls = {VARIABLES[name]: proxy.url for name, proxy in own_proxies.items()}
-            members.append(Member(kind, number, folder, _environment(folder, mutation, number) | urls, "--no-work"))
+            environment = _environment(folder, mutation, number) | urls
+            program = programs.get(kind, OURS)
+            members.append(Member(kind, number, folder, environment, "--no-work", program=program))
             proxies[members[-1].name] = own_proxies
         world = World(
             folder=folder,
@@ -80,6 +94,16 @@ async def with_servers(
             proxies=proxies,
         )
         yield await stack.enter_async_context(_closed(world))
+
+
+def _slots(servers: int, workers: int) -> Iterator[tuple[Kind, int]]:
+    yield from (("server", number) for number in range(servers))
+    yield from (("worker", number) for number in range(workers))
+
+
+def _last_release() -> Program:
+    release = last_release()
+    return Program(release.launcher, str(release.tests))
 
 
 @contextlib.asynccontextmanager
