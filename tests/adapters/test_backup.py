@@ -25,6 +25,7 @@ from signoff.records import ReceiptFilter
 from signoff.settings import Settings
 from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
 from signoff.stores.backup import _with_stored_types as with_stored_types
+from signoff.stores.migrations import MIN_COMPATIBLE
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from support.revisions import NEWEST, add_revision
@@ -144,9 +145,10 @@ async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[
     }
     # when the backup is restored into another database
     await restore(urls[1], tmp_path / "backup")
-    # then the rows are the same, except that the versions have increased
+    # then the rows are the same, except that the versions have increased, and that the migration has stored its row
     async with opened(urls[1]) as store:
         after = await all_rows(store)
+        after["versions"] = [row for row in after["versions"] if row["topic"] != MIN_COMPATIBLE]
         for row in after["versions"]:
             row["version"] -= 1
         assert after == before
