@@ -137,7 +137,7 @@ async def fill(server: Live) -> dict[str, str]:
     status, _ = await server.ask("PUT", "/api/limits/user:storefront@alder.example", admin, json=limit)
     assert status == 200
     items = [await hold(server, number, question) for number, question in enumerate(QUESTIONS)]
-    pages = {name: f"/dashboard/{name}" for name in PAGES}
+    pages = {name: f"/dashboard/{name}" for name in PAGES} | {"user": "/dashboard/people/users/1"}
     batch_id, faulty_id = await batches(server, tokens[1])
     ones = {
         "job": f"jobs/{job_id}",

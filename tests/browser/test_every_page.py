@@ -50,7 +50,7 @@ async def filled(server: Live, name: str) -> list[str]:
         return present["status"] == "failed" or None
 
     await until(ended)
-    library = [f"prompts/{name}", f"pipelines/{name}_run"]
+    library = [f"prompts/{name}", f"pipelines/{name}_run", "people/users/1"]
     return [f"policies/{name}", f"policies/{name}/planted", f"batches/{batch['id']}", *library]
 
 

@@ -319,7 +319,10 @@ ROLE_FIRST = {
     *(row.route for row in _REVIEWS),
     *(row.route for row in PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
-    "POST /dashboard/people/users/{user_id}/link",
+    *("POST /dashboard/people/users/{user_id}/link", "GET /dashboard/people/users/{user_id}"),
+    "POST /dashboard/people/users/{user_id}/erase",
+    "POST /dashboard/people/users/{user_id}/sessions/end",
+    "POST /dashboard/people/users/{user_id}/sessions/{session_id}/end",
 }
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.
 UPSTREAM_DECIDES = {"POST /v1/responses"}

@@ -89,6 +89,31 @@ PAGES = [
         "",
         FORM,
     ),
+    Row("GET /dashboard/people/users/{user_id}", "403 403 403 200", "/dashboard/people/users/<user>"),
+    Row(
+        "POST /dashboard/people/users/{user_id}/erase",
+        "403 403 403 400",
+        "/dashboard/people/users/<user>/erase",
+        "email=x",
+        FORM,
+    ),
+    # Sessions are ended by rows before this one.
+    Row(
+        "POST /dashboard/people/users/{user_id}/sessions/{session_id}/end",
+        "403 403 403 404",
+        "/dashboard/people/users/<user>/sessions/<session>/end",
+        "",
+        FORM,
+        is_last=True,
+    ),
+    Row(
+        "POST /dashboard/people/users/{user_id}/sessions/end",
+        "403 403 403 303",
+        "/dashboard/people/users/<user>/sessions/end",
+        "",
+        FORM,
+        is_last=True,
+    ),
     Row("POST /dashboard/people/keys", "303 303 303 303", body="name=mine&key=sk-1", headers=FORM),
     Row(
         "POST /dashboard/people/keys/{key_id}/remove",

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from signoff.dashboard.shell import format_duration
-from support.live_server import Live, chat, live
+from signoff.work.admin.people import sign_in_link, user_with_email
+from support.live_server import Live, chat, live, until
 from support.pages import Browser, cells, signed_in, words
 
 pytestmark = pytest.mark.anyio
@@ -179,6 +180,45 @@ async def test_a_user_gets_a_new_sign_in_link_from_an_admin(server: Live) -> Non
     async with server.http.get(server.url + link[0], allow_redirects=False) as response:
         assert response.status == 303
     server.http.cookie_jar.clear()
+
+
+async def test_an_admin_ends_one_session_of_a_user_or_all(server: Live) -> None:
+    admin, user = await signed_in(server, "admin", "ender"), await signed_in(server, "user", "roaming")
+    [person] = (await user.api("GET", "/api/users"))["data"]
+    path = f"/dashboard/people/users/{person['id']}"
+    await user.open(path, status=403)
+    await admin.open("/dashboard/people/users/999999", status=404)
+    [session] = (await user.api("GET", "/api/sessions"))["data"]
+    assert path in await admin.open("/dashboard/people")
+    assert len(cells(await admin.open(path), f"#{session['id']}")) == 4
+    await user.submit(f"{path}/sessions/{session['id']}/end", status=403)
+    assert await admin.submit(f"{path}/sessions/{session['id']}/end") == path
+    assert "No sessions." in await admin.open(path)
+    await user.open("/dashboard/people", status=303)
+    # and all of them, with the links that were not used yet
+    link = await sign_in_link(server.services, await user_with_email(server.services, "roaming@example.com"))
+    assert await admin.submit(f"{path}/sessions/end") == path
+    async with server.http.get(server.url + link, allow_redirects=False) as response:
+        assert "set-cookie" not in response.headers
+
+
+async def test_an_admin_erases_a_user_by_typing_their_address(server: Live) -> None:
+    admin, user = await signed_in(server, "admin", "eraser"), await signed_in(server, "user", "leaving")
+    [person] = (await user.api("GET", "/api/users"))["data"]
+    path = f"/dashboard/people/users/{person['id']}"
+    await sent(user, "forget this", "echo")
+    assert "their 1 jobs" in words(await admin.open(path))
+    await user.submit(f"{path}/erase", status=403, email="leaving@example.com")
+    page = await admin.submit(f"{path}/erase", status=400, email="somebody@example.com")
+    assert "must be the address of the user, leaving@example.com" in page
+    assert "leaving@example.com" in await admin.open(path)
+    assert await admin.submit(f"{path}/erase", email=" Leaving@example.com") == path
+
+    async def is_erased() -> bool | None:
+        return "their 0 jobs" in words(await admin.open(path)) or None
+
+    await until(is_erased)
+    assert "disabled" in words(await admin.open(path))
 
 
 async def test_a_review_queue_is_created_changed_and_removed(server: Live) -> None:

@@ -13,6 +13,7 @@ from signoff.core.usage import DAY_US, UsageQuery
 from signoff.dashboard.limits import limit_words
 from signoff.dashboard.shell import PEOPLE, address_of, page, redirect, root_of
 from signoff.dashboard.upstream_keys import keys_of
+from signoff.dashboard.user import HANDLERS
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form, scheme_of
@@ -201,4 +202,6 @@ def _to_people() -> Response[str]:
     return redirect(PEOPLE.path)
 
 
-router = Router("/", route_handlers=[show_people, post_token, post_revoke, post_user, post_change, post_link])
+router = Router(
+    "/", route_handlers=[show_people, post_token, post_revoke, post_user, post_change, post_link, *HANDLERS]
+)

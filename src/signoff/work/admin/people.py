@@ -143,11 +143,25 @@ async def renew_link(services: Services, caller: Caller, user_id: int) -> str:
 
     Raises Forbidden, NotFound, and BadRequest if the user is disabled.
     """
+    return await sign_in_link(services, await get_user(services, caller, user_id))
+
+
+async def get_user(services: Services, caller: Caller, user_id: int) -> User:
+    """Return a user, for an admin. Raises Forbidden, NotFound."""
     check_admin(caller)
     users = await services.store.people.users(after_id=user_id - 1, limit=1) if 0 < user_id <= MAX_ID else []
     if not users or users[0].id != user_id:
         raise NotFound(f"There is no user with the id {user_id}.")
-    return await sign_in_link(services, users[0])
+    return users[0]
+
+
+async def list_sessions(
+    services: Services, caller: Caller, user_id: int, *, after_id: int = 0, limit: int = 50
+) -> list[Token]:
+    """Return the sessions of a user that have not ended, for an admin. Raises Forbidden."""
+    check_admin(caller)
+    rows = await services.store.people.tokens("session", user_id, after_id=after_id, limit=limit)
+    return [session for session, _ in rows]
 
 
 async def list_tokens(
