@@ -61,6 +61,7 @@ LOADERS = {
     "work/jobs/query.py load_job": "is the loader without a check",
     "work/jobs/query.py wait_in_request": "is `wait_until` for a caller on a connection",
     "work/jobs/query.py wait_until": "waits for a job that its callers have checked; they redact what they pass on",
+    "work/admin/people.py list_sessions": "is for admins alone, who may see the sessions of everybody",
     "work/jobs/search.py _filter_of": "finds the user whom a reviewer or an admin names, or the caller",
     "work/batches/files.py find_file": "is the check itself: `may_read`",
     "work/batches/manage.py find_batch": "is the check itself: `may_read`",

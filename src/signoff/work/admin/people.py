@@ -143,6 +143,7 @@ async def renew_link(services: Services, caller: Caller, user_id: int) -> str:
 
     Raises Forbidden, NotFound, and BadRequest if the user is disabled.
     """
+    check_admin(caller)
     return await sign_in_link(services, await get_user(services, caller, user_id))
 
 
