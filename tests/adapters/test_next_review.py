@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,37 @@ async def test_postgresql_keeps_no_plan_that_reads_a_table_from_its_start(postgr
         for _ in range(PLANNED):  # while there is nothing to read
             assert await store.reviews.open_next(query, **lease) is None
         await fill(store, is_analyzed=False)
-        assert await store._database.write(open_one) == 0
+        assert await store._database.write_lease(open_one) == 0
+
+
+async def test_postgresql_opens_an_answer_beside_a_write_that_is_blocked(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        assert isinstance(store, SqlStore)
+        job = await held(store)
+        await store._database.write_alone(lambda tx: value_of(tx, "SELECT pg_advisory_lock(7)"))
+        blocked = asyncio.ensure_future(
+            store._database.write(lambda tx: value_of(tx, "SELECT pg_advisory_xact_lock(7)"))
+        )
+        query = NextReview(reviewer="ann", queues=QUEUES)
+        taken = await store.reviews.open_next(query, actor="user:ann", lease_seconds=60)
+        assert taken is not None
+        assert (taken.id, blocked.done()) == (job.id, False)
+        await store._database.write_alone(lambda tx: value_of(tx, "SELECT pg_advisory_unlock(7)"))
+        await blocked
+
+
+async def test_postgresql_waits_for_the_disk_for_all_but_leases(postgres_url: str) -> None:
+    async with opened(postgres_url) as store:
+        assert isinstance(store, SqlStore)
+        database, query = store._database, "SHOW synchronous_commit"
+        assert await database.write_lease(lambda tx: value_of(tx, query)) == "off"
+        for write in (database.write, database.write_alone):
+            assert await write(lambda tx: value_of(tx, query)) == "on"
+
+
+def value_of(tx: Any, query: str) -> Any:
+    """Return the one value of a query."""
+    return tx.conn.execute(sa.text(query)).scalar_one()
 
 
 async def fill(store: SqlStore, *, is_analyzed: bool = True) -> None:

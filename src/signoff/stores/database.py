@@ -59,6 +59,14 @@ class Database(Protocol):
         """
         ...
 
+    async def write_lease(self, operation: Callable[[Tx], T]) -> T:
+        """Run `operation`, which gives out a lease, as `write` does, but together with operations of this kind alone.
+
+        So it waits for no commit of others. It must not wait for locks. A crash of the database server may undo it,
+        with all that it has changed; what depends on the lease is committed later, so it is lost only with the lease.
+        """
+        ...
+
     def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """Queue `operation` for a transaction that begins some milliseconds later, and return a future of its result.
 

@@ -32,7 +32,7 @@ from signoff.stores.postgres_connection import (
     make_engine,
 )
 from signoff.stores.receipt_signer import ReceiptSigner
-from signoff.stores.writer import Tx, Writer
+from signoff.stores.writer import RunGroup, Tx, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -50,6 +50,8 @@ TABLE_LOCK_PAUSE_SECONDS = 1.0
 TABLES_IN_USE_SECONDS = 300.0
 CHARACTER_NOT_IN_REPERTOIRE, LOCK_NOT_AVAILABLE = "22021", "55P03"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
+# The commit of leases does not wait for the disk. One that does, and comes later, brings theirs to the disk, too.
+_BEGIN_LEASES = sa.select(*_BEGIN.selected_columns, sa.func.set_config("synchronous_commit", "off", True))
 _STATUS = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
 # On a connection of a pooler, this setting must end with its transaction.
@@ -58,24 +60,25 @@ _LIMIT_IDLE = sa.text("SELECT set_config('idle_in_transaction_session_timeout', 
 
 
 class _Engines:
-    """Engines for the reads, the grouped writes, and the counters of one database."""
+    """Engines for the reads, the grouped writes, the leases of reviews, and the counters of one database."""
 
     def __init__(self, address: PostgresAddress, readers: int, *, is_pooled: bool) -> None:
         # One read needs no transaction, unless the pooler would take the connection between two messages of it.
         reading = {} if is_pooled else {"isolation_level": "AUTOCOMMIT"}
         self.reading = make_engine(address, readers, ANSWER_SECONDS, is_pooled=is_pooled, **reading)
         self.writing = make_engine(address, 1, ANSWER_SECONDS, is_pooled=is_pooled)
+        self.leasing = make_engine(address, 1, ANSWER_SECONDS, is_pooled=is_pooled)
         self.counting = make_engine(address, 1, ANSWER_SECONDS, is_pooled=is_pooled)
 
     def all(self) -> tuple[AsyncEngine, ...]:
         """Return the engines in the order in which they are closed."""
-        return self.reading, self.writing, self.counting
+        return self.reading, self.writing, self.leasing, self.counting
 
 
 class Postgres:
     """A PostgreSQL database; see `database.Database`.
 
-    Grouped writes and counters have one connection each, reads have a pool.
+    Grouped writes, leases and counters have one connection each, reads have a pool.
     """
 
     def __init__(self, address: PostgresAddress, *, pool_size: int = 10, signer: ReceiptSigner | None = None) -> None:
@@ -84,9 +87,8 @@ class Postgres:
         self._pool_size = pool_size
         self._is_pooled: bool | None = None
         self._engines: _Engines | None = None
-        self._writer = Writer(
-            self._run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
-        )
+        self._writer = _writer(self._run_group)
+        self._lease_writer = _writer(self._run_lease_group)
         self._changes = ChangeFeed()
         self._feed = PostgresChangeFeed(address, self._changes)
         self._closing = self._closed = False
@@ -100,6 +102,7 @@ class Postgres:
         self._engines = _Engines(self._address, self._pool_size, is_pooled=is_pooled)
         await self.read(lambda conn, _: check_schema(conn))
         self._writer.start()
+        self._lease_writer.start()
         if is_pooled:
             log.debug("postgres_pooler", effect="changes of other processes are seen by polling")
         else:
@@ -143,6 +146,11 @@ class Postgres:
         with _rejecting_nul():
             return await self._writer.write(operation, lock_key=lock_key)
 
+    async def write_lease(self, operation: Callable[[Tx], T]) -> T:
+        """See `database.Database`."""
+        with _rejecting_nul():
+            return await self._lease_writer.write(operation)
+
     def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""
         return self._writer.defer(operation, at_once=at_once)
@@ -166,6 +174,7 @@ class Postgres:
     async def close(self) -> None:
         """Write what is queued, notify other processes of it, and disconnect."""
         self._closing = True
+        await self._lease_writer.close()
         await self._writer.close()
         await self._feed.close()
         self._closed = True
@@ -188,6 +197,10 @@ class Postgres:
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         writing = self._open_engines().writing
         return await self._retry(lambda: self._commit(group, writing, READ_SECONDS), WRITE_SECONDS)
+
+    async def _run_lease_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
+        leasing = self._open_engines().leasing
+        return await self._retry(lambda: self._commit(group, leasing, READ_SECONDS, _BEGIN_LEASES), WRITE_SECONDS)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         """Repeat `attempt` after transient errors, until `seconds` after the first one; then raise Overloaded."""
@@ -213,11 +226,17 @@ class Postgres:
         async with self._open_engines().reading.connect() as conn:
             return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 
-    async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine, away_seconds: float) -> list[Any]:
+    async def _commit(
+        self,
+        group: Callable[[Tx], list[Any]],
+        engine: AsyncEngine,
+        away_seconds: float,
+        begin: sa.Executable = _BEGIN,
+    ) -> list[Any]:
         async with engine.connect() as conn:
             if self._is_pooled:
                 await conn.execute(_LIMIT_IDLE, {"idle": f"{IDLE_SECONDS * 1000:.0f}ms"})
-            tx, xid = await conn.run_sync(lambda sync: _begin(sync, self._signer))
+            tx, xid = await conn.run_sync(lambda sync: _begin(sync, begin, self._signer))
             results = await conn.run_sync(lambda _: group(tx))
             try:
                 await conn.commit()
@@ -263,6 +282,12 @@ async def _change_schema(engine: AsyncEngine, step: Callable[[Connection], None]
     return True
 
 
+def _writer(run_group: RunGroup) -> Writer:
+    return Writer(
+        run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
+    )
+
+
 @contextlib.contextmanager
 def _rejecting_nul() -> Generator[None]:
     """Raise BadRequest for a text with a NUL character, which PostgreSQL cannot store."""
@@ -274,9 +299,9 @@ def _rejecting_nul() -> Generator[None]:
         raise BadRequest("A text contains a NUL character (U+0000); remove it.") from None
 
 
-def _begin(conn: Connection, signer: ReceiptSigner | None) -> tuple[Tx, str]:
+def _begin(conn: Connection, statement: sa.Executable, signer: ReceiptSigner | None) -> tuple[Tx, str]:
     """Return a transaction and its id on the server, for which `_was_committed` can query later."""
-    now, xid = conn.execute(_BEGIN).one()
+    now, xid, *_ = conn.execute(statement).one()
     return Tx(conn, now, signer=signer), xid
 
 

@@ -32,7 +32,7 @@ class SqlReviews:
 
     async def open_next(self, query: NextReview, *, actor: str, lease_seconds: float) -> Job | None:
         """See `reviews.Reviews`."""
-        return await self._database.write(lambda tx: open_next(tx, query, actor, lease_seconds))
+        return await self._database.write_lease(lambda tx: open_next(tx, query, actor, lease_seconds))
 
     async def list(self, filters: ReviewFilter) -> Page[Job]:
         """See `reviews.Reviews`."""

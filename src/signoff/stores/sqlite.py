@@ -95,6 +95,10 @@ class Sqlite:
         """See `database.Database`."""
         return await self._writer.write(operation, lock_key=lock_key)
 
+    async def write_lease(self, operation: Callable[[Tx], T]) -> T:
+        """See `database.Database`. Only one process writes at a time anyway, so this is an ordinary write."""
+        return await self._writer.write(operation)
+
     def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> Awaitable[asyncio.Future[T]]:
         """See `database.Database`."""
         return self._writer.defer(operation, at_once=at_once)
