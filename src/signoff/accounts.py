@@ -13,6 +13,7 @@ from signoff.core.cache import CacheRule
 from signoff.core.job import Job
 from signoff.core.latency import LatencyQuery, LatencyRow
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.oidc import ProviderAccount, ProviderSettings
 from signoff.core.price import Price
 from signoff.core.refusals import RefusalCount
 from signoff.core.saved_views import SavedView
@@ -54,6 +55,26 @@ class People(Protocol):
         A role with fewer rights and a deactivation end all sessions and sign-in links of the user.
         Raises Conflict if no active admin would be left.
         """
+        ...
+
+    async def user_of_account(self, issuer: str, subject: str) -> User | None:
+        """Return the user to whom an account of an OpenID Connect provider is bound, active or not."""
+        ...
+
+    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+        """Return the user of an account that signs in: create or bind them, and change their role, as `core.oidc` says.
+
+        A role with fewer rights ends all sessions and sign-in links of the user.
+        Raises SignInRefused, and Conflict if no active admin would be left; then nothing is changed.
+        """
+        ...
+
+    async def bind_account(self, user_id: int, issuer: str, subject: str) -> None:
+        """Bind an account to a user. Raises Conflict if the account, or the user at this issuer, is bound already."""
+        ...
+
+    async def unbind_accounts(self, user_id: int) -> int:
+        """Unbind all accounts of a user, and return their number; if there was one, end the sessions of the user."""
         ...
 
     async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:

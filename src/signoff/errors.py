@@ -3,7 +3,7 @@
     SignoffError
     ├── BadRequest 400
     │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
-    │   ├── UnsupportedEncoding 415, HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
+    │   ├── SignInExpired 400, UnsupportedEncoding 415, HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   ├── RunTooLarge 413
     │   ├── InvalidType 400
     │   │   └── InvalidValue 400
@@ -11,7 +11,7 @@
     ├── Unauthorized 401
     │   └── TokenExpired
     ├── Forbidden 403
-    │   └── AnswerRejected
+    │   └── AnswerRejected, PasswordsOff, SignInRefused
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     │       └── NoDefaultModel
@@ -29,7 +29,7 @@
     ├── FunctionFailed 422
     │   └── FunctionTimedOut 504
     ├── StepFailed (with the status and the code of the step that failed)
-    ├── Undelivered 502
+    ├── Undelivered 502, ProviderFailed 502
     ├── JobFailed (with the status and the code of the failed job)
     └── ReviewPending 504, JobPending 504
 
@@ -138,6 +138,12 @@ class FilesTooLarge(TooLarge):
     code = "storage_full"
 
 
+class SignInExpired(BadRequest):
+    """The sign-in began too long ago or in another browser, or was used already; begin again on the sign-in page."""
+
+    code = "sign_in_expired"
+
+
 class UnsupportedEncoding(BadRequest):
     """The `Content-Encoding` of the body is not gzip, deflate, br, zstd or identity; use one of them, or none."""
 
@@ -229,6 +235,18 @@ class AnswerRejected(Forbidden):
     """A policy of the server, or a reviewer, rejected the answer; the message is the reason."""
 
     code = "rejected"
+
+
+class PasswordsOff(Forbidden):
+    """The setting `password_sign_in` turns passwords off; sign in another way, or ask an admin for a sign-in link."""
+
+    code = "password_sign_in_off"
+
+
+class SignInRefused(Forbidden):
+    """The account at the OpenID Connect provider may not sign in here; the message says why."""
+
+    code = "sign_in_refused"
 
 
 class NotFound(SignoffError):
@@ -481,6 +499,13 @@ class Undelivered(SignoffError):
     """The receiver did not accept a delivery; the server retries it by itself."""
 
     status, code = 502, "undelivered"
+    retryable = True
+
+
+class ProviderFailed(SignoffError):
+    """The OpenID Connect provider cannot be reached, or its answer cannot be used; `signoff doctor` says more."""
+
+    status, code = 502, "identity_provider_failed"
     retryable = True
 
 

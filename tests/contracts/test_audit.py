@@ -16,6 +16,7 @@ from signoff.core.access import Token
 from signoff.core.audit import Actor, AuditChange, AuditEntry, AuditFilter
 from signoff.core.limits import Limit
 from signoff.core.model import Model
+from signoff.core.oidc import ProviderAccount, ProviderSettings
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.function import Function, Param
 from signoff.core.price import Price
@@ -30,10 +31,16 @@ pytestmark = pytest.mark.anyio
 
 ANN = Actor(name="user:ann@example.com", client="192.0.2.7")
 SECRETS = ("the-hash", "the-digest", "the-seal")
+ISSUER = "https://sso.example.com"
+PROVIDER = ProviderSettings(issuer=ISSUER, client_id="signoff", role_claim="role", roles={"u": "user"})
 PRICE = Price(model="m", valid_from=1, input=1, output=2)
 PROMPT = Prompt(name="greet", body="Hello {name}", user_id=1)
 FUNCTION = Function(name="add", params=(Param(name="x", reads="text"),), digest="d")
 STREAM = Stream(name="s", scheme="amqp", host="h:1", sealed=b"the-seal", requests="in", responses="out")
+
+
+def account(subject: str, role: Any = "user") -> ProviderAccount:
+    return ProviderAccount(issuer=ISSUER, subject=subject, email=f"{subject}@x.org", role=role)
 
 
 async def add_token(store: AStore, kind: Any, digest: str) -> Token:
@@ -90,6 +97,16 @@ CHANGES: list[tuple[str, Callable[[AStore], Awaitable[Any]], tuple[str, str] | N
     ("People.end_sessions", lambda s: s.people.end_sessions(1), None),
     ("People.add_token", lambda s: add_token(s, "session", "the-digest4"), None),
     ("People.end_sessions", lambda s: s.people.end_sessions(1), ("sessions_ended", "user:ann@x.org")),
+    ("People.bind_account", lambda s: s.people.bind_account(1, ISSUER, "ann-1"), ("account_bound", "user:ann@x.org")),
+    ("People.admit", lambda s: s.people.admit(account("ann-1"), PROVIDER), None),
+    ("People.admit", lambda s: s.people.admit(account("bob-1"), PROVIDER), ("user_created", "user:bob-1@x.org")),
+    (
+        "People.admit",
+        lambda s: s.people.admit(account("bob-1", "reviewer"), PROVIDER),
+        ("user_changed", "user:bob-1@x.org"),
+    ),
+    ("People.unbind_accounts", lambda s: s.people.unbind_accounts(1), ("accounts_unbound", "user:ann@x.org")),
+    ("People.unbind_accounts", lambda s: s.people.unbind_accounts(1), None),
     ("People.mark_used", lambda s: s.people.mark_used({1: 5}), None),
     (
         "Catalog.put_model",
@@ -148,6 +165,7 @@ INTERFACES = (People, SignIns, Catalog, UsageRecords, Quotas, Streams, Library, 
 # Methods that change no configuration: they read, count, or note what happened.
 OTHERS = {
     "People.has_other_reviewer",
+    "People.user_of_account",
     *("People.user", "People.users", "People.owner", "People.token", "People.tokens", "SignIns.begin"),
     *("SignIns.succeed", "Catalog.models", "Catalog.key", "Catalog.known_key", "Catalog.keys", "UsageRecords.prices"),
     *(

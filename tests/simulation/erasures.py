@@ -34,6 +34,8 @@ class MemoryErasures:
                 record(tables, tx, actor, user_erased(user_id))
             tables.erasures[user_id] = tx.now
             tables.users[user.email] = msgspec.structs.replace(user, password_hash=None)
+            for account in [account for account, owner in tables.provider_accounts.items() if owner == user_id]:
+                del tables.provider_accounts[account]
             for name, token in tables.tokens.items():
                 if token.user_id == user_id:
                     tables.tokens[name] = msgspec.structs.replace(token, active=False, name="", key_id=None)

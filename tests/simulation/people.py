@@ -7,8 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
-from signoff.core.audit import Actor, change_of, sessions_ended, token_created, token_revoked
+from signoff.core.audit import (
+    Actor,
+    account_bound,
+    accounts_unbound,
+    change_of,
+    sessions_ended,
+    token_created,
+    token_revoked,
+)
 from signoff.core.cache import CacheRule
+from signoff.core.oidc import ProviderAccount, ProviderSettings, admission_of, role_at_sign_in
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
@@ -53,10 +62,8 @@ class MemoryPeople:
             users = self._tables.users
             if (user := users.get(email.lower())) is not None:
                 return self._change(tx, actor, user, UserChange(role=role, password_hash=password_hash))
-            user = User(id=len(users) + 1, email=email.lower(), role=role, password_hash=password_hash)
-            users[user.email] = user
+            user = self._create(tx, email, role, password_hash)
             record(self._tables, tx, actor, change_of("user", user.email, None, user))
-            bump(self._tables, tx, "people")
             return user
 
         return await self._connection.send(put, writes=True)
@@ -69,6 +76,58 @@ class MemoryPeople:
             return None if user is None else self._change(tx, actor, user, UserChange(role=role, active=active))
 
         return await self._connection.send(change, writes=True)
+
+    async def user_of_account(self, issuer: str, subject: str) -> User | None:
+        return await self._connection.send(lambda _: self._bound(issuer, subject), writes=False)
+
+    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+        actor = current_actor()
+
+        def admit(tx: Tx) -> User:
+            bound = self._bound(account.issuer, account.subject)
+            namesake = None if account.email is None else self._tables.users.get(account.email)
+            is_taken = namesake is not None and self._has_account(namesake.id, account.issuer)
+            admission = admission_of(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
+            user = bound or namesake
+            if user is None:
+                user = self._create(tx, account.email or "", account.role or "user", None)
+                self._bind(tx, actor, user, account.issuer, account.subject, is_new=True)
+                return user
+            role = role_at_sign_in(user, account, settings)
+            if role != user.role:
+                user = self._change(tx, actor, user, UserChange(role=role))
+            if admission != "enter":
+                self._bind(tx, actor, user, account.issuer, account.subject)
+            return user
+
+        return await self._connection.send(admit, writes=True)
+
+    async def bind_account(self, user_id: int, issuer: str, subject: str) -> None:
+        actor = current_actor()
+
+        def bind(tx: Tx) -> None:
+            user = self._user(user_id)
+            if user is None or self._bound(issuer, subject) or self._has_account(user_id, issuer):
+                raise Conflict("The account, or the user, is bound already.")
+            self._bind(tx, actor, user, issuer, subject)
+
+        await self._connection.send(bind, writes=True)
+
+    async def unbind_accounts(self, user_id: int) -> int:
+        actor, accounts = current_actor(), self._tables.provider_accounts
+
+        def unbind(tx: Tx) -> int:
+            own = [account for account, owner_id in accounts.items() if owner_id == user_id]
+            user = self._user(user_id)
+            if own and user is not None:
+                for account in own:
+                    del accounts[account]
+                self._end(lambda token: token.user_id == user_id and token.kind != "api")
+                record(self._tables, tx, actor, accounts_unbound(user.email, own))
+                bump(self._tables, tx, "people")
+            return len(own)
+
+        return await self._connection.send(unbind, writes=True)
 
     async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:
         def replace(tx: Tx) -> None:
@@ -192,6 +251,24 @@ class MemoryPeople:
 
     def _user(self, user_id: int) -> User | None:
         return next((user for user in self._tables.users.values() if user.id == user_id), None)
+
+    def _create(self, tx: Tx, email: str, role: Role, password_hash: str | None) -> User:
+        user = User(id=len(self._tables.users) + 1, email=email.lower(), role=role, password_hash=password_hash)
+        self._tables.users[user.email] = user
+        bump(self._tables, tx, "people")
+        return user
+
+    def _bind(self, tx: Tx, actor: Actor, user: User, issuer: str, subject: str, *, is_new: bool = False) -> None:
+        self._tables.provider_accounts[issuer, subject] = user.id
+        record(self._tables, tx, actor, account_bound(user.email, issuer, subject, user if is_new else None))
+        bump(self._tables, tx, "people")
+
+    def _bound(self, issuer: str, subject: str) -> User | None:
+        user_id = self._tables.provider_accounts.get((issuer, subject))
+        return None if user_id is None else self._user(user_id)
+
+    def _has_account(self, user_id: int, issuer: str) -> bool:
+        return any((of, owner) == (issuer, user_id) for (of, _), owner in self._tables.provider_accounts.items())
 
     def _change(self, tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
         role, active = new.role or user.role, user.active if new.active is None else new.active

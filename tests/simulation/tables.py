@@ -176,6 +176,7 @@ class Tables:
         self.by_client_id: dict[tuple[int, str, str], Job] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
+        self.provider_accounts: dict[tuple[str, str], int] = {}
         self.sign_in_failures: dict[str, SignInCount] = {}
         self.models: dict[str, Model] = {}
         self.prices: dict[tuple[str, int], Price] = {}

@@ -20,7 +20,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     """Someone who makes changes, as entries of the audit log name them."""
 
     name: str = "system"
-    """`user:EMAIL`, `operator` for a command, or `system` for a process of its own accord."""
+    """`user:EMAIL`, `operator` for a command, `oidc` for a sign-in by a provider, or `system` for a process."""
     client: str | None = None
     """Address of the client if the change came over HTTP."""
 
@@ -93,6 +93,21 @@ def token_revoked(token: Token) -> AuditChange:
 def sessions_ended(email: str, count: int) -> AuditChange:
     """Return the end of all sessions and sign-in links of a user."""
     return AuditChange(action="sessions_ended", subject=f"user:{email}", after={"ended": count})
+
+
+def account_bound(email: str, issuer: str, subject: str, created: msgspec.Struct | None = None) -> AuditChange:
+    """Return the binding of an account at an OpenID Connect provider to a user, who is `created` for it unless None."""
+    account = {"issuer": issuer, "account": subject}
+    if created is None:
+        return AuditChange(action="account_bound", subject=f"user:{email}", after=account)
+    change = change_of("user", email, None, created)
+    return msgspec.structs.replace(change, after=(change.after or {}) | account)
+
+
+def accounts_unbound(email: str, accounts: Sequence[tuple[str, str]]) -> AuditChange:
+    """Return the end of the binding of accounts, which are pairs of an issuer and an id, to a user."""
+    before = {"accounts": [{"issuer": issuer, "account": subject} for issuer, subject in accounts]}
+    return AuditChange(action="accounts_unbound", subject=f"user:{email}", before=before)
 
 
 def label_moved(noun: str, name: str, label: str, old: int | None, new: int | None) -> AuditChange:

@@ -1,9 +1,11 @@
-"""Limits of failed sign-ins by e-mail address and by client, so that nobody can guess passwords by trying many.
+"""Limits of failed sign-ins by e-mail address and by client, and the pages to which a sign-in may lead.
 
+The limits keep everybody from guessing passwords by trying many.
 An attempt counts as failed from its start, so that concurrent attempts cannot exceed a limit; success takes it back.
 """
 
 import hashlib
+import re
 from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
@@ -14,6 +16,10 @@ FORGET_SECONDS = 3600.0
 FIRST_WAIT_SECONDS = 10.0
 # A client with an IPv6 address usually has a network of this size to itself.
 IPV6_CLIENT_BITS = 64
+
+# Addresses of pages to which a sign-in may lead, below the mount: never another server.
+NEXT_PATH = re.compile(r"/dashboard/[\w.~!$&'()*+,;=:@%/?-]*", re.ASCII)
+MAX_NEXT_LENGTH = 2000
 
 LimitedBy = Literal["email", "client"]
 
@@ -84,6 +90,16 @@ def with_attempt(limit: SignInLimit, count: SignInCount, now: int) -> SignInCoun
 def without_attempt(count: SignInCount) -> SignInCount:
     """Return the count once an attempt has succeeded."""
     return msgspec.structs.replace(count, failures=max(0, count.failures - 1), blocked_until=0)
+
+
+def checked_next(path: str | None) -> str:
+    r"""Return a path to which a sign-in may lead: `path` if it is one of a page, else the start page.
+
+    >>> checked_next("/dashboard/jobs?status=human"), checked_next("//evil.example"), checked_next("/dashboard/\\x")
+    ('/dashboard/jobs?status=human', '/', '/')
+    """
+    is_page = path is not None and len(path) <= MAX_NEXT_LENGTH and NEXT_PATH.fullmatch(path) is not None
+    return path if is_page and path is not None else "/"
 
 
 def _network(client: str) -> str:

@@ -17,7 +17,7 @@ from signoff.stores.audits import close_unjudged
 from signoff.stores.database import Database
 from signoff.stores.deletion import delete_calls, delete_jobs
 from signoff.stores.limits_schema import limits
-from signoff.stores.people_schema import saved_views, tokens, users
+from signoff.stores.people_schema import provider_accounts, saved_views, tokens, users
 from signoff.stores.receipts_schema import erasures
 from signoff.stores.schema import (
     cached,
@@ -103,6 +103,7 @@ def _delete_own(tx: Tx, user_id: int) -> None:
     own = tokens.c.user_id == user_id
     tx.conn.execute(sa.update(tokens).where(own).values(active=False, name="", key_id=None))
     tx.conn.execute(sa.update(users).where(users.c.id == user_id).values(password_hash=None))
+    tx.conn.execute(sa.delete(provider_accounts).where(provider_accounts.c.user_id == user_id))
     tx.conn.execute(sa.delete(saved_views).where(saved_views.c.user_id == user_id))
     tx.conn.execute(sa.delete(keys).where(keys.c.user_id == user_id))
     name = limit_name("user", user_id, None)

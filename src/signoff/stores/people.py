@@ -8,13 +8,22 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
-from signoff.core.audit import Actor, change_of, sessions_ended, token_created, token_revoked
+from signoff.core.audit import (
+    Actor,
+    account_bound,
+    accounts_unbound,
+    change_of,
+    sessions_ended,
+    token_created,
+    token_revoked,
+)
 from signoff.core.cache import CacheRule
+from signoff.core.oidc import ProviderAccount, ProviderSettings, admission_of, role_at_sign_in
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
-from signoff.stores.people_schema import tokens, users
+from signoff.stores.people_schema import provider_accounts, tokens, users
 from signoff.stores.versions import bump, change, lock
 from signoff.stores.writer import Tx
 
@@ -72,10 +81,8 @@ class SqlPeople:
             row = tx.conn.execute(query).mappings().one_or_none()
             if row is not None:
                 return _change(tx, actor, User(**row), UserChange(role=role, password_hash=password_hash))
-            values = {"email": email.lower(), "role": role, "password_hash": password_hash, "active": True}
-            user = User(**tx.conn.execute(sa.insert(users).values(values).returning(*_USER)).mappings().one())
+            user = _create(tx, email, role, password_hash)
             record(tx, actor, change_of("user", user.email, None, user))
-            bump(tx, "people")
             return user
 
         try:
@@ -93,6 +100,56 @@ class SqlPeople:
             return None if row is None else _change(tx, actor, User(**row), UserChange(role=role, active=active))
 
         return await self._database.write(apply)
+
+    async def user_of_account(self, issuer: str, subject: str) -> User | None:
+        """See `accounts.People`."""
+        return await self._database.read(lambda conn, _: _bound(conn, issuer, subject))
+
+    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+        """See `accounts.People`."""
+        actor = current_actor()
+
+        def admit(tx: Tx) -> User:
+            lock(tx, "people")
+            return _admit(tx, actor, account, settings)
+
+        try:
+            return await self._database.write(admit)
+        except IntegrityError:  # another process inserted the user, or bound the account, at the same time
+            return await self._database.write(admit)
+
+    async def bind_account(self, user_id: int, issuer: str, subject: str) -> None:
+        """See `accounts.People`."""
+        actor = current_actor()
+
+        def bind(tx: Tx) -> None:
+            lock(tx, "people")
+            user = User(**tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one())
+            if (other := _bound(tx.conn, issuer, subject)) is not None:
+                raise Conflict(f"The account is bound to {other.email} already; unbind it first.")
+            if _has_account(tx.conn, user_id, issuer):
+                raise Conflict(f"{user.email} is bound to another account already; unbind it first.")
+            _bind(tx, actor, user, ProviderAccount(issuer=issuer, subject=subject))
+
+        await self._database.write(bind)
+
+    async def unbind_accounts(self, user_id: int) -> int:
+        """See `accounts.People`."""
+        actor, of_user = current_actor(), provider_accounts.c.user_id == user_id
+
+        def unbind(tx: Tx) -> int:
+            lock(tx, "people")
+            query = sa.select(provider_accounts.c.issuer, provider_accounts.c.subject).where(of_user)
+            accounts = [(row.issuer, row.subject) for row in tx.conn.execute(query).all()]
+            if accounts:
+                tx.conn.execute(sa.delete(provider_accounts).where(of_user))
+                _end(tx, user_id)
+                email = tx.conn.execute(sa.select(users.c.email).where(users.c.id == user_id)).scalar_one()
+                record(tx, actor, accounts_unbound(email, accounts))
+                bump(tx, "people")
+            return len(accounts)
+
+        return await self._database.write(unbind)
 
     async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:
         """See `accounts.People`."""
@@ -231,6 +288,55 @@ class UserChange(msgspec.Struct, frozen=True, kw_only=True):
     """False to disable the user."""
     password_hash: str | None = None
     """Hash of the password."""
+
+
+def _create(tx: Tx, email: str, role: Role, password_hash: str | None) -> User:
+    values = {"email": email.lower(), "role": role, "password_hash": password_hash, "active": True}
+    user = User(**tx.conn.execute(sa.insert(users).values(values).returning(*_USER)).mappings().one())
+    bump(tx, "people")
+    return user
+
+
+def _admit(tx: Tx, actor: Actor, account: ProviderAccount, settings: ProviderSettings) -> User:
+    """Return the user of an account that signs in; see `accounts.People.admit`."""
+    bound, email = _bound(tx.conn, account.issuer, account.subject), account.email
+    query = sa.select(*_USER).where(users.c.email == email)
+    row = None if email is None else tx.conn.execute(query).mappings().one_or_none()
+    namesake = User(**row) if row else None
+    is_taken = namesake is not None and _has_account(tx.conn, namesake.id, account.issuer)
+    admission = admission_of(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
+    user = bound or namesake
+    if admission == "create" or user is None:
+        # `admission_of` creates no user without an address and a role.
+        user = _create(tx, email or "", account.role or "user", None)
+        _bind(tx, actor, user, account, is_new=True)
+        return user
+    role = role_at_sign_in(user, account, settings)
+    if role != user.role:  # first, as it may raise an error, after which nothing may be changed
+        user = _change(tx, actor, user, UserChange(role=role))
+    if admission == "link":
+        _bind(tx, actor, user, account)
+    return user
+
+
+def _bind(tx: Tx, actor: Actor, user: User, account: ProviderAccount, *, is_new: bool = False) -> None:
+    values = {"issuer": account.issuer, "subject": account.subject, "user_id": user.id, "bound_at": tx.now}
+    tx.conn.execute(sa.insert(provider_accounts).values(values))
+    record(tx, actor, account_bound(user.email, account.issuer, account.subject, user if is_new else None))
+    bump(tx, "people")
+
+
+def _bound(conn: sa.Connection, issuer: str, subject: str) -> User | None:
+    """Return the user to whom an account is bound."""
+    of_account = (provider_accounts.c.issuer == issuer, provider_accounts.c.subject == subject)
+    query = sa.select(*_USER).join(provider_accounts, provider_accounts.c.user_id == users.c.id).where(*of_account)
+    row = conn.execute(query).mappings().one_or_none()
+    return User(**row) if row else None
+
+
+def _has_account(conn: sa.Connection, user_id: int, issuer: str) -> bool:
+    of_user = (provider_accounts.c.user_id == user_id, provider_accounts.c.issuer == issuer)
+    return conn.execute(sa.select(provider_accounts.c.subject).where(*of_user)).first() is not None
 
 
 def _change(tx: Tx, actor: Actor, user: User, new: UserChange) -> User:

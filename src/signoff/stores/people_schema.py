@@ -33,6 +33,17 @@ tokens = sa.Table(
 # The tokens that lists show; ended ones stay in the table, because jobs refer to them.
 partial_index("tokens_active", tokens.c.kind, tokens.c.id, where=tokens.c.active)
 
+# Accounts at OpenID Connect providers, each bound to one user; a user has one account of each issuer.
+provider_accounts = sa.Table(
+    "provider_accounts",
+    metadata,
+    sa.Column("issuer", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("user_id", sa.Integer, sa.ForeignKey(users.c.id), nullable=False),
+    sa.Column("bound_at", sa.BigInteger, nullable=False),
+)
+sa.Index("provider_accounts_of_user", provider_accounts.c.user_id, provider_accounts.c.issuer, unique=True)
+
 # Addresses of pages that users have named, such as the list of jobs with certain filters.
 saved_views = sa.Table(
     "saved_views",
