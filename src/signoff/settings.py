@@ -8,18 +8,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -35,7 +32,7 @@ from signoff.core.headers import DEFAULT_HEADERS, header_names_fault
 from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.reviews.policy import Review
 from signoff.core.signing import Secret, secrets_in
-from signoff.core.stream import Stream, public_address, stream_fault
+from signoff.core.stream import Stream
 from signoff.infra.logging import Format, Level
 from signoff.setting_sources import (
     MAX_NAME_LENGTH,
@@ -46,35 +43,9 @@ from signoff.setting_sources import (
     read_file,
     unknown_variables,
 )
+from signoff.setting_tables import StreamSettings
 
 CacheKind = Literal["sql", "redis", "memory", "none"]
-
-
-class StreamSettings(BaseModel):
-    """Stream that the settings declare: a table `[[streams]]` in the file. `core.stream.Stream` has the meanings."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
-
-    name: str
-    url: SecretStr
-    requests: str
-    responses: str
-    max_handlers: int = 16
-    backoff_max_seconds: float = 30
-    user: str | None = Field(None, alias="as")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        fault = stream_fault(self.sealed(str.encode))
-        if fault is not None:
-            raise ValueError(fault)
-        return self
-
-    def sealed(self, seal: Callable[[str], bytes]) -> Stream:
-        """Return the stream, with its URL encrypted by `seal`."""
-        scheme, host = public_address(self.url.get_secret_value())
-        fields = self.model_dump(exclude={"url"})
-        return Stream(scheme=scheme, host=host, sealed=seal(self.url.get_secret_value()), **fields)
 
 
 class Settings(BaseSettings):
@@ -123,6 +94,34 @@ class Settings(BaseSettings):
     """Port to listen on; 0 for any free port."""
     anonymous_role: Role | None = None
     """Role of callers without a token; none: they are refused."""
+    password_sign_in: bool = True
+    """If false, people sign in by `oidc_issuer` or a one-time link (`signoff user link`) alone."""
+    oidc_issuer: str | None = Field(None, pattern=r"^https?://[^\s?#]+$")
+    """Issuer of an OpenID Connect provider for signing in, such as https://sso.example.com/realms/main; none: none."""
+    oidc_client_id: str | None = Field(None, min_length=1)
+    """Id of this server as a client of the provider; its redirect URI there is …/signin/oidc/callback."""
+    oidc_client_secret: SecretStr | None = None
+    """Secret of that client; none: a public client, or the one in `oidc_client_secret_file`."""
+    oidc_client_secret_file: Path | None = None
+    """File with that secret."""
+    oidc_name: str = Field("single sign-on", min_length=1, max_length=60)
+    """Name of the provider on the sign-in page."""
+    oidc_scopes: list[Annotated[str, Field(pattern=r"^[!#-\[\]-~]+$")]] = ["openid", "email", "profile"]
+    """Scopes to ask for; a JSON list."""
+    oidc_role_claim: str | None = Field(None, min_length=1)
+    """Path of the claim that decides the role at each sign-in, such as realm_access.roles; none: admins here decide."""
+    oidc_roles: dict[str, Role] = {}
+    """Roles by values of that claim, the one with the most rights wins: {"signoff-admins": "admin"}; a JSON object."""
+    oidc_default_role: Role | None = None
+    """Role of an account whose claim has no such value, and of new users without `oidc_role_claim`; none: refused."""
+    oidc_create_users: bool = True
+    """If true, the first sign-in of an account creates its user; if false, an admin must have created them."""
+    oidc_link_users: bool = False
+    """If true, an account signs in as the user who exists with its verified e-mail address, and is bound to them."""
+    oidc_email_claim: str = Field("email", min_length=1)
+    """Path of the claim with the e-mail address."""
+    oidc_trust_email: bool = False
+    """If true, addresses count as verified without the claim `email_verified`, which Entra ID does not send."""
     allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:*]+$")]] = []
     """Host names, besides addresses and localhost, at which callers without a token are served; a JSON list."""
     allow_remote_commands: bool = False
@@ -172,7 +171,7 @@ class Settings(BaseSettings):
     allow_self_review: bool | None = None
     """If true, reviewers may decide on their own requests; none: only while nobody else may review."""
     public_url: str | None = Field(None, pattern=r"^https?://[^\s?#]+$")
-    """Address of this server in messages, such as https://signoff.example.com; none: messages have no links."""
+    """Address of this server in messages and at `oidc_issuer`: https://signoff.example.com; none: no links."""
     smtp_url: SecretStr | None = None
     """Mail server for digests of review queues, smtp://user:password@host:587 (STARTTLS) or smtps://; none: no mail."""
     smtp_from: str = "signoff@localhost"

@@ -13,7 +13,7 @@ import jsonschema_rs
 from doors.hostile_row import Row
 
 # Pages, static files, and what a page alone sends.
-UNDESCRIBED = ("/dashboard", "/static", "/schema/openapi.json")
+UNDESCRIBED = ("/dashboard", "/static", "/schema/openapi.json", "/signin/oidc")
 ROOT = "GET /"
 
 

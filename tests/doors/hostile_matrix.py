@@ -295,6 +295,10 @@ _FOR_ANYBODY = [
     Row("GET /health/ready", "public 200/503"),
     Row("POST /api/session", "public 400", body={}),
     Row("GET /signin/{code}", "public 401", "/signin/guess"),
+    # no provider is set
+    Row("GET /signin/oidc", "public 404"),
+    Row("GET /signin/oidc/callback", "public 404"),
+    Row("GET /signin/oidc/sign-out", "public 404"),
     Row("POST /dashboard/sign-out", "public 303", body="", headers=FORM),
     Row("DELETE /api/session", "200 200 200 200"),
 ]

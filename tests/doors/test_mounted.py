@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlencode
 
 import aiohttp
 import pytest
@@ -17,6 +18,7 @@ from signoff.asgi import Application
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from support.database_files import make_file
+from support.identity_provider import account, settings_of, small_provider
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +49,24 @@ async def serving(app: Any) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+async def test_a_provider_leads_back_below_the_mount(tmp_path: Path) -> None:
+    make_file(tmp_path / "signoff.db")
+    async with small_provider() as provider:
+        app = Application(Settings(data_dir=tmp_path, **settings_of(provider)), work=False)
+        async with serving(mount(app, "/ai", keeps_path=True)) as url, aiohttp.ClientSession() as http:
+            async with http.get(f"{url}/ai/signin/oidc?next=/dashboard/jobs", allow_redirects=False) as response:
+                address, cookie = response.headers["location"], response.headers["set-cookie"].partition(";")[0]
+            assert f"{url}/ai/signin/oidc/callback" in unquote(address)
+            answer = urlencode(provider.grant(address, account("ann-1", "ann@example.com", "staff")))
+            callback = f"{url}/ai/signin/oidc/callback?{answer}"
+            async with http.get(callback, headers={"cookie": cookie}, allow_redirects=False) as response:
+                assert (response.status, response.headers["location"]) == (303, "/ai/dashboard/jobs")
+                cookies = response.headers.getall("set-cookie")
+            assert any(each.startswith("signoff_session=sg_") and "Path=/;" in each for each in cookies)
+            assert any(each.startswith("signoff_id_token=") and "Path=/ai/signin/oidc;" in each for each in cookies)
+            await app.close()
 
 
 @pytest.mark.parametrize("keeps_path", [True, False])

@@ -77,7 +77,7 @@ async def test_the_start_page_leads_to_the_first_page_of_the_role(server: Live) 
 async def test_a_page_sends_a_visitor_who_is_not_signed_in_to_the_form(server: Live) -> None:
     browser = {"accept": "text/html"}
     async with server.http.get(f"{server.url}/dashboard/jobs", headers=browser, allow_redirects=False) as response:
-        assert (response.status, response.headers["location"]) == (303, "/dashboard/sign-in")
+        assert (response.status, response.headers["location"]) == (303, "/dashboard/sign-in?next=%2Fdashboard%2Fjobs")
     assert (await server.ask("GET", "/dashboard/jobs"))[0] == 401
 
 

@@ -179,6 +179,28 @@ def test_users_get_tokens_and_passwords_which_are_never_stored_in_plain_text(tmp
 
 
 @pytest.mark.usefixtures("database")
+def test_an_account_of_a_provider_is_bound_and_unbound_by_command(tmp_path: Path) -> None:
+    provider = {"SIGNOFF_OIDC_ISSUER": "https://sso.example.com", "SIGNOFF_OIDC_CLIENT_ID": "signoff"}
+    _, *bound = signoff_many(
+        tmp_path,
+        ["user", "create", "ann@example.com", ""],
+        ["user", "bind", "ann@example.com", "ann-1", ""],
+        ["user", "bind", "ann@example.com", "ann-2", ""],
+        ["user", "bind", "ann@example.com", "", ""],
+        ["user", "unbind", "ann@example.com", ""],
+        **provider,
+    )
+    assert [(code, output or error) for code, output, error in bound] == [
+        (0, "The account ann-1 signs in as ann@example.com.\n"),
+        (1, "ann@example.com is bound to another account already; unbind it first.\n"),
+        (1, "The id of the account must be 1 to 255 characters that can be printed.\n"),
+        (0, "Unbound accounts of ann@example.com: 1.\n"),
+    ]
+    [without] = signoff_many(tmp_path, ["user", "bind", "ann@example.com", "ann-1", ""])
+    assert without[2] == "There is no OpenID Connect provider; an operator sets one by `oidc_issuer`.\n"
+
+
+@pytest.mark.usefixtures("database")
 def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: Path) -> None:
     # given an admin, and a user with two tokens, a session and a link
     prepared = signoff_many(

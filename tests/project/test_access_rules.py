@@ -34,6 +34,9 @@ ANY_CALLER = {
     "doors/session.py delete_session": "calls `caller_of` itself, and ends the session of the request's own cookie",
     "dashboard/home.py show_home": "calls `caller_of` itself, and shows visitors how to sign in",
     "dashboard/home.py show_sign_in": "shows the form, and nothing of the server",
+    "dashboard/oidc.py get_begin": "leads a visitor to the provider, which signs them in",
+    "dashboard/oidc.py get_callback": "signs a visitor in, by the answer of the provider",
+    "dashboard/oidc.py get_sign_out": "leads to the sign-out of the provider, with the cookie of the request",
     "dashboard/home.py post_sign_out": "ends the session of the request's own cookie, also one that is over",
 }
 CHECKED_OTHERWISE = {
@@ -128,6 +131,11 @@ WITHOUT_CALLER = {
     "work/accept.py stream_caller": "returns the caller of a stream",
     "work/admin/health.py endpoint_health": "is for pages of admins, with a model that they may see",
     "work/admin/limits.py limit_for": "finds the subject of a limit, after `check_admin`",
+    "work/admin/oidc.py begin_sign_in": "leads a visitor to the provider",
+    "work/admin/oidc.py finish_sign_in": "checks the answer of the provider, and signs its user in",
+    "work/admin/oidc.py offers_sign_out": "reads the document of the provider, which is public",
+    "work/admin/oidc.py sign_in_methods": "reads the settings, for visitors",
+    "work/admin/oidc.py sign_out_address": "returns an address of the provider",
     "work/admin/metrics.py count_response": "counts a status",
     "work/admin/metrics.py render_metrics": "names no user; the door checks the token, or that the caller is an admin",
     "work/tracing.py traced_message": "opens a span",

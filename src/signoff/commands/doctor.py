@@ -2,12 +2,20 @@
 
 import sys
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import msgspec
 
 from signoff.core.model import Model
 from signoff.errors import NoDefaultModel
-from signoff.server.bootstrap import check_broker, check_data_dir, check_files, check_redis, open_services
+from signoff.server.bootstrap import (
+    check_broker,
+    check_data_dir,
+    check_files,
+    check_provider,
+    check_redis,
+    open_services,
+)
 from signoff.settings import Settings, ignored_variables
 from signoff.work.admin.registry import default_model
 
@@ -34,6 +42,8 @@ async def checks(settings: Settings) -> list[CheckResult]:
         await _run_check("broker", lambda: check_broker(settings)),
         await _run_check("Redis", lambda: check_redis(settings)),
         await _run_check("files", lambda: check_files(settings)),
+        await _run_check("sign-in provider", lambda: check_provider(settings)),
+        *_provider_warnings(settings),
         _anonymous_callers(settings),
         *_variables(),
     ]
@@ -74,6 +84,20 @@ def _anonymous_callers(settings: Settings) -> CheckResult:
     warning = settings.anonymous_warning
     role = settings.anonymous_role or "refused"
     return CheckResult("callers without a token", is_ok=True, detail=warning or role, is_warning=warning is not None)
+
+
+def _provider_warnings(settings: Settings) -> list[CheckResult]:
+    """Return a warning for each choice about the OpenID Connect provider that is unsafe, or lets nobody in."""
+    texts = list[str]()
+    if settings.oidc_issuer is not None:
+        address = urlsplit(settings.oidc_issuer)
+        if address.scheme == "http" and address.hostname not in {"localhost", "127.0.0.1", "::1"}:
+            texts.append("oidc_issuer is not https: whoever is on the way can sign in as anybody")
+        if settings.oidc_trust_email and settings.oidc_link_users:
+            texts.append("oidc_trust_email and oidc_link_users: whoever sets an address at the provider gets its user")
+        if not settings.oidc_create_users and not settings.oidc_link_users:
+            texts.append("oidc_create_users and oidc_link_users are false: only accounts of `signoff user bind` enter")
+    return [CheckResult("sign-in provider", is_ok=True, detail=text, is_warning=True) for text in texts]
 
 
 def _variables() -> list[CheckResult]:

@@ -23,6 +23,7 @@ from signoff.records import ERASED_EMAIL
 from signoff.settings import load
 from signoff.work.admin.erasure import erase_user
 from signoff.work.admin.issue import MAX_DAYS
+from signoff.work.admin.oidc import bind_account
 from signoff.work.admin.people import (
     DAY_SECONDS,
     UserChange,
@@ -115,6 +116,32 @@ def _set_active(email: str, *, active: bool) -> None:
 
     user = run(load(), change)
     out.print(f"{user.email} is {'active' if user.active else 'disabled'}.")
+
+
+@users.register("bind", "signoff user bind ann@example.com 248289761001")
+def user_bind(
+    email: Email,
+    subject: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Id of the account at the provider: its `sub`.")],
+) -> None:
+    """Let an account of the OpenID Connect provider sign in as a user."""
+
+    async def bind(services: Services) -> User:
+        user = await user_with_email(services, email)
+        await bind_account(services, user.id, subject)
+        return user
+
+    out.print(f"The account {subject} signs in as {run(load(), bind).email}.")
+
+
+@users.register("unbind", "signoff user unbind ann@example.com")
+def user_unbind(email: Email) -> None:
+    """Let no account of an OpenID Connect provider sign in as a user any more, and end the user's sessions."""
+
+    async def unbind(services: Services) -> int:
+        user = await user_with_email(services, email)
+        return await services.store.people.unbind_accounts(user.id)
+
+    out.print(f"Unbound accounts of {email}: {run(load(), unbind)}.")
 
 
 @users.register("link", "signoff user link ann@example.com")

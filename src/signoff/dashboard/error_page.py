@@ -1,6 +1,7 @@
 """Errors of the pages, as pages: somebody who clicks must not get JSON."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from litestar import MediaType, Response
 
@@ -20,7 +21,9 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
     if not path.startswith(PAGES) or "text/html" not in request.headers.get("accept", ""):
         return None
     if isinstance(error, Unauthorized) and path.startswith("/dashboard/") and request.method == "GET":
-        return Response("", status_code=303, headers={"location": "/dashboard/sign-in"}, media_type=MediaType.HTML)
+        next_path = f"{path}?{request.url.query}".removesuffix("?")
+        address = f"/dashboard/sign-in?{urlencode({'next': next_path})}"
+        return Response("", status_code=303, headers={"location": address}, media_type=MediaType.HTML)
     back = _section(path)
     response = document(request, "error.html", problem(error)["title"], message=error.message, back=back)
     response.status_code, response.media_type = error.status, MediaType.HTML

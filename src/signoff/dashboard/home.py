@@ -8,17 +8,21 @@ from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller
+from signoff.core.sign_in import checked_next
 from signoff.dashboard.bundle import BUILT, STATIC, static_hash
 from signoff.dashboard.shell import page, pages_of
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import INTS, parse_digits
 from signoff.doors.session import end_session
-from signoff.errors import BadRequest, LimitReached, Unauthorized
+from signoff.errors import BadRequest, LimitReached, PasswordsOff, Unauthorized
+from signoff.work.admin.oidc import offers_sign_out, sign_in_methods
+from signoff.work.services import Services
 
 SIGN_IN_ERRORS = {
     BadRequest.code: "Fill in the e-mail address and the password.",
     LimitReached.code: "There were too many sign-ins.",
+    PasswordsOff.code: "Passwords are turned off here. Sign in another way.",
     Unauthorized.code: "The e-mail address or the password is wrong.",
 }
 
@@ -32,22 +36,39 @@ async def show_home(
     with contextlib.suppress(Unauthorized):
         caller = await caller_of(services, door_settings, scope_of(request))
     if caller is None or request.query_params.get("error"):
-        return page(request, services, None, "sign_in.html", "Sign in", error=_sign_in_error(request))
+        return await show_form(request, services, error=_sign_in_error(request))
     return Response("", status_code=303, headers={"location": pages_of(caller)[0].path})
 
 
 @get("/dashboard/sign-in", include_in_schema=False, media_type=MediaType.HTML)
 async def show_sign_in(request: AnyRequest, services: InjectedServices) -> Template:
     """Show the form, also to a caller who may use the server without a token."""
-    return page(request, services, None, "sign_in.html", "Sign in", error=_sign_in_error(request))
+    return await show_form(request, services, error=_sign_in_error(request))
+
+
+async def show_form(request: AnyRequest, services: Services, *, error: str | None) -> Template:
+    """Return the page with the ways to sign in, and with `error` unless that is None."""
+    query, next_path = request.query_params, checked_next(request.query_params.get("next"))
+    return page(
+        request,
+        services,
+        None,
+        "sign_in.html",
+        "Sign in",
+        error=error,
+        methods=sign_in_methods(services),
+        next_path=None if next_path == "/" else next_path,
+        is_signed_out="signed_out" in query and await offers_sign_out(services),
+    )
 
 
 @post("/dashboard/sign-out", include_in_schema=False, status_code=303)
 async def post_sign_out(request: AnyRequest, services: InjectedServices) -> Response[str]:
     """End the session, also one that is over already, and redirect to the page."""
     check_same_site(scope_of(request))
-    response = await end_session(request, services)
-    return Response("", status_code=303, headers=response.headers | {"location": "/"})
+    response, began_at_provider = await end_session(request, services)
+    location = "/dashboard/sign-in?signed_out=1" if began_at_provider else "/"
+    return Response("", status_code=303, headers=response.headers | {"location": location})
 
 
 def _sign_in_error(request: AnyRequest) -> str | None:

@@ -16,6 +16,7 @@ from signoff.dashboard import (
     library,
     limits,
     model,
+    oidc,
     people,
     planted,
     playground,
@@ -30,6 +31,7 @@ from signoff.dashboard import (
 
 ROUTES: list[Router] = [
     home.router,
+    oidc.router,
     review.router,
     bulk.router,
     desk_history.router,

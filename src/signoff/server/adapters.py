@@ -16,12 +16,15 @@ from signoff.caches.memory import MemoryCache
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
 from signoff.core.model import PERSON, registered_name
+from signoff.core.oidc import ProviderSettings
 from signoff.deliverer import Deliverer, Mailer
 from signoff.engine import Engine
 from signoff.engines.plugins import load_plugins
 from signoff.infra.adapter_registry import AdapterRegistry
+from signoff.infra.json_client import JsonClient
 from signoff.infra.proxies import Proxies
 from signoff.infra.tracing import Tracer
+from signoff.runtime.identity_provider import IdentityProvider
 from signoff.runtime.logs import ModelLogWriter
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings
@@ -167,3 +170,60 @@ def make_mailer(settings: Settings) -> Mailer | None:
     from signoff.deliverers.smtp import SmtpMailer
 
     return SmtpMailer(settings.smtp_url.get_secret_value(), from_address=settings.smtp_from)
+
+
+def make_identity_provider(settings: Settings) -> IdentityProvider | None:
+    """Return the client of the OpenID Connect provider; None without one. Raises BadSettings."""
+    if settings.oidc_issuer is None:
+        if settings.oidc_client_id is not None:
+            raise BadSettings("`oidc_client_id` requires `oidc_issuer`.")
+        return None
+    provider_settings = _provider_settings(settings, settings.oidc_issuer)
+    if settings.oidc_client_secret is not None and settings.oidc_client_secret_file is not None:
+        raise BadSettings("`oidc_client_secret` and `oidc_client_secret_file` exclude each other; set one of them.")
+    return IdentityProvider(
+        provider_settings,
+        JsonClient(Proxies.from_environment()),
+        read_secret=partial(_client_secret, settings),
+        now=time.monotonic,
+    )
+
+
+def _provider_settings(settings: Settings, issuer: str) -> ProviderSettings:
+    if settings.oidc_client_id is None:
+        raise BadSettings("`oidc_issuer` requires `oidc_client_id`.")
+    if "openid" not in settings.oidc_scopes:
+        raise BadSettings('`oidc_scopes` must have "openid".')
+    if (settings.oidc_role_claim is None) != (not settings.oidc_roles):
+        raise BadSettings("`oidc_role_claim` and `oidc_roles` require each other.")
+    return ProviderSettings(
+        issuer=issuer,
+        client_id=settings.oidc_client_id,
+        scopes=settings.oidc_scopes,
+        name=settings.oidc_name,
+        email_claim=settings.oidc_email_claim,
+        trust_email=settings.oidc_trust_email,
+        role_claim=settings.oidc_role_claim,
+        roles=settings.oidc_roles,
+        default_role=settings.oidc_default_role,
+        create_users=settings.oidc_create_users,
+        link_users=settings.oidc_link_users,
+    )
+
+
+def _client_secret(settings: Settings) -> str | None:
+    """Return the secret in the settings or in their file; None for a public client. Raises BadSettings.
+
+    The file is read at each sign-in: it can be replaced, and commands of other accounts work without it.
+    """
+    secret, path = settings.oidc_client_secret, settings.oidc_client_secret_file
+    if path is None:
+        return None if secret is None else secret.get_secret_value()
+    try:
+        text = path.read_text().strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadSettings(f"`oidc_client_secret_file`: {path} cannot be read: {reason}.") from None
+    if not text:
+        raise BadSettings(f"`oidc_client_secret_file`: {path} is empty.")
+    return text

@@ -64,6 +64,7 @@ from signoff.server.adapters import (
     make_cache,
     make_deliverers,
     make_engines,
+    make_identity_provider,
     make_mailer,
     make_topics,
     make_tracer,
@@ -202,6 +203,12 @@ async def check_redis(settings: Settings) -> str:
     return await redis.describe_redis(settings.redis_url)
 
 
+async def check_provider(settings: Settings) -> str:
+    """Return a sentence on the state of the OpenID Connect provider. Raises BadSettings, ProviderFailed."""
+    provider = make_identity_provider(settings)
+    return "none: people sign in by password or link" if provider is None else await provider.describe()
+
+
 async def check_files(settings: Settings) -> str:
     """Return a sentence on the store of the contents of files. Raises BadSettings, Overloaded."""
     return await make_blobs(settings).check()
@@ -225,7 +232,6 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     caches = _caches(settings, store, vault, background)
     metrics = Metrics(caches.models.registered_name)
-    tracer = _observe(store, metrics, settings)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
     webhooks = cache(partial(make_webhooks, rules.allow_list))
     topics = partial(make_topics, caches, transport_to)
@@ -257,10 +263,11 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),
             metrics=metrics,
-            tracer=tracer,
+            tracer=_observe(store, metrics, settings),
             scrape=ScrapeCache(),
             logs=logs,
             passwords=PasswordHasher(),
+            identity_provider=make_identity_provider(settings),
             shutdown=Shutdown(settings.unready_seconds),
             background=background,
         ),
@@ -350,6 +357,7 @@ def _rules(settings: Settings) -> Rules:
         pass_headers=tuple(settings.pass_headers),
         model_share=settings.model_share,
         user_share=settings.user_share,
+        password_sign_in=settings.password_sign_in,
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
     )

@@ -24,6 +24,7 @@ from signoff.runtime.caller_leases import CallerLeases
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.file_sizes import FileSizes
 from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.identity_provider import IdentityProvider
 from signoff.runtime.inflight import InflightCalls
 from signoff.runtime.keys import UpstreamKeyCache
 from signoff.runtime.leases import Leases
@@ -104,6 +105,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a worker's slots that one model may take."""
     user_share: float = 0.9
     """Share of a worker's slots that one user's jobs may take."""
+    password_sign_in: bool = True
+    """Let people sign in by a password."""
     max_body_bytes: int = 20 * 1024 * 1024
     """Largest request body or message."""
     max_file_bytes: int = 200 * 1024 * 1024
@@ -197,6 +200,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Writer of the logs of models, in batches."""
     passwords: PasswordHasher
     """Hashes of passwords, made one at a time."""
+    identity_provider: IdentityProvider | None = None
+    """OpenID Connect provider for signing in; None without one."""
     shutdown: Shutdown
     """State of the stop of this process."""
     background: Background

@@ -6,11 +6,13 @@ import structlog
 from signoff.core.access import User
 from signoff.core.api_tokens import PREFIX, digest
 from signoff.core.sign_in import sign_in_limits
-from signoff.errors import Conflict, LimitReached, Unauthorized
+from signoff.errors import Conflict, LimitReached, PasswordsOff, TokenExpired, Unauthorized
 from signoff.work.admin.people import create_token, identify, is_email
 from signoff.work.services import Services
 
 SESSION_SECONDS = 14 * 24 * 3600.0
+# Name of a session that began at the OpenID Connect provider.
+OIDC_SESSION = "oidc"
 WRONG = "The e-mail address or the password is wrong."
 LINK_IS_USED = "This sign-in link was used already, or is too old. An admin makes a new one: signoff user link EMAIL"
 log = structlog.get_logger()
@@ -21,7 +23,10 @@ async def sign_in(services: Services, email: str, password: str, client: str) ->
 
     Raises Unauthorized, and LimitReached after too many failures of this e-mail address or client, or if too many
     people sign in at once. Error, work and time are the same for an unknown user and a wrong password.
+    Raises PasswordsOff if the settings say so.
     """
+    if not services.rules.password_sign_in:
+        raise PasswordsOff
     try:
         with services.runtime.passwords.slot():
             user = await _check_password(services, email, password, client)
@@ -71,7 +76,12 @@ async def sign_in_with_link(services: Services, code: str) -> str:
         raise Unauthorized(LINK_IS_USED) from None
 
 
-async def sign_out(services: Services, token: str) -> None:
-    """End the session of `token`."""
+async def sign_out(services: Services, token: str) -> bool:
+    """End the session of `token`; return True if it began at the OpenID Connect provider."""
+    try:
+        row = await services.store.people.token(digest(token))
+    except TokenExpired:
+        row = None
     await services.store.people.end_token(digest(token))
     services.caches.callers.invalidate()
+    return row is not None and row[0].kind == "session" and row[0].name == OIDC_SESSION
