@@ -507,6 +507,8 @@ class ProviderFailed(SignoffError):
 
     status, code = 502, "identity_provider_failed"
     retryable = True
+    reason: str = ""
+    """Fault, for operators; the message has it too, and says what people who sign in can do."""
 
 
 class JobFailed(SignoffError):

@@ -714,4 +714,7 @@ async def test_the_doctor_looks_at_the_provider(provider: SmallProvider, tmp_pat
         if check.name == "sign-in provider"
     ]
     assert not broken.is_ok
-    assert "/jwks: it answered with the status 500" in broken.detail
+    assert broken.detail == (
+        f"{provider.issuer}: /jwks: it answered with the status 500. "
+        "Check `oidc_issuer`, and that this machine reaches it."
+    )

@@ -240,10 +240,12 @@ class IdentityProvider:
             raise self._failed(f"{_place(url)}: {error}") from error
 
     def _failed(self, reason: str) -> ProviderFailed:
-        return ProviderFailed(
+        error = ProviderFailed(
             f"{self.settings.name} cannot be used now: {reason}. "
             "Try again in some minutes; if that does not help, an operator finds more by `signoff doctor`."
         )
+        error.reason = reason
+        return error
 
 
 def _place(url: str) -> str:

@@ -23,7 +23,7 @@ from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
 from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.plugins import plugin_kinds
-from signoff.errors import Overloaded, WrongKey
+from signoff.errors import Overloaded, ProviderFailed, WrongKey
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.proxies import Proxies
 from signoff.infra.tracing import Tracer
@@ -204,9 +204,17 @@ async def check_redis(settings: Settings) -> str:
 
 
 async def check_provider(settings: Settings) -> str:
-    """Return a sentence on the state of the OpenID Connect provider. Raises BadSettings, ProviderFailed."""
+    """Return a sentence on the state of the OpenID Connect provider. Raises BadSettings, and ConnectionError."""
     provider = make_identity_provider(settings)
-    return "none: people sign in by password or link" if provider is None else await provider.describe()
+    if provider is None:
+        return "none: people sign in by password or link"
+    try:
+        return await provider.describe()
+    except ProviderFailed as error:
+        fault = (
+            f"{error.reason}. Check `oidc_issuer`, and that this machine reaches it." if error.reason else error.message
+        )
+        raise ConnectionError(f"{settings.oidc_issuer}: {fault}") from None
 
 
 async def check_files(settings: Settings) -> str:
