@@ -126,6 +126,8 @@ def test_a_sign_in_leads_to_pages_of_this_server_alone(path: str) -> None:
         {"issuer": f"{ISSUER}/"},
         {"token_endpoint": "http://sso.example.com/token"},
         {"jwks_uri": "file:///etc/passwd"},
+        {"authorization_endpoint": f"{ISSUER}/a\r\nset-cookie: x"},
+        {"authorization_endpoint": f"{ISSUER}/é"},
         {"end_session_endpoint": "javascript:alert(1)"},
         {"code_challenge_methods_supported": ("plain",)},
     ],

@@ -284,6 +284,19 @@ async def test_an_error_of_the_provider_is_told_in_plain_words(
     assert "begin again" in alert((await visitor.come_back(answer))[1])
 
 
+async def test_too_many_sign_ins_at_once_are_told_when_to_try_again(server: Live, provider: SmallProvider) -> None:
+    identity = server.services.runtime.identity_provider
+    assert identity is not None
+    visitor = Visitor(server)
+    answer = provider.grant(await visitor.begin(), account("ann-1", "ann@example.com", "staff"))
+    identity._exchanges = 16
+    status, page = await visitor.come_back(answer)
+    assert (status, "try again in some seconds" in alert(page)) == (429, True)
+    assert "/token" not in provider.requests
+    identity._exchanges = 0
+    assert (await visitor.come_back(answer))[0] == 303
+
+
 async def test_a_page_of_another_site_cannot_load_the_routes_as_a_part(server: Live, provider: SmallProvider) -> None:
     visitor = Visitor(server)
     part = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "image"}
@@ -664,6 +677,7 @@ async def test_without_a_provider_its_routes_say_so(tmp_path: Path) -> None:
         ({"oidc_client_id": None}, "requires `oidc_client_id`"),
         ({"oidc_issuer": None}, "requires `oidc_issuer`"),
         ({"oidc_scopes": ["email"]}, '"openid"'),
+        ({"oidc_email_claim": "upn"}, "requires `oidc_trust_email`"),
         ({"oidc_roles": {}}, "require each other"),
         ({"oidc_client_secret_file": Path("/nowhere/secret")}, "exclude each other"),
     ],

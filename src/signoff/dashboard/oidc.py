@@ -59,7 +59,8 @@ async def get_callback(request: AnyRequest, services: InjectedServices) -> Respo
         session = await finish_sign_in(services, answer, sealed, client_of(scope))
     except _FAULTS as error:
         shown = await _with_fault(request, services, error)
-        shown.cookies.append(used)
+        if not isinstance(error, LimitReached):  # a reload can help then, as nothing was used
+            shown.cookies.append(used)
         return shown
     id_token = session.id_token if len(session.id_token) <= MAX_ID_TOKEN_LENGTH else ""
     response = _redirect(session.next_path, used, _id_token_cookie(request, id_token))

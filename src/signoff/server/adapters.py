@@ -196,6 +196,8 @@ def _provider_settings(settings: Settings, issuer: str) -> ProviderSettings:
         raise BadSettings('`oidc_scopes` must have "openid".')
     if (settings.oidc_role_claim is None) != (not settings.oidc_roles):
         raise BadSettings("`oidc_role_claim` and `oidc_roles` require each other.")
+    if settings.oidc_email_claim != "email" and not settings.oidc_trust_email:
+        raise BadSettings("`oidc_email_claim` requires `oidc_trust_email`: `email_verified` is about `email` alone.")
     return ProviderSettings(
         issuer=issuer,
         client_id=settings.oidc_client_id,
