@@ -20,7 +20,7 @@ from fakes.upstream import fake_upstream
 from support.live_server import chat, until, words
 from support.processes import ask, first_token, free_port, migrated_environment, served, start_worker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.long]
 
 CALLERS = 6
 CHAT = "/v1/chat/completions"
