@@ -58,7 +58,7 @@ class RepeatFilter:
         return {**event, "repeated": repeated} if repeated else event
 
 
-class Stderr:
+class ErrorStream:
     """The stderr of the moment, to which writing never fails: its disk can be full, and its reader gone."""
 
     def write(self, text: str) -> int:
@@ -80,7 +80,7 @@ class Stderr:
             return False
 
 
-_STDERR = cast("TextIO", Stderr())
+_STDERR = cast("TextIO", ErrorStream())
 
 
 class _Output:
