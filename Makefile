@@ -10,10 +10,11 @@ OFFLINE = echo "The download failed: check the network, and the proxy settings (
 unexport PYTHONDONTWRITEBYTECODE
 FRONTEND := frontend/package.json frontend/package-lock.json $(wildcard frontend/*.mjs frontend/src/*.js frontend/src/*/*.js)
 WEIGHTS := src/signoff/engines/weights.txt
+PEERS := vllm-router sglang-router tensorzero litellm queues
 FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup check fast test suite test-long faults bench budget-simulation lint types rules lock pages docs screenshots dist clean
+.PHONY: help run setup check fast test suite test-long faults bench bench-peers bench-check budget-simulation lint types rules lock pages docs screenshots dist clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,8 +46,15 @@ faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers as
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 NAMES ?= start calls jobs
-bench: setup ## Measures this checkout with the programs NAMES of bench/, which docs/performance.md describes: start, calls and jobs.
-	@for name in $(NAMES); do $(BIN)/python bench/$$name.py . || exit; done
+bench: setup ## Measures this checkout with the programs NAMES of bench/, which docs/performance.md describes, and their ARGS.
+	@for name in $(NAMES); do PYTHONPATH=tests $(BIN)/python bench/$$name.py . $(ARGS) || exit; done
+
+bench-peers: setup ## Installs the gateways and queues that NAMES="gateways queues" of make bench measures beside, in .bench/.
+	$(BIN)/python bench/install_peers.py
+
+BASE ?= $(shell git rev-parse --verify -q origin/main || git describe --tags --abbrev=0)
+bench-check: setup ## Fails if calls cost a tenth more CPU time than those of the commit BASE; takes three minutes.
+	$(BIN)/python bench/check.py . --base $(BASE) $(ARGS)
 
 RUNS ?= 1000
 budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes ten minutes of processor time.
@@ -77,6 +85,8 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	$(COMPILE) --no-deps requirements/protollm.in -o requirements/protollm.txt
 	$(COMPILE) --no-deps requirements/corpora.in -o requirements/corpora.txt
+	@for name in $(PEERS); do $(COMPILE) bench/peers/$$name.in -o bench/peers/$$name.txt || exit; done
+	@cd bench/peers/portkey && npm install --package-lock-only
 
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
@@ -92,7 +102,7 @@ dist: setup .venv/.dev ## Builds wheel, source distribution, lists of their part
 	$(BIN)/python tools/dist.py
 
 clean: ## Removes what was set up; ./data stays.
-	rm -rf .venv .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules tests/identity_provider/node_modules src/signoff/dashboard/static/built
+	rm -rf .venv .bench .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules tests/identity_provider/node_modules src/signoff/dashboard/static/built
 
 include deploy/compose.mk
 
