@@ -21,8 +21,8 @@ from load import Load, mock, run_load, template
 from peer_gateways import GATEWAYS, Gateway, Running, signoff_gateways, wait_for_answer
 from result import ROOT, conditions, show, write
 
-SETTLE_SECONDS = 0.15
-"""Seconds for which a gateway runs before it is measured, and after it: the log is written behind the last answers."""
+SETTLE_SECONDS = 0.1
+"""Seconds for which a gateway runs after a load, because the log is written behind the last answers."""
 WARMUP_ROUND_SECONDS = 0.3
 BUSY = 0.5
 """Load of the machine from which figures are doubtful."""
@@ -84,7 +84,7 @@ def main() -> None:
     scenarios = [each for each in SCENARIOS if not options.scenarios or each.name in options.scenarios]
     with ExitStack() as stack:
         turns = [*start(chosen, scenarios, cores(), stack)]
-        minutes = len(turns) * (options.rounds * (options.seconds + options.warmup + 0.5) + 1) / 60
+        minutes = len(turns) * (options.rounds * (options.seconds + options.warmup + 0.4) + 1) / 60
         print(f"{len(turns)} turns in each of {options.rounds} rounds, about {minutes:.0f} minutes", flush=True)
         figures = [*measure(turns, cores(), options)]
         trees = {turn.gateway.name: turn.running.tree for turn in turns}
@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gateways", type=names, help="names with commas between them; default: all that there are")
     parser.add_argument("--scenarios", type=names, help="names with commas between them; default: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.25, help="duration of a turn")
+    parser.add_argument("--seconds", type=float, default=1, help="duration of a turn")
     parser.add_argument("--warmup", type=float, default=0.3, help="seconds before that, which do not count")
     parser.add_argument("--requests", type=int, default=0, help="maximum number of requests of a turn; 0: no maximum")
     parser.add_argument("--out", type=Path, default=ROOT / ".bench/gateways.json", help="file for the result as JSON")
@@ -187,7 +187,6 @@ def measure(turns: Sequence[Turn], on: Cores, options: argparse.Namespace) -> It
             tree = turn.running.tree
             if tree:
                 tree.resume()
-                time.sleep(SETTLE_SECONDS)
             before = tree.cpu_seconds() if tree else 0
             figures = run_load(
                 turn.scenario.load,

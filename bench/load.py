@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,7 @@ def native(name: str) -> Path:
     if compiler is None:
         raise SystemExit("A C compiler is missing (on Debian: apt install gcc libc6-dev).")
     BUILT.mkdir(parents=True, exist_ok=True)
-    draft = BUILT / f".{name}.{id(source)}"
+    draft = BUILT / f".{name}.{os.getpid()}"
     subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", draft, source], check=True)
     draft.replace(program)
     return program

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,11 +170,29 @@ def start_portkey(upstream: int, folder: Path, core: int | None) -> Running:
 
 
 def start_signoff(
-    root: Path, folder: Path, core: int | None, upstream: int, settings: Mapping[str, str], limit: bool
+    root: Path,
+    folder: Path,
+    core: int | None,
+    upstream: int,
+    *,
+    tool: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+    limit: bool = False,
 ) -> Running:
-    """Start the Signoff of a checkout, with a token, the cache and the log; with a limit for each user if asked."""
+    """Start the Signoff of a checkout, with a token, the cache and the log.
+
+    Args:
+        root: the checkout.
+        folder: an empty folder for its data.
+        core: the core that it runs on; None leaves the choice to the system.
+        upstream: port of the mock.
+        tool: program with options that runs the interpreter of Python.
+        settings: environment variables of the server.
+        limit: True for limits of requests and tokens, which are never reached, for each user.
+    """
     program = root / ".venv/bin/signoff"
-    tree = ProcessTree([program, "serve", "--port", "0"], core=core, folder=folder, settings=settings)
+    command = [*tool, root / ".venv/bin/python", program, "serve", "--port", "0"]
+    tree = ProcessTree(command, core=core, folder=folder, settings=settings)
     match = tree.wait_for(rb"http://127\.0\.0\.1:(\d+)\n[\s\S]*Token: (\S+)")
     words = ["model", "add", "bench", "--kind", "openai", "--url", f"http://127.0.0.1:{upstream}/v1"]
     subprocess.run([program, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -288,7 +306,9 @@ def signoff_gateways(root: Path) -> list[Gateway]:
             name=name,
             title=title,
             lacks=lacks,
-            start=lambda upstream, folder, core: start_signoff(root, folder, core, upstream, settings, limit=limit),
+            start=lambda upstream, folder, core: start_signoff(
+                root, folder, core, upstream, settings=settings, limit=limit
+            ),
             version=lambda: commit(root) if (root / ".venv/bin/signoff").exists() else None,
             variant=name != "signoff",
         )

@@ -68,12 +68,24 @@ def metrics() -> str:
 
 
 def measured(name: str) -> str:
-    """Return the table of a measurement: the file that a program in `bench/` wrote with `--out`."""
-    result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-    head, *rows = [f"| {' | '.join(row)} |" for row in [result["columns"], *result["rows"]]]
-    rule = f"|{'---|' * len(result['columns'])}"
+    """Return the tables of a measurement: the file that a program in `bench/` wrote with `--out`, if there is one."""
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
     place = "Measured on {date} with Python {python} on {cores} cores, at a load of {load}.".format(**result)
-    return "\n".join([place, "", head, rule, *rows])
+    if "processor" in result:
+        place += "\nThe machine: {processor}, {memory_gb} GB, {system}; the commit: {checkout}.".format(**result)
+    tables = result.get("tables", [result])
+    return "\n\n".join([place, *(part for table in tables for part in _measured_table(table))])
+
+
+def _measured_table(table: dict[str, Any]) -> Iterator[str]:
+    """Yield the title of a table, if it has one, and the table."""
+    if "title" in table:
+        yield f"{table['title']}:"
+    head, *rows = [f"| {' | '.join(row)} |" for row in [table["columns"], *table["rows"]]]
+    yield "\n".join([head, f"|{'---|' * len(table['columns'])}", *rows])
 
 
 MEASUREMENTS = (
@@ -86,6 +98,8 @@ MEASUREMENTS = (
     "reviews-sqlite",
     "reviews-postgresql",
     "restore",
+    "gateways",
+    "queues",
 )
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     **{("docs/performance.md", name): partial(measured, name) for name in MEASUREMENTS},

@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 #define DRAIN_SECONDS 10
-#define LONGEST 5.0
+#define LONGEST 3.0
 #define MARK "@@@@@@@@@@@@"
 
 struct connection {

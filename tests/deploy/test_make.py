@@ -12,7 +12,7 @@ import pytest
 from deploy.paths import DEPLOY, ROOT
 
 COMMANDS = {"up", "down", "build", "restart", "logs", "migrate", "create-admin", "backup", "restore", "shell"}
-OTHERS = {"run", "test", "bench", "faults", "screenshots", "dist", "help"}
+OTHERS = {"run", "test", "bench", "bench-peers", "bench-check", "faults", "screenshots", "dist", "help"}
 
 
 def run_make(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
