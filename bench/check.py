@@ -76,12 +76,12 @@ def main() -> None:
         for name, place in {"base": base, "own": root}.items():
             counters[name] = Counter(place, made(folder / name), upstream, by)
             stack.callback(counters[name].close)
-        found = verdicts([*measure(counters, options)])
-    table = table_of(found, by, commit(base), commit(root))
+        comparisons = verdicts([*measure(counters, options)])
+    table = table_of(comparisons, by, commit(base), commit(root))
     show(table)
     report |= {"by": by, "rounds": options.rounds, "requests": options.requests, "tables": [table]}
     write(options.out, report)
-    if failed := [f"{each.load} × {each.ratio:.2f}" for each in found if not each.holds]:
+    if failed := [f"{each.load} × {each.ratio:.2f}" for each in comparisons if not each.holds]:
         raise SystemExit(f"More than {MAX_RATIO} × the cost of {options.base}: {', '.join(failed)}.")
 
 
@@ -194,7 +194,7 @@ def verdicts(costs: Sequence[tuple[str, str, float]]) -> list[Verdict]:
     return [Verdict(load=load, base=of(load, "base"), own=of(load, "own")) for load in loads]
 
 
-def table_of(found: Sequence[Verdict], by: str, base: str, own: str) -> dict[str, object]:
+def table_of(comparisons: Sequence[Verdict], by: str, base: str, own: str) -> dict[str, object]:
     """Return the table of the comparison."""
     unit, factor = ("thousand instructions", 1000) if by == "instructions" else ("CPU µs", 1)
     rows = [
@@ -204,7 +204,7 @@ def table_of(found: Sequence[Verdict], by: str, base: str, own: str) -> dict[str
             f"{each.ratio:.2f}",
             "yes" if each.holds else "NO",
         ]
-        for each in found
+        for each in comparisons
     ]
     columns = [f"a request, {unit}", f"base {base}", f"this checkout {own}", "ratio", f"≤ {MAX_RATIO}"]
     return {"title": f"Cost of calls, {unit}", "columns": columns, "rows": rows}

@@ -81,8 +81,8 @@ def _row(figures: Sequence[Figure], scenario: str, gateway: str, beside: str) ->
 
     def of(other: str) -> Iterator[Figure]:
         for each in own:
-            if found := rounds.get((beside, other, each["round"])):
-                yield found
+            if figure := rounds.get((beside, other, each["round"])):
+                yield figure
 
     return Row(figures=own, nginx=[*of("nginx")], direct=[*of("direct")])
 

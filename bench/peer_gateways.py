@@ -244,16 +244,19 @@ def python_version(environment: str, package: str) -> Callable[[], str | None]:
     """Return a function that returns the version of a package in an environment below `.bench/`."""
 
     def version() -> str | None:
-        found = [*(PEERS / environment).glob(f"lib/python*/site-packages/{package.replace('-', '_')}-*.dist-info")]
-        return found[0].name.removesuffix(".dist-info").rpartition("-")[2] if found else None
+        folders = [*(PEERS / environment).glob(f"lib/python*/site-packages/{package.replace('-', '_')}-*.dist-info")]
+        return folders[0].name.removesuffix(".dist-info").rpartition("-")[2] if folders else None
 
     return version
 
 
 def portkey_version() -> str | None:
-    """Return the version of Portkey's gateway."""
+    """Return the version of Portkey's gateway and that of Node.js."""
     path = PEERS / "portkey/node_modules/@portkey-ai/gateway/package.json"
-    return json.loads(path.read_text())["version"] if path.exists() and shutil.which("node") else None
+    if not path.exists() or not shutil.which("node"):
+        return None
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{json.loads(path.read_text())['version']}, Node.js {node.removeprefix('v')}"
 
 
 NONE_OF_ALL = "token check, limits, cache, log"

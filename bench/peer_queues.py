@@ -87,15 +87,15 @@ class SignoffQueue:
 
     def __init__(self, root: Path, folder: Path, settings: Mapping[str, str], stack: ExitStack) -> None:
         self._program, self._folder, self._settings = root / ".venv/bin/signoff", folder, settings
-        self._server = self._run("serve", "--no-work", "--port", "0", name="server")
+        self._server = self._run("serve", "--no-work", "--port", "0")
         stack.callback(self._server.close)
         match = self._server.wait_for(rb"http://127\.0\.0\.1:(\d+)\n[\s\S]*Token: (\S+)")
         self._port, self._token = int(match[1]), match[2].decode()
-        self._done = stack.enter_context(jobs.counting(folder / "server", settings.get("SIGNOFF_DATABASE_URL")))
+        self._done = stack.enter_context(jobs.counting(folder, settings.get("SIGNOFF_DATABASE_URL")))
         self.pids = (self._server.pid,)
 
     def worker(self) -> ProcessTree:
-        return self._run("work", name="server")
+        return self._run("work")
 
     def enqueue(self, count: int) -> Accepted:
         body = json.dumps(jobs.payload_of(f"job {MARK}"))
@@ -127,10 +127,9 @@ class SignoffQueue:
             await asyncio.sleep(LATENCY_PAUSE_SECONDS)
         return latencies
 
-    def _run(self, *words: str, name: str) -> ProcessTree:
-        folder = self._folder / name
-        folder.mkdir(exist_ok=True)
-        return ProcessTree([self._program, *words], core=None, folder=folder, settings=self._settings, output=words[0])
+    def _run(self, *words: str) -> ProcessTree:
+        command = [self._program, *words]
+        return ProcessTree(command, core=None, folder=self._folder, settings=self._settings, output=words[0])
 
 
 class PeerQueue:
@@ -157,7 +156,7 @@ class PeerQueue:
         return json.loads(run_peer(self._program, "latency", str(count), urls=self._urls))
 
 
-def run_peer(program: str, *words: str, urls: Mapping[str, str]) -> str:
+def run_peer(program: str, *words: str, urls: Mapping[str, str]) -> bytes:
     """Run a program in `bench/peers/` to its end, and return what it printed."""
     command = [ENVIRONMENT / "python", PROGRAMS / program, *words]
     return subprocess.run(command, env={**urls, "PATH": "/usr/bin:/bin"}, check=True, stdout=subprocess.PIPE).stdout

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -12,10 +13,12 @@ from typing import TypeVar
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 READY_SECONDS = 90
+OTHERS = re.compile("^SIGNOFF_|_proxy$", re.IGNORECASE)
+"""Environment variables that are not passed on: no request goes through a proxy."""
 STOP_SECONDS = 10
 PARENT, TIMES = 1, slice(11, 15)
 """Places of fields in `/proc/PID/stat` behind the name of the command; the times include those of ended children."""
-Found = TypeVar("Found")
+Outcome = TypeVar("Outcome")
 
 
 class ProcessTree:
@@ -31,12 +34,14 @@ class ProcessTree:
         output: str = "output",
     ) -> None:
         """Start the command in `folder`, with its output in a file there; no core leaves the choice to the system."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")}
+        environment = {name: value for name, value in os.environ.items() if not OTHERS.search(name)}
         pinned = [] if core is None else ["taskset", "-c", str(core)]
+        # A process that is stopped would stay for ever if this one were killed.
+        ending = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         self._output = folder / output
         with self._output.open("wb") as file:
             self._process = subprocess.Popen(
-                [*pinned, *command],
+                [*pinned, *ending, *command],
                 cwd=folder,
                 env=environment | dict(settings or {}),
                 stdin=subprocess.DEVNULL,
@@ -49,15 +54,15 @@ class ProcessTree:
         """Wait until the command has printed what `pattern` matches, and return the match."""
         return self.wait_until(lambda: re.search(pattern, self._output.read_bytes()))
 
-    def wait_until(self, ready: Callable[[], Found | None]) -> Found:
+    def wait_until(self, ready: Callable[[], Outcome | None]) -> Outcome:
         """Wait for a result of `ready`; raise SystemExit with the last lines of output if there is none in time."""
         deadline = time.monotonic() + READY_SECONDS
-        while not (found := ready()):
+        while not (outcome := ready()):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 lines = self._output.read_text(errors="replace").splitlines()[-15:]
                 raise SystemExit("\n".join([f"{self._process.args} ended, or is not ready:", *lines]))
             time.sleep(0.05)
-        return found
+        return outcome
 
     @property
     def pid(self) -> int:

@@ -5,8 +5,10 @@ Unlike those of the tests, PostgreSQL writes to disk before it confirms.
 
 import asyncio
 import os
+import re
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ class Services:
     redis: str
     """URL, without the number of a database."""
     pids: tuple[int, ...]
+    versions: dict[str, str]
+    """Version of each service by its name."""
 
 
 @contextmanager
@@ -51,10 +55,26 @@ def services(folder: Path) -> Iterator[Services]:
             amqp=f"amqp://guest:guest@{LOCALHOST}:{ports[1]}/",
             redis=f"redis://{LOCALHOST}:{ports[4]}",
             pids=(database.pid, broker.pid, results.pid),
+            versions=versions(programs),
         )
         end = stack.pop_all()
     with end:
         yield running
+
+
+def versions(programs: Mapping[str, Path]) -> dict[str, str]:
+    """Return the versions of the programs."""
+    commands = {
+        "PostgreSQL": [programs["postgres"], "--version"],
+        "RabbitMQ": ["rabbitmqctl", "version"],
+        "Redis": [programs["redis"], "--version"],
+    }
+    texts = {
+        name: subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        for name, command in commands.items()
+    }
+    numbers = {name: re.search(r"\d+(\.\d+)+", text) for name, text in texts.items()}
+    return {name: number[0] if number else "unknown" for name, number in numbers.items()}
 
 
 @contextmanager
@@ -73,7 +93,7 @@ def silent(log: Path) -> Iterator[None]:
 
 
 @contextmanager
-def postgres(program: Path, folder: Path, port: int) -> "Iterator[supervisor.subprocess.Popen[bytes]]":
+def postgres(program: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run PostgreSQL with its own defaults, on the cluster in `folder`."""
     settings = ["unix_socket_directories=", "max_connections=200"]
     options = [option for setting in settings for option in ("-c", setting)]

@@ -25,6 +25,7 @@ def tables(report: Mapping[str, Any], figures: Sequence[Figure], titles: Mapping
     """Return the tables of a run; `titles` has the title of each queue, and where it keeps its jobs."""
     rows = [[f"{titles[name][0]} {version}", titles[name][1]] for name, version in report["versions"].items()]
     rows += [[titles[name][0], "not installed, so not in the run"] for name in report["missing"]]
+    rows += [[f"{name} {version}", "with its own defaults"] for name, version in report["services"].items()]
     return [
         {"title": "Queues", "columns": ("queue", "where its jobs are"), "rows": rows},
         {

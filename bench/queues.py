@@ -40,7 +40,9 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
         folder.chmod(0o755)
-        figures = [*measure(chosen, stack.enter_context(services(folder)), folder, options)]
+        running = stack.enter_context(services(folder))
+        report["services"] = running.versions
+        figures = [*measure(chosen, running, folder, options)]
     report |= {"versions": {each.name: each.version() for each in chosen}, "missing": missing}
     report |= {"rounds": options.rounds, "jobs": options.jobs}
     report["tables"] = tables(report, figures, {each.name: (each.title, each.keeps) for each in known})
@@ -93,7 +95,7 @@ def measure(
                 figures = take_turn(queue, running, options)
             shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures.items())
             print(f"round {number}, {system.name}: {shown}", flush=True)
-            yield {"round": number, "system": system.name, **figures}
+            yield {"round": number, "system": system.name, **{name: round(value, 2) for name, value in figures.items()}}
 
 
 def take_turn(queue: Queue, running: Services, options: argparse.Namespace) -> dict[str, float]:

@@ -55,9 +55,12 @@ def commit(root: Path) -> str:
 
 
 def write(path: Path, report: Mapping[str, object]) -> None:
-    """Write a report as JSON."""
+    """Write a report as JSON, with a line for each of its figures."""
+    figures = [json.dumps(each) for each in report.get("figures", ())]
+    text = json.dumps({**report, "figures": "FIGURES"} if figures else report, indent=1, ensure_ascii=False)
+    lines = ",\n".join(f"  {figure}" for figure in figures)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(text.replace('"FIGURES"', f"[\n{lines}\n ]") + "\n")
     print(f"Written to {path}", flush=True)
 
 

@@ -25,6 +25,7 @@
 
 #define DRAIN_SECONDS 10
 #define LONGEST 3.0
+#define WAIT_MS 100
 #define MARK "@@@@@@@@@@@@"
 
 struct connection {
@@ -40,7 +41,7 @@ static struct connection *all;
 static int *idle, idle_count, poller, port, count;
 static char *template;
 static size_t template_size, mark;
-static double began, since, until, rate;
+static double began, since, until, last, rate;
 static long started, finished, counted, in_time, least, wanted_requests, events, failures, reconnects;
 static double *latencies, *firsts;
 static size_t room;
@@ -136,17 +137,19 @@ static void end(struct connection *connection, size_t size) {
     }
     if (time > since && time <= until) in_time++;
     finished++;
+    last = time;
     connection->busy = 0;
     drop(in, size);
 }
 
 /* Return whether one more request may begin. */
 static int open_for_more(void) {
+    double time = now(), longest = since + LONGEST;
     if (wanted_requests && started >= wanted_requests) return 0;
-    if (now() < until) return 1;
-    if (in_time >= least || until >= since + LONGEST) return 0;
-    until += 0.05;
-    return 1;
+    /* Twice as long as the loop waits, so that no answer comes after the end that would move it. */
+    if (in_time < least && until < time + 2 * WAIT_MS / 1e3 && until < longest)
+        until = time + 2 * WAIT_MS / 1e3 < longest ? time + 2 * WAIT_MS / 1e3 : longest;
+    return time < until;
 }
 
 static void take_next(struct connection *connection) {
@@ -248,7 +251,7 @@ int main(int argument_count, char **words) {
         }
         if (!open_for_more() && (idle_count == count || now() > until + DRAIN_SECONDS)) break;
         if (rate && idle_count && open_for_more()) set_timer(timer, began + started / rate);
-        int number = epoll_wait(poller, ready, 512, 100);
+        int number = epoll_wait(poller, ready, 512, WAIT_MS);
         for (int i = 0; i < number; i++) {
             uint64_t expirations;
             if (ready[i].data.ptr) on_ready(ready[i].data.ptr, ready[i].events);
@@ -261,10 +264,10 @@ int main(int argument_count, char **words) {
     failures += count - idle_count;
     qsort(latencies, counted, sizeof *latencies, ascending);
     qsort(firsts, counted, sizeof *firsts, ascending);
-    printf("{\"seconds\": %.4f, \"requests\": %ld, \"in_time\": %ld, \"due\": %ld, \"failures\": %ld, "
+    printf("{\"seconds\": %.4f, \"last\": %.4f, \"requests\": %ld, \"in_time\": %ld, \"due\": %ld, \"failures\": %ld, "
            "\"reconnects\": %ld, \"p50_us\": %.0f, \"p90_us\": %.0f, \"p99_us\": %.0f, \"max_us\": %.0f, "
            "\"first_p50_us\": %.0f}\n",
-           elapsed, finished, in_time, due, failures, reconnects, share(latencies, 0.5), share(latencies, 0.9),
+           elapsed, last - began, finished, in_time, due, failures, reconnects, share(latencies, 0.5), share(latencies, 0.9),
            share(latencies, 0.99), share(latencies, 1), share(firsts, 0.5));
     return 0;
 }

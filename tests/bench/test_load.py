@@ -40,6 +40,14 @@ def test_the_mock_answers_each_request_of_the_generator(port: int, load: Load, t
     assert 0 < figures.first_ms <= figures.p50_ms <= figures.p99_ms
 
 
+def test_a_round_of_slow_answers_lasts_until_each_connection_has_had_two(port: int, tmp_path: Path) -> None:
+    load = Load(connections=4, stream=True, pace_ms=10)
+    figures = run_load(load, write_request(tmp_path, load, port), port, seconds=0.1, core=None)
+    assert figures.failures == 0
+    assert figures.answers >= 8
+    assert 0 < figures.rate <= 8.5
+
+
 def test_a_stream_with_too_few_events_is_a_failure(port: int, tmp_path: Path) -> None:
     request = write_request(tmp_path, Load(), port)
     figures = run_load(Load(stream=True), request, port, seconds=60, core=None, requests=10)
@@ -87,11 +95,18 @@ def test_a_request_has_the_size_and_the_fields_that_were_asked_for() -> None:
 
 
 def test_the_figures_of_the_generator_are_in_milliseconds() -> None:
-    values = {"seconds": 2.0, "requests": 110, "in_time": 100, "due": 110, "failures": 1, "reconnects": 0}
+    values = {"seconds": 2.0, "last": 2.2, "requests": 110, "in_time": 100, "due": 110, "failures": 1, "reconnects": 0}
     values |= {"p50_us": 1500, "p90_us": 2000, "p99_us": 2500, "max_us": 9000, "first_p50_us": 1000}
     figures = parse(json.dumps(values))
     assert (figures.rate, figures.answers, figures.due, figures.failures) == (50, 110, 110, 1)
     assert (figures.first_ms, figures.p50_ms, figures.p99_ms) == (1.0, 1.5, 2.5)
+
+
+def test_answers_that_all_came_late_have_a_rate() -> None:
+    values = {"seconds": 1.0, "last": 4.0, "requests": 64, "in_time": 0, "due": 64, "failures": 0, "reconnects": 0}
+    values |= dict.fromkeys(("p50_us", "p90_us", "p99_us", "max_us", "first_p50_us"), 0)
+    assert parse(json.dumps(values)).rate == 16
+    assert parse(json.dumps({**values, "requests": 0, "last": 0.0})).rate == 0
 
 
 def test_a_stream_of_the_mock_has_as_many_events_as_are_expected() -> None:

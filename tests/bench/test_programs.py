@@ -1,9 +1,11 @@
-"""The program that measures gateways, at work on Signoff."""
+"""The programs that measure, at work on Signoff, and the locks of what they measure beside it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,18 @@ import gateways
 from peer_gateways import GATEWAYS
 
 ROOT = Path(__file__).parents[2]
+PEERS = ROOT / "bench/peers"
 REQUESTS = 60
+STOPPED = """
+import sys
+from pathlib import Path
+from process_tree import ProcessTree
+tree = ProcessTree(["sh", "-c", "echo ready; exec sleep 100"], core=None, folder=Path(sys.argv[1]))
+tree.wait_for(b"ready")
+tree.pause()
+print(tree.pid, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.mark.slow
@@ -46,3 +59,34 @@ def test_a_gateway_that_is_unknown_is_named() -> None:
 def test_the_names_of_gateways_and_scenarios_differ() -> None:
     assert len({each.name for each in GATEWAYS}) == len(GATEWAYS)
     assert len({each.name for each in gateways.SCENARIOS}) == len(gateways.SCENARIOS)
+
+
+def test_a_process_that_is_stopped_ends_with_the_program_that_stopped_it(tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv of util-linux is missing.")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
+    command = [sys.executable, "-c", STOPPED, tmp_path]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        handle = os.pidfd_open(int(program.stdout.readline()))
+        program.kill()
+        ended, _, _ = select.select([handle], [], [], 60)
+        os.close(handle)
+    assert ended
+
+
+@pytest.mark.parametrize("lock", [path.name for path in PEERS.glob("*.txt")])
+def test_a_lock_of_python_has_versions_and_hashes_and_no_addresses(lock: str) -> None:
+    text = (PEERS / lock).read_text()
+    packages = re.findall(r"^\S+==\S+( ; .+)? \\\n    --hash=sha256:", text, re.MULTILINE)
+    assert len(packages) == len(re.findall(r"^\w", text, re.MULTILINE)) > 0
+    assert "://" not in text
+    wanted = re.findall(r"^([\w-]+)(?:\[.+\])?(==\S+)$", (PEERS / lock).with_suffix(".in").read_text(), re.MULTILINE)
+    assert [name for name, version in wanted if f"{name}{version} " not in text] == []
+    assert wanted
+
+
+def test_the_lock_of_npm_has_hashes_and_no_addresses_of_packages() -> None:
+    packages = json.loads((PEERS / "portkey/package-lock.json").read_text())["packages"]
+    assert packages[""]["dependencies"].keys() == {"@portkey-ai/gateway", "hono", "@hono/node-server"}
+    assert [name for name, package in packages.items() if name and "integrity" not in package] == []
+    assert [name for name, package in packages.items() if "resolved" in package] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import check
 import gateway_tables
 import queue_tables
+import result
 from gateway_tables import spread
 from process_tree import descendants
 
@@ -34,9 +37,9 @@ def figure(number: int, gateway: str, rate: float, **others: Any) -> dict[str, A
 
 def table(figures: list[dict[str, Any]], title: str) -> dict[str, list[str]]:
     """Return the rows of a table by the name of their gateway."""
-    [found] = [each for each in gateway_tables.tables(REPORT, figures, TITLES) if each["title"] == title]
-    assert {len(row) for row in found["rows"]} == {len(found["columns"])}
-    return {row[0]: row[1:] for row in found["rows"]}
+    [wanted] = [each for each in gateway_tables.tables(REPORT, figures, TITLES) if each["title"] == title]
+    assert {len(row) for row in wanted["rows"]} == {len(wanted["columns"])}
+    return {row[0]: row[1:] for row in wanted["rows"]}
 
 
 def test_a_spread_is_the_median_with_the_least_and_the_greatest() -> None:
@@ -100,13 +103,26 @@ def test_a_queue_is_compared_with_celery_in_the_same_round() -> None:
         return {"round": number, "system": system, "steady": steady, **others}
 
     figures = [turn(1, "celery", 100), turn(2, "celery", 50), turn(1, "signoff", 200), turn(2, "signoff", 200)]
-    report = {"versions": {"celery": "5", "signoff": "abc"}, "missing": ["awa"], "jobs": 2000}
+    report = {
+        "versions": {"celery": "5", "signoff": "abc"},
+        "missing": ["awa"],
+        "services": {"Redis": "7"},
+        "jobs": 2000,
+    }
     titles = {"celery": ("Celery", "messages"), "signoff": ("Signoff", "rows"), "awa": ("Awa", "rows")}
     systems, jobs = queue_tables.tables(report, figures, titles)
-    assert [row[0] for row in systems["rows"]] == ["Celery 5", "Signoff abc", "Awa"]
+    assert [row[0] for row in systems["rows"]] == ["Celery 5", "Signoff abc", "Awa", "Redis 7"]
     assert jobs["title"] == "2,000 jobs"
     assert jobs["rows"][0][2] == "1.00 (1.00–1.00)"
     assert jobs["rows"][1][:3] == ["Signoff", "200 (200–200)", "3.00 (2.00–4.00)"]
+
+
+def test_a_report_has_a_line_for_each_figure(tmp_path: Path) -> None:
+    report = {"date": "2026-11-30", "tables": [{"rows": [["a"]]}], "figures": [{"round": 1}, {"round": 2}]}
+    result.write(tmp_path / "new" / "report.json", report)
+    text = (tmp_path / "new" / "report.json").read_text()
+    assert json.loads(text) == report
+    assert '\n  {"round": 1},\n  {"round": 2}\n' in text
 
 
 def costs(load: str, base: list[float], own: list[float]) -> list[tuple[str, str, float]]:
@@ -132,9 +148,9 @@ def test_a_call_may_cost_a_tenth_more_than_in_the_base(
 
 
 def test_each_load_has_a_verdict_and_a_row() -> None:
-    found = check.verdicts([*costs("miss", [1000], [2000]), *costs("hit", [1000], [1000])])
-    assert [(each.load, each.holds) for each in found] == [("miss", False), ("hit", True)]
-    shown = check.table_of(found, "instructions", "abc", "def")
+    comparisons = check.verdicts([*costs("miss", [1000], [2000]), *costs("hit", [1000], [1000])])
+    assert [(each.load, each.holds) for each in comparisons] == [("miss", False), ("hit", True)]
+    shown = check.table_of(comparisons, "instructions", "abc", "def")
     assert shown["rows"] == [["miss", "1", "2", "2.00", "NO"], ["hit", "1", "1", "1.00", "yes"]]
 
 
