@@ -37,6 +37,7 @@ LOADS = {
     "hit": Load(connections=CONNECTIONS, equal=True),
     "stream": Load(connections=CONNECTIONS, stream=True),
 }
+REQUESTS = {"instructions": 200, "cpu": 4000}
 SHARES = {"miss": 1.0, "hit": 1.0, "stream": 0.25}
 """Number of requests of each load, as a share of that of the option."""
 
@@ -69,6 +70,7 @@ def main() -> None:
     report = conditions(root)
     base = checkout(root, options.base)
     by = options.by or ("instructions" if shutil.which("valgrind") else "cpu")
+    requests = options.requests or REQUESTS[by]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="signoff-bench-")))
         upstream = stack.enter_context(mock(cores().mock, made(folder / "mock")))
@@ -76,10 +78,10 @@ def main() -> None:
         for name, place in {"base": base, "own": root}.items():
             counters[name] = Counter(place, made(folder / name), upstream, by)
             stack.callback(counters[name].close)
-        comparisons = verdicts([*measure(counters, options)])
+        comparisons = verdicts([*measure(counters, options.rounds, requests)])
     table = table_of(comparisons, by, commit(base), commit(root))
     show(table)
-    report |= {"by": by, "rounds": options.rounds, "requests": options.requests, "tables": [table]}
+    report |= {"by": by, "rounds": options.rounds, "requests": requests, "tables": [table]}
     write(options.out, report)
     if failed := [f"{each.load} × {each.ratio:.2f}" for each in comparisons if not each.holds]:
         raise SystemExit(f"More than {MAX_RATIO} × the cost of {options.base}: {', '.join(failed)}.")
@@ -92,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", required=True, help="commit to compare with")
     parser.add_argument("--by", choices=("instructions", "cpu"), help="default: instructions, if there is Valgrind")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=200, help="number of requests in a turn")
+    parser.add_argument("--requests", type=int, help="number of requests in a turn; default: as many as are steady")
     parser.add_argument("--out", type=Path, default=ROOT / ".bench/check.json", help="file for the result as JSON")
     return parser.parse_args()
 
@@ -173,15 +175,15 @@ def instructions(dump: str) -> int:
     return int(match[1]) if match else 0
 
 
-def measure(counters: Mapping[str, Counter], options: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
+def measure(counters: Mapping[str, Counter], rounds: int, requests: int) -> Iterator[tuple[str, str, float]]:
     """Yield the load, `base` or `own`, and the cost of each turn, but for those of a first round that warms up."""
-    for number in range(options.rounds + 1):
+    for number in range(rounds + 1):
         for load, description in LOADS.items():
             for name, counter in counters.items():
-                cost = counter.cost(description, max(CONNECTIONS, round(options.requests * SHARES[load])))
+                cost = counter.cost(description, max(CONNECTIONS, round(requests * SHARES[load])))
                 if number:
                     yield load, name, cost
-        print(f"round {number} of {options.rounds}" if number else "warm", flush=True)
+        print(f"round {number} of {rounds}" if number else "warm", flush=True)
 
 
 def verdicts(costs: Sequence[tuple[str, str, float]]) -> list[Verdict]:

@@ -16,8 +16,10 @@ READY_SECONDS = 90
 OTHERS = re.compile("^SIGNOFF_|_proxy$", re.IGNORECASE)
 """Environment variables that are not passed on: no request goes through a proxy."""
 STOP_SECONDS = 10
-PARENT, TIMES = 1, slice(11, 15)
-"""Places of fields in `/proc/PID/stat` behind the name of the command; the times include those of ended children."""
+PARENT, ENDED_CHILDREN = 1, slice(13, 15)
+"""Places of the parent and of the times of ended children in `/proc/PID/stat`, behind the name of the command."""
+CPU_CLOCK = 2
+"""Kind of the clock of a process, of which `clock_getcpuclockid(3)` makes its number."""
 Outcome = TypeVar("Outcome")
 
 
@@ -109,9 +111,14 @@ class ProcessTree:
 
 
 def cpu_seconds(*roots: int) -> float:
-    """Return the CPU time of processes and of all that descend from them."""
-    times = [int(time) for root in roots for fields in stats_of(root).values() for time in fields[TIMES]]
-    return sum(times) / CLOCK_TICKS
+    """Return the CPU time of processes and of all that descend from them, of all their threads."""
+    total = 0.0
+    for root in roots:
+        for pid, fields in stats_of(root).items():
+            with suppress(OSError):  # it has ended
+                total += time.clock_gettime((~pid << 3) | CPU_CLOCK)
+                total += sum(int(ticks) for ticks in fields[ENDED_CHILDREN]) / CLOCK_TICKS
+    return total
 
 
 def stats_of(root: int) -> dict[int, list[str]]:

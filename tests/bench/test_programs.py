@@ -15,10 +15,19 @@ import pytest
 
 import gateways
 from peer_gateways import GATEWAYS
+from process_tree import ProcessTree
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "bench/peers"
 REQUESTS = 60
+PARENT = """
+import resource, signal, subprocess, sys
+subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+times = resource.getrusage(resource.RUSAGE_CHILDREN)
+sum(range(3_000_000))
+print("used", times.ru_utime + times.ru_stime, flush=True)
+signal.pause()
+"""
 STOPPED = """
 import sys
 from pathlib import Path
@@ -59,6 +68,17 @@ def test_a_gateway_that_is_unknown_is_named() -> None:
 def test_the_names_of_gateways_and_scenarios_differ() -> None:
     assert len({each.name for each in GATEWAYS}) == len(GATEWAYS)
     assert len({each.name for each in gateways.SCENARIOS}) == len(gateways.SCENARIOS)
+
+
+def test_the_cpu_time_of_a_tree_has_that_of_children_that_have_ended(tmp_path: Path) -> None:
+    tree = ProcessTree([sys.executable, "-c", PARENT], core=None, folder=tmp_path)
+    try:
+        used = float(tree.wait_for(rb"used (\S+)\n")[1])
+        assert used > 0
+        assert tree.cpu_seconds() > used
+        assert tree.memory_mb() > 1
+    finally:
+        tree.close()
 
 
 def test_a_process_that_is_stopped_ends_with_the_program_that_stopped_it(tmp_path: Path) -> None:

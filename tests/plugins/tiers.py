@@ -21,6 +21,7 @@ SERVERS = {"postgres_server", "rabbitmq_url", "redis_url", "nats_url", "mqtt_url
 SERVICES = ("postgres", "rabbit", "redis", "nats", "mqtt", "kafka")
 """Parts of the parameters of tests that choose a service at run time, with `getfixturevalue`."""
 STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "SubprocessEngine", "PreloadedProcess"}
+STARTING |= {"ProcessTree"}
 """Names and texts in the code of a test that starts processes."""
 SERVING = {"uvicorn"}
 """Names in the code of a test that runs a server."""
