@@ -272,6 +272,7 @@ async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monke
     await store.migrate()
     await store.start()
     job = await leased(store)
+    await store._database._in_writer_thread(lambda: None)  # a checkpoint comes before it
     monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
     await store.jobs.transition(job.id, a_step("succeed"))
     await store.jobs.get(job.id)

@@ -126,6 +126,7 @@ class Sqlite:
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         results, changes = await self._in_writer_thread(lambda: self._commit(group))
+        self._writer_thread.submit(self._checkpoint)  # before the next group, but these callers do not wait for it
         self._other_processes.publish(changes)
         for topic, name in dict.fromkeys(changes):
             self._changes.publish(topic, name)
@@ -169,7 +170,6 @@ class Sqlite:
             except (OperationalError, sqlite3.OperationalError) as error:
                 log.warning("sqlite_write_failed", error=str(getattr(error, "orig", error)))
                 raise Overloaded("The database cannot be written now; try again later.") from error
-            self._checkpoint()
         return results, tx.changes
 
     def _checkpoint(self) -> None:
@@ -177,12 +177,14 @@ class Sqlite:
         try:
             size_bytes = self._wal_path.stat().st_size
             if size_bytes > TRUNCATE_BYTES:
-                self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
-                self._pragma("wal_checkpoint(TRUNCATE)")
-                self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+                with self._locked():
+                    self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
+                    self._pragma("wal_checkpoint(TRUNCATE)")
+                    self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
             elif size_bytes > CHECKPOINT_BYTES:
-                self._pragma("wal_checkpoint(PASSIVE)")
-        except (OSError, sqlite3.Error) as error:
+                with self._locked():
+                    self._pragma("wal_checkpoint(PASSIVE)")
+        except (OSError, sqlite3.Error, Overloaded) as error:
             log.warning("sqlite_checkpoint_failed", error=str(error))
 
     def _pragma(self, pragma: str) -> int:
