@@ -254,7 +254,8 @@ FAULTS: dict[str, Break] = {
         transitions, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail")
     ),
     "an event leaves something out": replaced(transitions, "changed_columns", lambda job, _: {"status": job.status}),
-    "a vote is not kept": replaced(transitions, "_record_decision", lambda *_: None),
+    "a vote is not kept": replaced(transitions, "record_vote", lambda *_: None),
+    "a decision is not kept": replaced(transitions, "record_decision", lambda *_: None),
     "a key is never free": replaced(jobs, "_is_key_free", lambda *_: False),
     "a key is always free": replaced(jobs, "_is_key_free", lambda *_: True),
     "a heartbeat renews any lease": loosened(jobs, "_RENEW", 1),
@@ -283,6 +284,12 @@ FOUND_QUICKLY = {
     "by the table, a late worker succeeds",
     "by the table, a live lease lapses",
 }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_of_the_present_code(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    with monkeypatch.context() as patch:
+        FAULTS[fault](patch)
 
 
 @pytest.mark.timeout(1800)  # a rare fault takes hundreds of runs
