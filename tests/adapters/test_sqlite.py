@@ -275,6 +275,7 @@ async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monke
     await store._database._in_writer_thread(lambda: None)  # a checkpoint comes before it
     monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
     await store.jobs.transition(job.id, a_step("succeed"))
+    await store._database._in_writer_thread(lambda: None)
     await store.jobs.get(job.id)
     await store.close()
 
@@ -318,8 +319,12 @@ async def is_polling(store: SqlStore) -> bool:
 # The write-ahead log
 
 
-async def test_the_log_stays_short_however_much_is_written(path: Path, store: SqlStore) -> None:
-    body, largest = os.urandom(50_000).hex().encode(), 0
+async def test_the_log_stays_short_however_much_is_written(
+    path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 1_000_000)
+    monkeypatch.setattr(sqlite, "PAUSE_SECONDS", 1000)
+    body, largest = os.urandom(5_000).hex().encode(), 0
     wal = path.with_name("store.db-wal")
 
     for _ in range(40):
@@ -328,6 +333,19 @@ async def test_the_log_stays_short_however_much_is_written(path: Path, store: Sq
 
     assert 40 * 20 * len(body) > 4 * sqlite.CHECKPOINT_BYTES
     assert largest < 2 * sqlite.CHECKPOINT_BYTES
+
+
+async def test_the_log_begins_again_after_a_pause(path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PAUSE_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "PAUSE_SECONDS", 0.001)
+    wal, body = path.with_name("store.db-wal"), b"x" * 200_000
+    await inserted(store, body=body)
+
+    async def begun_again() -> bool:
+        await inserted(store)  # the first write after a checkpoint begins the log again
+        return wal.stat().st_size < 100_000
+
+    await until(begun_again)
 
 
 async def test_a_reader_that_blocks_checkpoints_does_not_block_writes(

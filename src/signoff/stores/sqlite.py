@@ -37,8 +37,11 @@ READERS = 4
 CHANGE_POLL_SECONDS = 0.05
 LOST_CHANGE_POLL_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.001
-CHECKPOINT_BYTES = 16 * 1024 * 1024
-TRUNCATE_BYTES = 64 * 1024 * 1024
+# A checkpoint delays the next writes by some ten milliseconds. So it waits for a pause between writes, if one comes.
+PAUSE_SECONDS = 0.2
+PAUSE_CHECKPOINT_BYTES = 1024 * 1024
+CHECKPOINT_BYTES = 64 * 1024 * 1024
+TRUNCATE_BYTES = 128 * 1024 * 1024
 TRUNCATE_WAIT_MS = 200
 
 
@@ -60,6 +63,7 @@ class Sqlite:
         self._changes = ChangeFeed()
         self._other_processes = SqliteChangeFeed(path.with_name(path.name + "-sockets"), self._changes)
         self._watcher: asyncio.Task[None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._lock_file: int | None = None
         self._closed = False
 
@@ -121,16 +125,37 @@ class Sqlite:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
             self._other_processes.close()
+        if self._pause is not None:
+            self._pause.cancel()
         await self._in_writer_thread(self._close)
         self._writer_thread.shutdown()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         results, changes = await self._in_writer_thread(lambda: self._commit(group))
-        self._writer_thread.submit(self._checkpoint)  # before the next group, but these callers do not wait for it
+        self._schedule_checkpoint()
         self._other_processes.publish(changes)
         for topic, name in dict.fromkeys(changes):
             self._changes.publish(topic, name)
         return results
+
+    def _schedule_checkpoint(self) -> None:
+        """Checkpoint before the next group if the log is long, else in the next pause; no caller waits for it."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._wal_bytes() > CHECKPOINT_BYTES:
+            self._writer_thread.submit(self._checkpoint)
+        else:
+            self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._checkpoint_in_pause)
+
+    def _checkpoint_in_pause(self) -> None:
+        if self._wal_bytes() > PAUSE_CHECKPOINT_BYTES:
+            self._writer_thread.submit(self._checkpoint)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._wal_path.stat().st_size
+        except OSError:
+            return 0
 
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, function)
@@ -173,16 +198,14 @@ class Sqlite:
         return results, tx.changes
 
     def _checkpoint(self) -> None:
-        """Checkpoint the write-ahead log if it is long. A failure, for example due to a long read, only delays that."""
+        """Checkpoint the write-ahead log. A failure, for example due to a long read, only delays that."""
         try:
-            size_bytes = self._wal_path.stat().st_size
-            if size_bytes > TRUNCATE_BYTES:
-                with self._locked():
+            with self._locked():
+                if self._wal_bytes() > TRUNCATE_BYTES:
                     self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
                     self._pragma("wal_checkpoint(TRUNCATE)")
                     self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
-            elif size_bytes > CHECKPOINT_BYTES:
-                with self._locked():
+                else:
                     self._pragma("wal_checkpoint(PASSIVE)")
         except (OSError, sqlite3.Error, Overloaded) as error:
             log.warning("sqlite_checkpoint_failed", error=str(error))
