@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from signoff.core.job import Decision, Verdict
 from signoff.core.reviews.policy import Policy
 from support.stores import AStore, a_call, a_job, a_step, leased
 
@@ -36,6 +37,29 @@ async def test_a_held_answer_has_its_parts_too_and_the_first_creator_counts(stor
     creators = await store.objects.creators([MESSAGE, RESPONSE])
     assert {each.id for each in creators.values()} == {job.id}
     assert creators[MESSAGE].status == "human"
+
+
+@pytest.mark.parametrize("verdict", ["redo", "approve"])
+async def test_an_answer_that_was_sent_back_or_edited_is_still_known_by_its_objects(
+    store: AStore, verdict: Verdict
+) -> None:
+    job = await leased(store, path="/v1/responses", policy=Policy(review="always"))
+    changes = {"response": ANSWER, "upstream_object_id": RESPONSE}
+    await store.jobs.transition(job.id, a_step("hold", changes=changes))
+    decision = Decision(verdict=verdict, reviewer="ann")
+    decide = a_step("decide", changes={"decision": decision}, after_seconds={"release_at": 0}, decision=decision)
+    second = {"response": b'{"id":"resp_00000000000000000002"}', "upstream_object_id": "resp_00000000000000000002"}
+    if verdict == "redo":
+        again = a_step("redo", changes={"attempt": 0}, after_seconds={"due_at": 0.0})
+        await store.jobs.transition(job.id, decide, again)
+        [claimed] = await store.jobs.claim(actor="worker", lease="mine", limit=1, lease_seconds=60)
+        await store.jobs.transition(claimed.id, a_step("hold", changes=second))
+    else:
+        await store.jobs.transition(job.id, decide, a_step("approve", changes={"response": b'"Nothing."'}))
+    creators = await store.objects.creators([RESPONSE, MESSAGE, CONTAINER])
+    assert {object_id: creator.id for object_id, creator in creators.items()} == dict.fromkeys(
+        (RESPONSE, MESSAGE, CONTAINER), job.id
+    )
 
 
 async def test_an_id_that_the_request_names_has_no_new_creator(store: AStore) -> None:

@@ -33,9 +33,17 @@ class MemoryUpstreamObjects:
     def _creators(self, object_ids: set[str]) -> dict[str, Job]:
         creators = dict[str, Job]()
         for job in sorted(self._tables.jobs.values(), key=lambda job: job.id):
-            if job.upstream_object_id is None:
-                continue
-            created = {job.upstream_object_id} | ids_in_answer(job.response or b"", job.body)
-            for object_id in created & object_ids:
+            created = set[str]()
+            if job.upstream_object_id is not None:
+                created = {job.upstream_object_id} | ids_in_answer(job.response or b"", job.body)
+            for object_id in (created | self._created_before(job)) & object_ids:
                 creators.setdefault(object_id, job)
         return creators
+
+    def _created_before(self, job: Job) -> set[str]:
+        """Return the ids in the answers of all rounds, also of those that were edited or sent back."""
+        created = set[str]()
+        for event, data in self._tables.events.get(job.id, ()):
+            if (object_id := event.data.get("upstream_object_id")) is not None:
+                created |= {object_id} | ids_in_answer(data, job.body)
+        return created

@@ -249,7 +249,7 @@ class Story:
             edit = Edit(response=json.dumps(f"secret-9{self.written:06}"))
             self.signed |= {*secrets_in(edit.response or "")} if verdict != "draft" else set[str]()
         elif verdict == "edit":
-            self.withdrawn |= {*secrets_in((job.response or b"").decode())[-1:]} - self.signed
+            self.withdrawn |= own_secret(job) - self.signed
             change = self.random.choice([{"refuse": "No."}, {"arguments": {"secret": "none"}}])
             edit = Edit(response=json.dumps({"tool_calls": [{"id": calls[0].id} | change]} if calls else "Nothing."))
             # what the upstream repeats beside the call stays, and is signed
@@ -269,7 +269,7 @@ class Story:
 
     def send_back(self, job: Job) -> None:
         """Remember that an answer is asked for again: what was answered before is withdrawn."""
-        self.withdrawn |= {*secrets_in((job.response or b"").decode())[-1:]} - self.signed
+        self.withdrawn |= own_secret(job) - self.signed
         self.operations["redo"] += 1
 
     async def vote(self) -> None:
@@ -384,7 +384,7 @@ class Story:
         waiting = [job for job in stored if job.policy.may_hold and not is_passed(job)]
         # One who may read a text may read it again, although a rule or a coin holds the copy that a later request got.
         passed = {secret for job in stored if is_passed(job) for secret in secrets_in((job.response or b"").decode())}
-        held = {secret for job in waiting for secret in secrets_in((job.response or b"").decode())[-1:]}
+        held = {secret for job in waiting for secret in own_secret(job)}
         drafts = {secret for job in waiting for secret in secrets_in(str(job.draft))}
         assert not {*secrets} & ((held | drafts | self.withdrawn) - self.signed - passed)
 
@@ -403,8 +403,17 @@ def is_passed(job: Job) -> bool:
 
 
 def secrets_in(text: str) -> list[str]:
-    """Return the secrets in a text, in order; the last one is that of the answer itself."""
+    """Return the secrets in a text, in order."""
     return re.findall(r"secret-\d+", text)
+
+
+def own_secret(job: Job) -> set[str]:
+    """Return the secret that a model has told in this answer, after those that it has repeated.
+
+    There is none in what an object at the upstream says when it is read, as it repeats the answers of other jobs.
+    """
+    text = (job.response or b"").decode()
+    return {*secrets_in(text)[-1:]} if '"output"' in text else set()
 
 
 @pytest.mark.parametrize("seed", seeds(8))

@@ -7,8 +7,13 @@ from signoff.stores.writer import Tx
 
 
 def add_created_objects(tx: Tx, job: Job) -> None:
-    """Record the parts of an answer that created an object at the upstream, such as the items of a response."""
+    """Record the parts of an answer that created an object at the upstream, such as the items of a response.
+
+    The object itself is in the job's row. It is recorded too while the answer is held, because an answer that is sent
+    back is followed by another one, whose object takes its place in the row.
+    """
     if job.upstream_object_id is None or job.response is None:
         return
-    for object_id in ids_in_answer(job.response, job.body) - {job.upstream_object_id}:
+    in_row = set[str]() if job.status == "human" else {job.upstream_object_id}
+    for object_id in (ids_in_answer(job.response, job.body) | {job.upstream_object_id}) - in_row:
         tx.add_missing(created_objects, {"object_id": object_id, "job_id": job.id})
