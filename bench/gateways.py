@@ -63,7 +63,7 @@ class Cores:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One gateway under one load, in each round."""
+    """Gateway under one load, which is measured in each round."""
 
     scenario: Scenario
     gateway: Gateway

@@ -42,7 +42,7 @@ class Gateway:
     title: str
     """Name with the language in which it is written."""
     lacks: str
-    """What it does not do in the run, of: check a token, count limits, look into a cache, keep a log."""
+    """Work that it leaves out in the run, of: check a token, count limits, look into a cache, keep a log."""
     start: Callable[[int, Path, int | None], Running]
     """Function of the port of the mock, an empty folder and a core that starts it."""
     version: Callable[[], str | None]

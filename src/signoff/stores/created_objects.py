@@ -14,6 +14,8 @@ def add_created_objects(tx: Tx, job: Job) -> None:
     """
     if job.upstream_object_id is None or job.response is None:
         return
-    in_row = set[str]() if job.status == "human" else {job.upstream_object_id}
-    for object_id in (ids_in_answer(job.response, job.body) | {job.upstream_object_id}) - in_row:
+    object_ids = ids_in_answer(job.response, job.body) - {job.upstream_object_id}
+    if job.status == "human":
+        object_ids.add(job.upstream_object_id)
+    for object_id in object_ids:
         tx.add_missing(created_objects, {"object_id": object_id, "job_id": job.id})
