@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aio_pika
-import nats
 import pytest
 import zmqtt
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
@@ -56,24 +55,19 @@ async def test_a_jetstream_stream_of_an_operator_is_listened_to_and_stays_as_it_
 
 
 async def test_an_operator_is_told_why_a_stream_is_not_listened_to(tmp_path: Path, nats_url: str, prefix: str) -> None:
-    url = nats_url.replace("nats://", "nats://ann:s3cret@")
-    wire = NatsClient(url, prefix)
-    connection = await nats.connect(nats_url)
-    js = connection.jetstream()
+    wire, theirs = NatsClient(nats_url.replace("nats://", "nats://ann:s3cret@"), prefix), NatsClient(nats_url, prefix)
     config = StreamConfig(name=f"{prefix}own", subjects=[wire.requests], retention=RetentionPolicy.WORK_QUEUE)
-    await js.add_stream(config)
-    await js.subscribe(wire.requests, durable="theirs")  # a work queue takes one consumer of a subject
-    async with streamed(tmp_path, wire) as server:
-        token = await server.token("admin")
+    async with theirs.connected():
+        await theirs.js.add_stream(config)
+        await theirs.js.subscribe(wire.requests, durable="theirs")  # a work queue takes one consumer of a subject
+        async with streamed(tmp_path, wire) as server:
+            token = await server.token("admin")
 
-        async def trouble() -> str | None:
-            stream = (await server.ask("GET", f"/api/streams/{wire.requests}", token))[1]
-            return stream["trouble"] if "consumer" in str(stream["trouble"]) else None  # at first it does not listen
+            async def trouble() -> str | None:
+                stream = (await server.ask("GET", f"/api/streams/{wire.requests}", token))[1]
+                return stream["trouble"] if "consumer" in str(stream["trouble"]) else None  # at first, it is another
 
-        text = await until(trouble)
-        assert "s3cret" not in text
-    await js.delete_stream(f"{prefix}own")
-    await connection.close()
+            assert "s3cret" not in await until(trouble)
 
 
 @pytest.mark.parametrize(("parameter", "queue_type"), [("", None), ("?x-queue-type=quorum", "quorum")])

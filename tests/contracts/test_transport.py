@@ -437,6 +437,26 @@ async def test_publishing_resumes_after_a_lost_connection_and_leaves_no_connecti
         await until(all_closed)
 
 
+async def test_a_listener_that_is_cancelled_while_it_connects_leaves_no_connection(wire: TopicClient) -> None:
+    async with TcpProxy(wire.url) as proxy:
+        proxy.block()
+        take, transport = asyncio.Queue[IncomingMessage]().put, TransportRegistry(lambda _: proxy.url, "test")
+        listener = asyncio.ensure_future(transport(stream_of(wire)).listen(take, lambda: None))
+
+        async def is_connecting() -> bool | None:
+            return proxy.calls > 0 or None
+
+        async def all_closed() -> bool | None:
+            return proxy.standing == 0 or None
+
+        await until(is_connecting)
+        listener.cancel()
+        await asyncio.sleep(0)  # the listener is cancelled before the server answers
+        proxy.unblock()
+        await asyncio.wait([listener])
+        await until(all_closed)
+
+
 def stream_of(wire: TopicClient, *, max_handlers: int = 16) -> Stream:
     """Return the stream between the two topics of `wire`."""
     scheme, host = public_address(wire.url)

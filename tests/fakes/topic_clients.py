@@ -91,8 +91,8 @@ class NatsClient:
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[NatsClient]:
         """Connect. The product makes a JetStream stream for each subject; nothing can be sent before it."""
-        self.connection = await nats.connect(self.url)
-        self.js = self.connection.jetstream()
+        self.connection = await nats.connect(self.url, connect_timeout=ANSWER_SECONDS)
+        self.js = self.connection.jetstream(timeout=ANSWER_SECONDS)
         self._reader: JetStreamContext.PushSubscription | None = None
         try:
             yield self
@@ -104,7 +104,7 @@ class NatsClient:
 
     async def send(self, body: bytes, message_id: str | None = None) -> None:
         headers = None if message_id is None else {"Nats-Msg-Id": message_id}
-        await self.js.publish(self.requests, body, headers=headers, timeout=10)
+        await self.js.publish(self.requests, body, headers=headers, timeout=ANSWER_SECONDS)
 
     async def get(self) -> Received:
         if self._reader is None:

@@ -1,10 +1,12 @@
-"""Tasks: what is repeated, and the distinction of a cancelled task from an error that looks like a cancellation."""
+"""Tasks: what is repeated or completed, and the distinction of a cancelled task from an error that looks like one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -12,6 +14,26 @@ def was_cancelled(error: BaseException) -> bool:
     """Return True if the current task was cancelled. Some clients raise CancelledError when a connection is lost."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def complete(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end, however often the current task is cancelled meanwhile; raise the cancellation then.
+
+    For work that takes a bounded time and leaves something behind if it is cut off, as when clients of brokers connect.
+    Raises what `work` raises.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # mark as retrieved
+    raise cancelled
 
 
 async def repeat(function: Callable[[], Awaitable[None]], *, seconds: float, failure: str) -> None:

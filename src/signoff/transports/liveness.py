@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from signoff.infra.tasks import complete
 from signoff.transports.options import GRACE_SECONDS
 
 ANSWER_SECONDS = 10.0
@@ -48,15 +49,7 @@ async def stopping(stop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task = asyncio.get_running_loop().create_task(_stop(stop))
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+        await complete(_stop(stop))
 
 
 async def _stop(stop: Callable[[], Awaitable[None]]) -> None:

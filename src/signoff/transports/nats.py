@@ -15,6 +15,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
+from signoff.infra.tasks import complete
 from signoff.transport import OnMessage
 from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
 from signoff.transports.options import BROKER, SUBSCRIBER
@@ -36,7 +37,7 @@ class NatsTransport:
         self._url = url
         self._stream = stream
         self._answer_stream: str | None = None  # name of the JetStream stream that answers go to
-        self._publisher = PublisherConnection(self._broker, NatsBroker.connect)
+        self._publisher = PublisherConnection(self._broker, lambda broker: complete(broker.connect()))
 
     async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -45,7 +46,7 @@ class NatsTransport:
         broker, unacked = self._broker(watch), dict[str, Msg]()
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
-                js = _jetstream(await broker.connect())
+                js = _jetstream(await complete(broker.connect()))
                 stream = await _ensure_stream(js, requests, RetentionPolicy.WORK_QUEUE, None)
                 await _ensure_stream(js, self._stream.responses, RetentionPolicy.LIMITS, RETENTION_SECONDS)
                 handlers = self._stream.max_handlers

@@ -14,6 +14,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
+from signoff.infra.tasks import complete
 from signoff.transport import OnMessage
 from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
 from signoff.transports.options import BROKER, SUBSCRIBER
@@ -58,7 +59,7 @@ class RabbitTransport:
 
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
-                connection = await broker.connect()
+                connection = await complete(broker.connect())
                 for name in (self._stream.requests, self._stream.responses):
                     await _ensure_queue(connection, name, self._queue_type)
                 await broker.start()
@@ -87,7 +88,7 @@ class RabbitTransport:
 
     async def _connect(self, broker: RabbitBroker) -> None:
         """Connect, and make sure that the queue for answers exists."""
-        await _ensure_queue(await broker.connect(), self._stream.responses, self._queue_type)
+        await _ensure_queue(await complete(broker.connect()), self._stream.responses, self._queue_type)
 
     def _broker(self, watch: LivenessWatch, channel: Channel) -> RabbitBroker:
         def on_close(_connection: Any, error: BaseException | None) -> None:
