@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -84,6 +83,8 @@ def test_helm_finds_no_fault(results: list[Any]) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_kubernetes_accepts_each_resource(version: str, results: list[Any]) -> None:
+    import kubernetes_validate  # takes seconds, which only the process that runs this test must wait for
+
     plain, full, existing = map(documents, results[:3])
     # those of KEDA and of the Prometheus operator have schemas of their own
     extensions = {"ScaledObject", "ServiceMonitor"}

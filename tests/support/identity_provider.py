@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -22,13 +23,19 @@ CLIENT_ID, SECRET = "signoff", "s3cret:&%"
 MINUTE = 60
 
 
+@functools.cache
+def first_key() -> RSAKey:
+    """Return the key of all small providers, which takes a tenth of a second to make."""
+    return RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
+
+
 class SmallProvider:
     """A provider with one client, whose accounts are claims that a test gives."""
 
     def __init__(self) -> None:
         self.issuer = ""
         """Address of the provider."""
-        self.keys = [RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})]
+        self.keys = [first_key()]
         """Keys that it publishes. The last one signs."""
         self.changes: dict[str, Any] = {}
         """Changes of the claims of ID tokens; None leaves one out."""

@@ -13,6 +13,7 @@ import aiohttp
 import argon2
 import openai
 import uvicorn
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from signoff.core.access import Role
 from signoff.core.model import Model
@@ -28,6 +29,17 @@ from support.database_files import make_file
 T = TypeVar("T")
 ANSWER_SECONDS = 60.0
 QUICK_HASHES = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class GivenSettings(Settings):
+    """Settings of which none comes from the environment or a file: a test gets what it says, and gets it faster."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the arguments as the only source."""
+        return (init_settings,)
 
 
 class Live:
@@ -83,7 +95,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
         "echo_faults": True,
         "allow_self_review": True,
     }
-    server_settings = Settings(data_dir=tmp_path / "data", **(quick | settings))
+    server_settings = GivenSettings(data_dir=tmp_path / "data", **(quick | settings))
     if server_settings.is_embedded:
         make_file(server_settings.data_dir / "signoff.db")
     async with run_services(server_settings, work=True) as services:
