@@ -48,6 +48,18 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that `data` completes. Raises ModelGarbled if an event exceeds `max_event_bytes`."""
+        if self._rest or b"\r" in data:
+            events = self._continue(data)
+        else:  # as nearly all data
+            *whole, rest = data.split(b"\n\n")
+            events = [each + b"\n\n" for each in whole]
+            self._rest += rest
+        if max(len(self._rest), *map(len, events), 0) > self._max_event_bytes:
+            raise ModelGarbled(f"The model sent an event of more than {self._max_event_bytes} bytes.", retryable=False)
+        return events
+
+    def _continue(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes after the rest of the data before."""
         searched, start, events = len(self._rest), 0, list[bytes]()
         self._rest += data
         # Only new data can complete a blank line.
@@ -55,8 +67,6 @@ class EventSplitter:
             events.append(bytes(self._rest[start : blank.end()]))
             start = blank.end()
         del self._rest[:start]
-        if max(len(self._rest), *map(len, events), 0) > self._max_event_bytes:
-            raise ModelGarbled(f"The model sent an event of more than {self._max_event_bytes} bytes.", retryable=False)
         return events
 
     @property

@@ -12,6 +12,7 @@ from signoff.core.dialects.surrogates import (
     has_surrogates,
     replace_lone_surrogates,
 )
+from signoff.core.dialects.text_events import TextEvent, text_event
 from signoff.engines.upstream_answers import answered, described_event_error, find_error, is_description, own_error
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
 
@@ -83,6 +84,8 @@ class EventStream:
         self._events = list[bytes]()
         self._taken = 0
         self._has_data = False
+        self._latest: TextEvent | None = None
+        """The latest event, if others that differ in their text alone are neither a last event nor an error."""
 
     def feed(self, data: bytes) -> None:
         """Add the next bytes of the body, up to the last event. Raises ModelAnswered, ModelGarbled."""
@@ -141,6 +144,10 @@ class EventStream:
         return answered(payloads[0]) if described else ModelCut()
 
     def _add(self, event: bytes) -> None:
+        if self._latest is not None and self._latest.text_in(event) is not None:
+            self._events.append(event)
+            return
+        self._latest = None
         valid = as_utf8(event)
         event = valid if self._json_only else event
         try:
@@ -157,6 +164,8 @@ class EventStream:
             self._events += self._missing_before_mark()
         self._events.append(event)
         self._has_data = self._has_data or bool(sse.data_of(event))
+        if self._json_only and not self.is_ended:
+            self._latest = text_event(event)
 
     def _missing_before_mark(self) -> list[bytes]:
         """Return the last event that a stream of a response lacks before its `[DONE]`.

@@ -232,4 +232,6 @@ class Attempt:
 
 def is_last_event(event: bytes) -> bool:
     """Return True if `event` ends the stream of a completion, a response or a message."""
+    if event.startswith(b"data: {"):
+        return False  # as nearly all events
     return event.startswith(LAST_EVENTS) or sse.data_of(event) == b"[DONE]"

@@ -13,6 +13,7 @@ from signoff.core.decode import JsonObject, as_object
 from signoff.core.dialects import messages
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates, encode_with_surrogates, has_surrogates
+from signoff.core.dialects.text_events import text_event
 from signoff.core.dialects.tool_calls import ToolCalls, ToolFunction
 
 
@@ -24,12 +25,16 @@ def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
         RecursionError: an event is nested too deeply.
     """
     completion, response, pieces, is_plain = _Completion(), ResponseStream(), 0, True
-    message = list[JsonObject]()
+    message, latest = list[JsonObject](), None
     for event in events:
-        data = sse.data_of(event)
+        is_plain = is_plain and not has_surrogates(event)
+        if latest is not None and (text := latest.text_in(event)) is not None:
+            completion.write(text)
+            pieces += bool(text)
+            continue
+        data, latest = sse.data_of(event), None
         if not data or data == b"[DONE]":
             continue
-        is_plain = is_plain and not has_surrogates(data)
         piece = msgspec.convert(decode_with_surrogates(data), JsonObject)
         pieces += is_content(piece)
         if piece.get("type") in messages.KEEPALIVES:
@@ -39,7 +44,7 @@ def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
         elif messages.is_message_event(piece):
             message.append(piece)
         else:
-            completion.add(piece)
+            latest = text_event(event) if completion.add(piece) else None
     whole = response.whole() if response.has_begun else completion.whole()
     if message:
         whole = messages.assemble(message)
@@ -85,15 +90,36 @@ class _Completion:
     def __init__(self) -> None:
         self._members = JsonObject()
         self._choices = dict[int, JsonObject]()
+        self._content = StringIO()
 
-    def add(self, piece: JsonObject) -> None:
-        """Add the payload of an event. Raises ValueError if it is not one of a completion."""
-        for choice in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
+    def add(self, piece: JsonObject) -> bool:
+        """Add the payload of an event; return True if the same event with another text would add that text alone.
+
+        Raises ValueError if it is not one of a completion.
+        """
+        choices = msgspec.convert(piece.pop("choices", None) or [], list[JsonObject])
+        for choice in choices:
             index = msgspec.convert(choice.get("index") or 0, int)
             whole = self._choices.setdefault(index, {})
             _merge_members(whole, {name: value for name, value in choice.items() if name in _GROWING})
             _replace_members(whole, {name: value for name, value in choice.items() if name not in _GROWING})
         _replace_members(self._members, piece)
+        return len(choices) == 1 and _adds_text_alone(choices[0]) and self._takes_text(choices[0])
+
+    def write(self, text: str) -> None:
+        """Add the text of an event that equals the latest one but for its text, for which `add` has returned True."""
+        self._content.write(text)
+
+    def _takes_text(self, choice: JsonObject) -> bool:
+        """Return True if texts can be written to the content of a choice; from now on, `write` does so."""
+        delta: JsonObject = self._choices[choice.get("index") or 0]["delta"]
+        if isinstance(delta["content"], str):
+            text, delta["content"] = delta["content"], StringIO()
+            delta["content"].write(text)
+        content = delta["content"]
+        if isinstance(content, StringIO):
+            self._content = content
+        return content is self._content
 
     def whole(self) -> JsonObject:
         """Return the whole completion."""
@@ -101,6 +127,16 @@ class _Completion:
         choices = [_as_whole_choice(self._choices[index]) for index in sorted(self._choices)]
         name = str(self._members.get("object") or kind).removesuffix(".chunk")
         return self._members | {"object": name, "choices": choices}
+
+
+def _adds_text_alone(choice: JsonObject) -> bool:
+    """Return True if a choice has a text in its delta, and no other member to which events append."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict) or choice.get("text") is not None or choice.get("logprobs") is not None:
+        return False
+    members = cast("JsonObject", delta)
+    others = (value for name, value in members.items() if name not in {"content", "role"})
+    return isinstance(members.get("content"), str) and all(value is None for value in others)
 
 
 def _as_whole_choice(choice: JsonObject) -> JsonObject:

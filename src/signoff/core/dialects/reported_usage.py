@@ -161,6 +161,9 @@ class _Report(msgspec.Struct):
     tokens_predicted: msgspec.Raw = _NOTHING
 
 
+_REPORT_MEMBERS = [(field.name, field.encode_name) for field in msgspec.structs.fields(_Report)]
+
+
 def _report_members(body: bytes) -> JsonObject:
     try:
         members = msgspec.json.decode(body, type=_Report)
@@ -168,10 +171,10 @@ def _report_members(body: bytes) -> JsonObject:
         msgspec.json.decode(body, type=msgspec.Raw)  # any JSON is fine, but it must be JSON
         return {}
     reports = JsonObject()
-    for field in msgspec.structs.fields(members):
-        raw = getattr(members, field.name)
-        if raw is not _NOTHING and (field.name not in _LARGE or b'"usage"' in bytes(raw)):
-            reports[field.encode_name] = msgspec.json.decode(raw)
+    for name, encoded_name in _REPORT_MEMBERS:
+        raw = getattr(members, name)
+        if raw is not _NOTHING and (name not in _LARGE or b'"usage"' in bytes(raw)):
+            reports[encoded_name] = msgspec.json.decode(raw)
     return reports
 
 

@@ -44,7 +44,7 @@ def as_utf8(body: bytes) -> bytes:
 
 def has_surrogates(body: bytes) -> bool:
     """Return True if `body` may have escapes of surrogates."""
-    return b"\\ud" in body or b"\\uD" in body
+    return b"\\u" in body and (b"\\ud" in body or b"\\uD" in body)
 
 
 def replace_lone_surrogates(body: bytes) -> bytes:

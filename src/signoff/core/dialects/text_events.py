@@ -1,0 +1,40 @@
+"""Events of a chat that equal an earlier one but for their text: nearly all events of an answer.
+
+To compare the bytes around the text costs a tenth of what it costs to parse an event.
+"""
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+_CONTENT = re.compile(rb'"content":[ ]?("(?:[^"\\]|\\.)*")')
+_TEXT = msgspec.json.Decoder(str)
+
+
+class TextEvent(NamedTuple):
+    """An event, as the bytes around the JSON string of its text."""
+
+    before: bytes
+    after: bytes
+
+    def text_in(self, event: bytes) -> str | None:
+        """Return the text of an event that equals this one but for the text; None for any other event.
+
+        What stands between the same bytes is one JSON string, so it can neither end early nor have members.
+        """
+        if not (event.startswith(self.before) and event.endswith(self.after)):
+            return None
+        try:
+            return _TEXT.decode(event[len(self.before) : -len(self.after)])
+        except ValueError:
+            return None
+
+
+def text_event(event: bytes) -> TextEvent | None:
+    """Return an event of a chat as a TextEvent; None if it has several lines, an error, or not just one `content`."""
+    is_line = event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
+    if not is_line or b'"choices"' not in event or b'"error"' in event or event.count(b'"content"') != 1:
+        return None
+    match = _CONTENT.search(event)
+    return None if match is None else TextEvent(event[: match.start(1)], event[match.end(1) :])
