@@ -166,7 +166,7 @@ class UsageRecords(Protocol):
         ...
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
-        """Delete a price. Return False if there is none of this model and time."""
+        """Delete a price. Return False if there is none of this model and time, in microseconds since 1970."""
         ...
 
     async def record(self, job: Job) -> None:
@@ -238,7 +238,7 @@ class Quotas(Protocol):
     async def refusals(self, since: int, *, user_id: int | None = None, limit: int = 50) -> list[RefusalCount]:
         """Return how often limits refused requests from the hour of `since` on, the most frequent refusals first.
 
-        `user_id` selects those of one user; at most `limit` are returned.
+        `since` is in microseconds since 1970; `user_id` selects those of one user; at most `limit` are returned.
         """
         ...
 

@@ -33,7 +33,7 @@ async def logged(server: Live, method: str, path: str, **more: Any) -> MutableMa
             return next((event for event in events if event["event"] == "request"), None)
 
         logged_line = await until(line)
-    assert (logged_line["log_level"], logged_line["ms"] >= 0) == ("info", True)
+    assert (logged_line["log_level"], logged_line["duration_ms"] >= 0) == ("info", True)
     return logged_line
 
 
@@ -58,6 +58,18 @@ async def test_the_code_of_a_sign_in_link_is_not_logged(prefix: str, tmp_path: P
         line = await logged(server, "GET", f"{prefix}a-secret-code", allow_redirects=False)
         assert line["path"] == "/signin/…"
         assert "secret" not in repr(line)
+
+
+async def test_the_code_of_a_sign_in_link_is_not_logged_with_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server:
+        monkeypatch.setattr("signoff.doors.session.sign_in_with_link", None)
+        with capture_logs() as events:
+            status, _ = await server.ask("GET", "/signin/a-secret-code", headers={"accept": "text/html"})
+            assert status == 500
+    [fault] = [event for event in events if event["event"] == "request_failed"]
+    assert fault["path"] == "/signin/…"
 
 
 async def test_a_client_that_leaves_before_the_answer_has_the_status_499(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FOREIGN: tuple[dict[str, str], ...] = (
     {"origin": "http://127.0.0.1:1"},
 )
 COMMAND = {"name": "p", "kind": "subprocess", "command": "cat"}
-STREAM = {"name": "s", "url": "kafka://h", "requests": "a", "responses": "b"}
+STREAM = {"name": "s", "url": "redis://127.0.0.1:9", "requests": "a", "responses": "b"}
 CHANGES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/api/models", COMMAND),
     ("POST", "/api/models", {"name": "h", "kind": "http", "url": "http://localhost", "key": "sk"}),
@@ -40,7 +40,7 @@ CHANGES: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/api/keys", {"name": "k", "key": "sk"}),
     ("DELETE", "/api/keys/1", None),
     ("POST", "/api/streams", STREAM),
-    ("PATCH", "/api/streams/s", {"url": "kafka://other"}),
+    ("PATCH", "/api/streams/s", {"url": "redis://127.0.0.1:8"}),
     ("DELETE", "/api/streams/s", None),
 )
 

@@ -202,13 +202,15 @@ async def test_a_stream_in_the_settings_cannot_be_changed_or_added_again_at_run_
 
 
 async def test_the_topics_are_described_in_valid_asyncapi_3(tmp_path: Path) -> None:
-    async with live(tmp_path, streams=[STREAM, STREAM | {"name": "two.b", "url": "rediss://127.0.0.1:9/"}]) as server:
+    others = [{"name": "two.b", "url": "rediss://127.0.0.1:9/"}, {"name": "two_b", "url": "nats://127.0.0.1:9"}]
+    async with live(tmp_path, streams=[STREAM, *(STREAM | each for each in others)]) as server:
         status, document = await server.ask("GET", "/schema/asyncapi.json", await server.token("admin"))
         assert (status, document["asyncapi"]) == (200, "3.0.0")
         # FastStream requires a `pathname`, which is optional in AsyncAPI 3.0.0
         servers = {name: server | {"pathname": ""} for name, server in document["servers"].items()}
         ApplicationSchema.model_validate(document | {"servers": servers})
-        assert document["servers"]["two_b"] == {"host": "127.0.0.1:9", "protocol": "redis"}
+        assert document["servers"]["two_dot_b"] == {"host": "127.0.0.1:9", "protocol": "redis"}
+        assert document["servers"]["two__b"]["protocol"] == "nats"
         assert {channel["address"] for channel in document["channels"].values()} == {"in", "out"}
         # and every reference can be resolved
         references = set(find_references(document))

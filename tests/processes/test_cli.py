@@ -723,7 +723,7 @@ def test_a_worker_performs_jobs_and_stops_on_sigterm(tmp_path: Path) -> None:
     job_id = run_inside(tmp_path, submit_job)
     with running_signoff(tmp_path, "work", "--concurrency", "3") as worker:
         assert worker.stderr is not None
-        assert worker.stderr.readline() == "Working, 3 jobs at a time.\n"
+        assert "Working, 3 jobs at a time.\n" in worker.stderr
         # then the job is done
         until(lambda: run_inside(tmp_path, lambda services: load_job(services, job_id)).status == "success")
         assert stop(worker, signal.SIGTERM) == (0, "")

@@ -64,7 +64,7 @@ def test_a_stop_answers_every_caller(
             jobs = [job for job in jobs if job["status"] == "human" or job["model"] != "held"]
         server.send_signal(signals[0])
         assert server.stderr is not None
-        assert "draining" in server.stderr.readline()
+        assert any("draining" in line for line in server.stderr)  # after warnings, as of a cache that was slow
         returned, error_output = stop(server, signals[-1])
     for caller in callers.values():
         caller.join(240)

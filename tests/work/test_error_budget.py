@@ -282,7 +282,7 @@ async def test_an_audit_has_the_place_on_the_desk_of_a_rule_that_holds(tmp_path:
 
 async def test_new_terms_start_a_new_period_for_the_answers_that_follow(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
-        old = await here.ask(10)
+        old = await here.ask(40)  # of which some are audited
         await here.change(budget=Budget(answers=10_000, share=0.03, audit_rate=0.5))
         await here.ask(10)
         now = await here.period()

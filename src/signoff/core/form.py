@@ -62,7 +62,7 @@ def fields_of(binary: BinaryBody) -> dict[str, str]:
     for name in names:
         folded = name.strip().upper().casefold()
         if folded in READ_FIELDS and (name != folded or names.count(name) > 1):
-            raise BadRequest(f"The field `{folded}` must occur once, and be written in this way (got {name!r}).")
+            raise BadRequest(f"The field `{folded}` must occur once, in exactly this spelling (got {name!r}).")
     return {part.name: binary.content[part.span].decode(errors="replace") for part in parts if part.name in READ_FIELDS}
 
 

@@ -60,7 +60,7 @@ def read_members(body: bytes) -> Members:
             is_clear = is_clear and body.count(quoted) == 1
         elif not (name.isascii() and name.islower()) and (folded := fold(name)) in _QUOTED:
             raise BadRequest(
-                f"`{folded}` must be written in lower case (got {name!r}), as parsers differ about others."
+                f"`{folded}` must be written in lower case (got {name!r}), as parsers read other spellings differently."
             )
     if not is_clear:  # usually each name occurs once in the whole body, and no other spelling of one can
         _check_occurrences(body, members)

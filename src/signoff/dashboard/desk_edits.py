@@ -20,7 +20,7 @@ from signoff.dashboard.call_fields import UNREADABLE
 from signoff.dashboard.call_form import is_shown, read_calls
 from signoff.errors import BadRequest
 
-# Name of the faults that belong to no field of a call, but to the text of the answer.
+# Name of the field with the text of the answer; its fault has this name in `FormEdit.faults`.
 ANSWER = "answer"
 
 
@@ -34,7 +34,7 @@ class FormEdit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_savable(faults: Mapping[str, str]) -> bool:
-    """Return True if a draft can have an edit with these faults, though an approval refuses it."""
+    """Return True if an edit with these faults can be saved as a draft: all its fields could be parsed."""
     return not any(fault.startswith(UNREADABLE) for fault in faults.values())
 
 
@@ -73,9 +73,10 @@ def editable_text(job: Job) -> str:
 def read_edit(job: Job, form: Mapping[str, str], *, for_draft: bool = False) -> FormEdit:
     """Return the edit that a form makes of the answer of `job`, or of its draft, with what is wrong with it.
 
-    A draft keeps what it has, so for one, a form without changes undoes those of the draft.
+    With `for_draft`, a form that equals the answer of the model gives an edit without changes, and not an empty edit,
+    which would leave the saved draft as it is.
     """
-    text = form.get("answer", "").replace("\r\n", "\n")
+    text = form.get(ANSWER, "").replace("\r\n", "\n")
     calls = form_calls(job)
     reading = read_calls(calls, draft_of_calls(job), form) if calls else None
     if reading is None:
@@ -101,7 +102,7 @@ def read_edit(job: Job, form: Mapping[str, str], *, for_draft: bool = False) -> 
 
 
 def _edit_of_text(job: Job, text: str) -> Edit:
-    """Return the edit that makes `text` the text of the answer, or of its draft; none if it is that already.
+    """Return the edit that makes `text` the text of the answer; if the desk shows that already, that of the draft.
 
     An answer that has no text is shown as JSON, and so is its edit.
     """

@@ -43,7 +43,7 @@ async def post_model(
     try:
         changes, keys = parse_model(_with_key(form))
         if "kind" not in changes:
-            raise BadRequest("The member `kind` is required, such as openai, http or echo.")
+            raise BadRequest("`kind` is required; choose one, such as openai, http or echo.")
         model = with_changes(Model(name=form.name.strip(), kind=changes["kind"]), changes)
         await add_model(services, caller, model, keys, commands=commands, is_new=True)
     except SignoffError as error:

@@ -35,7 +35,7 @@ async def serve_and_log(app: ASGIApp, scope: Scope, receive: Receive, send: Send
             method=scope["method"],
             path=public_path(scope["path"]),
             status=status,
-            ms=round((clock() - began_at) * 1000, 1),
+            duration_ms=round((clock() - began_at) * 1000, 1),
             **({} if job_id is None else {"job_id": job_id}),
         )
 

@@ -15,7 +15,7 @@ REQUEST = {
     "type": "object",
     "required": ["body"],
     "properties": {
-        "path": {"type": "string", "default": "/v1/completions", "examples": ["/v1/chat/completions"]},
+        "path": {"type": ["string", "null"], "default": "/v1/completions", "examples": ["/v1/chat/completions"]},
         "metadata": {"type": ANYTHING, "description": "Returned unchanged with the answer."},
         "body": {"type": "object", "description": "The body of the request, as in OpenAI's API."},
     },
@@ -72,8 +72,8 @@ def document(streams: Sequence[Stream]) -> dict[str, Any]:
 
 
 def _key(stream: Stream) -> str:
-    """Return the stream's name as a key, which must not contain a dot."""
-    return stream.name.replace(".", "_")
+    """Return the name of the stream as a key of its own, which must not contain a dot."""
+    return stream.name.replace("_", "__").replace(".", "_dot_")
 
 
 def _server(stream: Stream) -> dict[str, str]:

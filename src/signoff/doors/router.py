@@ -24,7 +24,7 @@ from signoff import __version__
 from signoff.core.access import Caller
 from signoff.core.endpoints import USER_ROUTES, parse_route
 from signoff.doors import generate, jobs
-from signoff.doors.access_log import serve_and_log
+from signoff.doors.access_log import public_path, serve_and_log
 from signoff.doors.callers import caller_of
 from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
 from signoff.doors.dependencies import AnyRequest, scope_of
@@ -167,7 +167,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
         return handle_error(request, _converted(request, error))
 
     def handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
-        log.error("request_failed", path=request.url.path, exc_info=error)
+        log.error("request_failed", path=public_path(request.url.path), exc_info=error)
         return handle_error(request, SignoffError())
 
     app = Litestar(

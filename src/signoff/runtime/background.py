@@ -40,7 +40,9 @@ class Background:
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background_task_failed", error=repr(error), exc_info=error)
+            log.error(
+                "background_task_failed", task=getattr(task.get_coro(), "__qualname__", task.get_name()), exc_info=error
+            )
 
 
 async def drain(tasks: Collection[asyncio.Task[Any]], seconds: float) -> None:

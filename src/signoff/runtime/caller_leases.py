@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class CallerLeases:
-    """Leases of callers who wait on their connections; one that is not renewed for `lease_seconds` has left."""
+    """Leases of callers who wait on their connections; a caller whose lease lasts no more has left."""
 
     def __init__(
         self, departures: Departures, background: Background, *, lease_seconds: float, heartbeat_seconds: float
@@ -39,7 +39,7 @@ class CallerLeases:
     def waiting(self, job: Job) -> Generator[None]:
         """Record for the duration of the block that a caller waits for the answer of `job`.
 
-        After the block, the record lapses, unless it is changed.
+        After the block, the record is no longer renewed, and so it lapses, unless it is changed.
         """
         self._jobs[job.id] = job
         self._counts[job.id] += 1
@@ -53,7 +53,7 @@ class CallerLeases:
                 del self._counts[job.id], self._jobs[job.id]
 
     def forget(self, job_id: str) -> None:
-        """Delete the record of a job, whose answer its callers get now."""
+        """Delete the record of a job whose callers get its answer now."""
         self._background.spawn(self._remove(job_id))
 
     async def run(self) -> None:

@@ -208,7 +208,7 @@ class IdentityProvider:
         try:
             return self._read_secret()
         except ValueError as error:
-            log.warning("oidc_secret_unreadable", reason=str(error))
+            log.warning("oidc_secret_unreadable", error=str(error))
             raise self._failed("the secret of this server as its client cannot be read here") from None
 
     def _refusal(self, status: int, answer: Mapping[str, Any]) -> ProviderFailed | SignInExpired:

@@ -193,7 +193,7 @@ def _provider_settings(settings: Settings, issuer: str) -> ProviderSettings:
     if settings.oidc_client_id is None:
         raise BadSettings("`oidc_issuer` requires `oidc_client_id`.")
     if "openid" not in settings.oidc_scopes:
-        raise BadSettings('`oidc_scopes` must have "openid".')
+        raise BadSettings('`oidc_scopes` must have "openid"; add it.')
     if (settings.oidc_role_claim is None) != (not settings.oidc_roles):
         raise BadSettings("`oidc_role_claim` and `oidc_roles` require each other.")
     if settings.oidc_email_claim != "email" and not settings.oidc_trust_email:

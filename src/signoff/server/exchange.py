@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 
 class Exchange(RequestResponseCycle):
-    """uvicorn's cycle, with a response that costs less: its head is checked as a whole, and leaves with its body.
+    """uvicorn's request-response cycle, at less cost: the head is checked as a whole, and leaves with its body.
 
     As ASGI says, the application sends at least one message with a body after the head. A head without a length
     leaves at once, because the first event of a stream may be long in coming.
@@ -15,7 +15,7 @@ class Exchange(RequestResponseCycle):
 
     _head = b""
     _ends_with_connection = False
-    """True if the body ends where the connection does: a client of HTTP/1.0 knows no chunks (RFC 9112, section 6.3)."""
+    """True if the body ends where the connection does: HTTP/1.0 has no chunks (RFC 9112, section 6.3)."""
 
     def disconnect(self) -> None:
         """Let the application know, unless it has answered, that its client has left or was refused."""
@@ -54,7 +54,7 @@ class Exchange(RequestResponseCycle):
                     announces_close = b"close" in value.lower()
                 case _:
                     pass
-        # A client that was not told to continue may leave the body out, so that its next bytes could be either.
+        # A client that got no `100 Continue` may leave the body out: its next bytes could be that, or another request.
         self.keep_alive = self.keep_alive and not (announces_close or self.waiting_for_100_continue)
         if not (self.keep_alive or announces_close):
             lines.append(b"connection: close\r\n")

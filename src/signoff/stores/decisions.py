@@ -11,14 +11,17 @@ from signoff.stores.writer import Tx
 
 
 def record_decision(tx: Tx, job: Job, decision: Decision) -> None:
-    """Add the decision of the job's round, and its vote. The primary key allows one decision for each round."""
+    """Add the decision of the job's round, and the vote of its reviewer unless that is there.
+
+    The primary key allows one decision for each round.
+    """
     row = {"job_id": job.id, "round": job.round, "at": tx.now}
     tx.add_missing(votes, row | {"reviewer": decision.reviewer, "verdict": decision.verdict, "decision": None})
     tx.add(decisions, row | {"decision": decision})
 
 
 def added_decision(tx: Tx, job_id: str, review_round: int | None) -> Decision | None:
-    """Return the decision of a round that an operation of the same group has added."""
+    """Return the decision of a round that the transaction has added, and not inserted yet."""
     rows = (row for row in tx.added_to(decisions) if (row["job_id"], row["round"]) == (job_id, review_round))
     return next((row["decision"] for row in rows), None)
 

@@ -116,7 +116,8 @@ class NatsTransport:
             self._url,
             connect_timeout=5,
             allow_reconnect=False,
-            max_reconnect_attempts=0,
+            max_reconnect_attempts=1,  # at the first connection, 0 would mean to try for ever
+            reconnect_time_wait=0,
             ping_interval=5,
             max_outstanding_pings=2,
             disconnected_cb=on_disconnect,

@@ -36,7 +36,9 @@ async def stream_caller(services: Services, stream: Stream) -> Caller:
         return Caller(user_id=NO_USER_ID, token_id=0, role="user", email=f"stream:{stream.name}")
     caller = await services.caches.callers.by_email(stream.user)
     if caller is None:
-        raise Forbidden(f"The stream {stream.name!r} runs as {stream.user}, who is not an active user.")
+        raise Forbidden(
+            f"The stream {stream.name!r} runs as {stream.user}, who is not an active user; activate that user."
+        )
     return caller
 
 

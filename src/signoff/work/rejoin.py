@@ -41,7 +41,7 @@ async def record_departure(services: Services, job: Job) -> None:
     try:
         await asyncio.shield(services.runtime.background.spawn(services.store.departures.add(job)))
     except Overloaded as error:
-        log.warning("departure_not_recorded", job=job.id, error=repr(error))
+        log.warning("departure_not_recorded", job_id=job.id, error=repr(error))
 
 
 async def find_left_job(services: Services, ask: Ask, job: Job) -> Job | None:

@@ -201,7 +201,7 @@ def test_an_edit_fits_the_schema_that_the_request_asks_for(path: str, request_bo
     job = held(path, WHOLE.get(path), body=json.dumps(request_body).encode())
     check_edit(job, b'{"city": "Bonn"}')
     check_edit(job, b'"{\\"city\\": \\"Bonn\\"}"')
-    with pytest.raises(BadRequest, match=r"`\.city` of the answer: 3 is not of type"):
+    with pytest.raises(BadRequest, match=r"The answer at `\.city`: 3 is not of type"):
         check_edit(job, b'{"city": 3}')
     with pytest.raises(BadRequest, match=r"city.*fits the schema"):
         check_edit(job, b"{}")

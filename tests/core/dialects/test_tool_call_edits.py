@@ -229,13 +229,16 @@ def test_calls_of_the_earlier_form_and_of_custom_tools_are_edited() -> None:
 FAULTS: list[tuple[Any, str]] = [
     (
         {"tool_calls": [{"id": "c1", "arguments": {"amount": 500}}]},
-        r"`tool_calls\[0\].arguments.amount`: 500 is greater",
+        r"`tool_calls\[0\].arguments` at `.amount`: 500 is greater",
     ),
-    ({"tool_calls": [{"id": "c1", "arguments": {"amount": 1, "items": ["a", 3]}}]}, r"arguments.items\[1\]`: 3 is not"),
+    (
+        {"tool_calls": [{"id": "c1", "arguments": {"amount": 1, "items": ["a", 3]}}]},
+        r"arguments` at `.items\[1\]`: 3 is not",
+    ),
     ({"tool_calls": [{"id": "c1", "arguments": {}}]}, "amount.*schema of refund"),
-    ({"tool_calls": [{"id": "c1", "arguments": "{"}]}, r"`tool_calls\[0\].arguments` is no JSON object"),
-    ({"tool_calls": [{"id": "c1", "arguments": [1]}]}, "is no JSON object"),
-    ({"tool_calls": [{"id": "c1", "arguments": None}]}, "is no JSON object"),
+    ({"tool_calls": [{"id": "c1", "arguments": "{"}]}, r"`tool_calls\[0\].arguments` must be a JSON object"),
+    ({"tool_calls": [{"id": "c1", "arguments": [1]}]}, "must be a JSON object"),
+    ({"tool_calls": [{"id": "c1", "arguments": None}]}, "must be a JSON object"),
     ({"tool_calls": [{"id": "c7", "refuse": "No"}]}, r"`tool_calls\[0\].id`.*'c7'.*c1 \(refund\), c2 \(mail\)"),
     ({"tool_calls": [{"id": "c1", "refuse": "No"}, {"id": "c1", "arguments": {"amount": 1}}]}, r"\[1\].id.*twice"),
     ({"tool_calls": [{"id": "c1", "refuse": "No", "arguments": {"amount": 1}}]}, "exclude each other"),
@@ -279,7 +282,7 @@ def test_a_whole_answer_is_checked_as_one_of_a_model(path: str) -> None:
 
     check([("c1", "refund", {"amount": 1}), ("c8", "mail", {})])
     check([("c1", "refund", {"amount": "all"})])  # as the model wrote it
-    with pytest.raises(BadRequest, match=r"call 0 \(c1\)\.amount`: \"some\" is not"):
+    with pytest.raises(BadRequest, match=r"arguments of call 0 \(c1\) at `\.amount`: \"some\" is not"):
         check([("c1", "refund", {"amount": "some"})])
     with pytest.raises(BadRequest, match="no tool 'sue'"):
         check([("c8", "sue", {})])

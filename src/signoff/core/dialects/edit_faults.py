@@ -47,24 +47,30 @@ def _check_call_edit(place: str, call: ToolCall, edit: CallEdit) -> None:
         if not edit.refuse.strip():
             raise BadRequest(f"`{place}.refuse` must not be empty: the agent reads it; say why the call is refused.")
     elif edit.arguments is not msgspec.UNSET:
-        check_arguments(f"{place}.arguments", call, edit.arguments)
+        check_arguments(f"`{place}.arguments`", call, edit.arguments)
 
 
 def check_arguments(place: str, call: ToolCall, arguments: Any) -> None:
     """Check the arguments of `call`, an object or JSON text, against the schema of its tool.
 
-    `place` names them in the message. Raises BadRequest.
+    `place` names them at the beginning of the message. Raises BadRequest.
     """
     if call.kind == "custom":
         if not isinstance(arguments, str):
-            raise BadRequest(f"`{place}` must be a text, as the tool {call.name} takes one.")
+            raise BadRequest(f"{place} must be a string, as {call.name} is a custom tool.")
         return
     try:
         value = msgspec.json.decode(arguments_text(arguments), type=JsonObject)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"`{place}` is no JSON object: {error}; send an object with the arguments by name.") from None
+        raise BadRequest(f"{place} must be a JSON object: {error}; send one with the arguments by name.") from None
     if (fault := schema_fault(call.schema, value)) is not None:
-        raise BadRequest(f"`{place}{fault.path}`: {fault.message}; send arguments that fit the schema of {call.name}.")
+        raise BadRequest(
+            f"{place}{_at(fault.path)}: {fault.message}; send arguments that fit the schema of {call.name}."
+        )
+
+
+def _at(path: str) -> str:
+    return f" at `{path}`" if path else ""
 
 
 def check_new_calls(calls: Sequence[ToolCall], original: Sequence[ToolCall], *, has_tools: bool) -> None:
@@ -78,9 +84,9 @@ def check_new_calls(calls: Sequence[ToolCall], original: Sequence[ToolCall], *, 
             continue
         if has_tools and not call.is_known:
             raise BadRequest(
-                f"The request has no tool {call.name!r}; in call {number} ({call.id}), name one that it has."
+                f"Call {number} ({call.id}): the request has no tool {call.name!r}; name one of its `tools`."
             )
-        check_arguments(f"arguments of call {number} ({call.id})", call, call.arguments)
+        check_arguments(f"The arguments of call {number} ({call.id})", call, call.arguments)
 
 
 class AnswerFormat(msgspec.Struct, frozen=True):
@@ -98,9 +104,10 @@ class _FormatRequest(msgspec.Struct):
 
 
 def format_of(request_body: bytes) -> AnswerFormat | None:
-    """Return the format that a request asks for; None if it asks for words.
+    """Return the format that a request asks for; None if it asks for none.
 
-    It is in `response_format` (chats), `text.format` (responses), or `output_config.format` (messages).
+    It is in `response_format` (chats), `text.format` (responses), or `output_config.format` or `output_format`
+    (messages).
     """
     try:
         request = msgspec.json.decode(request_body, type=_FormatRequest)
@@ -134,7 +141,7 @@ def check_format(wanted: AnswerFormat, text: str) -> None:
             "something else, reject the answer, or in a chat send a whole answer with `refusal` instead of `content`."
         ) from None
     if (fault := schema_fault(wanted.schema, value)) is not None:
-        raise BadRequest(f"`{fault.path or '.'}` of the answer: {fault.message}; send JSON that fits the schema.")
+        raise BadRequest(f"The answer{_at(fault.path)}: {fault.message}; send JSON that fits the schema.")
 
 
 def check_whole_format(wanted: AnswerFormat, answer: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Rendering of a request to a prompt as a request to its model, with one user message."""
+"""Conversion of a request for a prompt into one for its model, with one user message."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -97,10 +97,13 @@ def _is_user_message(item: Any) -> bool:
 
 def to_texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Convert values to texts. Raises BadRequest if one has no JSON form."""
-    try:
-        return {name: to_text(value) for name, value in values.items()}
-    except ValueError as error:
-        raise BadRequest(f"An argument cannot be passed on: {error}.") from None
+    texts = dict[str, str]()
+    for name, value in values.items():
+        try:
+            texts[name] = to_text(value)
+        except ValueError as error:
+            raise BadRequest(f"The argument `{name}` has no JSON form: {error}; correct its value.") from None
+    return texts
 
 
 def _raw_members(body: bytes) -> dict[str, msgspec.Raw]:

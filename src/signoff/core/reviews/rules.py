@@ -17,7 +17,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     then: ActionKind = "pass"
     """`pass` delivers it, `hold` lets a person decide, `reject` fails the job, `ask` asks another model first, and
-    `audit` lets a person look at a random share of them."""
+    `audit` delivers it and lets a person look with the probability `audit`."""
     queue: str | None = None
     """Review queue of a held answer; None for the queue of all reviewers."""
     priority: int | None = None
@@ -53,15 +53,16 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     share: float
     """Largest share of them that may be wrong, between 0 and 1."""
     confidence: float = 0.95
-    """Probability that the promise is kept in a period, between 0 and 1."""
+    """Confidence that at most `share` of the answers of a period are wrong, between 0 and 1."""
     audit_rate: float
     """Probability with which a person looks at an answer that the rules let pass, between 0 and 1."""
     harmless: tuple[Harmless, ...] = ()
     """Kinds of edits that do not make an answer wrong, besides those of whitespace."""
     planted_rate: float = 0
-    """Probability with which a held answer brings a planted item to the desk, from 0 to 1."""
+    """Probability with which a held answer brings a planted item to the desk, from 0 to 1: a copy with a known error,
+    which tests the reviewers."""
     per: str | None = None
-    """Group that has a budget of its own: `user`, `prompt_version` or `metadata.NAME`; None for one budget for all."""
+    """Attribute whose values have a budget each, `user`, `prompt_version` or `metadata.NAME`; None for one for all."""
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -238,5 +238,5 @@ async def _logged(step: Awaitable[T], name: str, client: str = "") -> T:
     try:
         return await step
     except (ProviderFailed, SignInRefused, SignInExpired) as error:
-        log.warning("oidc_sign_in_failed", step=name, code=error.code, reason=error.message, client=client)
+        log.warning("oidc_sign_in_failed", step=name, code=error.code, error=error.message, client=client)
         raise

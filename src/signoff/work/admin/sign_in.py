@@ -32,7 +32,7 @@ async def sign_in(services: Services, email: str, password: str, client: str) ->
             user = await _check_password(services, email, password, client)
     except LimitReached as error:
         limited_email = email if is_email(email) else None
-        log.warning("sign_in_limited", reason=error.message, client=client, email=limited_email)
+        log.warning("sign_in_limited", error=error.message, client=client, email=limited_email)
         raise
     try:
         return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)

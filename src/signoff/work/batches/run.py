@@ -94,7 +94,7 @@ async def _progress(services: Services, batch: Batch) -> Batch | float:
         if batch.outcome is None and not counts.is_overdue:
             batch = await submit_lines(services, batch)
     except Unauthorized as error:
-        log.warning("batch_stopped", batch=batch.id, reason=error.message)
+        log.warning("batch_stopped", batch=batch.id, error=error.message)
         cancelled = {"status": "cancelling", "outcome": "cancelled"}
         return await services.store.batches.change(
             batch.id, batch.lease or "", "in_progress", changes=cancelled, now=["cancelling_at"]

@@ -61,7 +61,9 @@ def _webhook_target(services: Services, webhook: WebhookTarget) -> DeliveryTarge
 def seal_webhook(services: Services, webhook: WebhookTarget) -> bytes:
     """Return the encrypted URL and secret of a webhook. Raises BadRequest without a secret to sign with."""
     if webhook.secret is None and not services.rules.webhook_secrets:
-        raise BadRequest("`deliver` needs a `secret` (whsec_…), as the setting webhook_secret of this server is empty.")
+        raise BadRequest(
+            "`deliver` needs a `secret` (whsec_…), as the setting `webhook_secret` is empty; set one of them."
+        )
     secret = None if webhook.secret is None else webhook.secret.reveal()
     return services.adapters.vault.seal(msgspec.json.encode(SealedWebhook(url=webhook.url, secret=secret)).decode())
 
@@ -157,7 +159,9 @@ def _webhook_of(services: Services, delivery: Delivery, sealed: bytes | None) ->
     if webhook.secret is not None:
         return webhook.url, secrets_in(webhook.secret)
     if not services.rules.webhook_secrets:
-        raise Undelivered("The setting webhook_secret is empty, and the delivery has no secret of its own.")
+        raise Undelivered(
+            "The delivery has no secret, and the setting `webhook_secret` is empty; set the setting, and deliver again."
+        )
     return webhook.url, services.rules.webhook_secrets
 
 
@@ -180,7 +184,7 @@ def _failed_outcome(services: Services, delivery: Delivery, status: int | None, 
 async def _settle(services: Services, delivery: Delivery, outcome: DeliveryOutcome) -> None:
     """Store the outcome. If that fails, the lease lapses, and the message is sent again under the same id."""
     assert delivery.lease is not None  # noqa: S101 -- claiming a delivery sets its lease
-    fields = {"delivery": delivery.id, "job": delivery.job_id, "host": delivery.host}
+    fields = {"delivery": delivery.id, "job_id": delivery.job_id, "host": delivery.host}
     try:
         is_settled = await services.store.deliveries.settle(delivery.id, delivery.lease, outcome)
     except Exception as error:  # noqa: BLE001 -- the store may be away

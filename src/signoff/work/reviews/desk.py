@@ -65,7 +65,9 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
                 services.adapters.broker.notify(decided.id, decided.priority)
             return decided
         job = await load_held(services, caller, job_id)
-    raise Stale("The job changes all the time; read it again.", job_id=job_id)
+    raise Stale(
+        f"Other votes changed the job in each of {MAX_VOTE_TRIES} tries; send the verdict again.", job_id=job_id
+    )
 
 
 async def _decision(services: Services, caller: Caller, job: Job, request: VerdictRequest) -> Decision:
@@ -95,7 +97,10 @@ async def _transitions(
     votes = list[TransitionRequest]()
     if votes_needed(job) > 1:
         if request.round != job.round:
-            raise Stale(f"The job is human; this is round {job.round}, not {request.round}.", job_id=job.id)
+            raise Stale(
+                f"`round` must be {job.round} (got {request.round}); get the job again, and review its present answer.",
+                job_id=job.id,
+            )
         vote, result = await cast_vote(services, caller, job, decision)
         if result is None:
             return [vote]

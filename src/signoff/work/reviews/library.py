@@ -36,7 +36,9 @@ def check_policy(services: Services, policy: ReviewPolicy) -> CompiledPolicy:
     if policy.webhook is not None:
         checked_host(policy.webhook.url, services.rules.allow_list)
         if not services.rules.webhook_secrets:
-            raise BadRequest("`webhook` needs the setting webhook_secret, which is empty, to sign its messages with.")
+            raise BadRequest(
+                "`webhook` needs the setting `webhook_secret` to sign its messages with, and that is empty; set it."
+            )
     return compiled
 
 
