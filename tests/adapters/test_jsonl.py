@@ -305,7 +305,7 @@ async def test_callers_that_wait_behind_a_slow_answer_do_not_end_the_program(
 ) -> None:
     quick = msgspec.structs.replace(plain, timeouts=Timeouts(first_byte_seconds=3))
     await ask(engine, quick, 0)
-    results = await run_all(*(ask(engine, quick, {"seconds": 1.8, "number": number}) for number in range(5)))
+    results = await run_all(*(ask(engine, quick, {"seconds": 0.8, "number": number}) for number in range(5)))
     assert results[0]["of"]["number"] == 0
     assert isinstance(results[-1], ModelTimedOut)
     assert engine.process_state(plain) == "ready"
@@ -380,11 +380,11 @@ async def test_a_close_fails_waiting_callers_and_leaves_no_process(
 async def test_a_program_stops_when_idle_and_a_guests_call_counts_as_use(
     engine_here: Engines, by_id: Model, journal: Path
 ) -> None:
-    lazy = msgspec.structs.replace(by_id, idle_seconds=1)
+    lazy = msgspec.structs.replace(by_id, idle_seconds=4)
     async with engine_here() as owner, engine_here() as guest:
         owner_call = asyncio.ensure_future(ask(owner, lazy, {"seconds": 1}))
         await until(lambda: starts(journal))
-        guest_answer = await ask(guest, lazy, {"seconds": 2.5})
+        guest_answer = await ask(guest, lazy, {"seconds": 6})
         first = (await owner_call)["pid"]
         assert guest_answer["pid"] == first
         await until(lambda: not is_alive(first))

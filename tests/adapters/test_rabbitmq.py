@@ -35,6 +35,12 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a broker that closes take its time to send what is unsent."""
+    monkeypatch.setattr("signoff.brokers.rabbitmq.FLUSH_SECONDS", WAIT_SECONDS)
+
+
+@pytest.fixture
 async def queue(rabbitmq_url: str, prefix: str) -> AsyncIterator[str]:
     """Yield the name of a queue, and delete the queue afterwards."""
     yield prefix
@@ -97,6 +103,7 @@ async def test_ten_thousand_wake_ups_are_read_quickly(rabbitmq_url: str, queue: 
     assert await waiting(rabbitmq_url, queue) == 0
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_wake_up_waits_for_a_listener(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as publisher:
         publisher.notify("one", 0)
@@ -316,6 +323,7 @@ async def test_a_full_queue_drops_wake_ups_and_keeps_the_connection(rabbitmq_url
     assert await waiting(rabbitmq_url, queue) == 1
 
 
+@pytest.mark.usefixtures("patient")
 async def test_too_many_wake_ups_drop_the_oldest_with_one_log_entry(
     wire: TcpProxy, rabbitmq_url: str, queue: str
 ) -> None:
@@ -372,6 +380,7 @@ async def test_a_connection_error_has_its_cause_and_no_password(
     assert "s3cret" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_the_doctor_finds_the_queue(rabbitmq_url: str, queue: str) -> None:
     assert "is declared on first use" in await amqp.describe_broker(rabbitmq_url, queue)
     async with started(a_rabbit(rabbitmq_url, queue)) as broker:
@@ -382,6 +391,7 @@ async def test_the_doctor_finds_the_queue(rabbitmq_url: str, queue: str) -> None
 # Closing.
 
 
+@pytest.mark.usefixtures("patient")
 async def test_closing_sends_the_unsent_wake_ups(rabbitmq_url: str, queue: str) -> None:
     # given a broker that was not started
     broker = a_rabbit(rabbitmq_url, queue)

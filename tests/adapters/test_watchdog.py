@@ -50,7 +50,7 @@ def test_the_whole_process_group_ends_when_its_owner_is_killed(journal: Path, op
     assert alive(pids) == pids
     owner.kill()
     owner.communicate()
-    wait_until(lambda: not alive(pids), seconds=5)
+    wait_until(lambda: not alive(pids), seconds=LIMIT_SECONDS)
 
 
 def test_a_model_does_not_inherit_the_pipe_of_another(tmp_path: Path, journal: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_model_does_not_inherit_the_pipe_of_another(tmp_path: Path, journal: P
     [first_pid], [second_pid] = started_pids(journal), started_pids(other)
     assert first.stdin is not None
     first.stdin.close()
-    first.wait(5)
+    first.wait(LIMIT_SECONDS)
     assert alive([first_pid, second_pid]) == [second_pid]
     second.communicate()
     assert not alive([second_pid])
@@ -72,7 +72,7 @@ def test_a_model_never_outlives_its_watchdog(journal: Path, number: signal.Signa
     pids = started_pids(journal)
     process.send_signal(number)
     process.communicate()
-    wait_until(lambda: not alive(pids), seconds=5)
+    wait_until(lambda: not alive(pids), seconds=LIMIT_SECONDS)
 
 
 def test_a_watchdog_ignores_an_interrupt(journal: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_model_that_ignores_sigterm_is_killed_after_the_grace_period(journal: 
 
 def test_a_model_that_exits_leaves_no_descendants(journal: Path) -> None:
     process = start(*model_command(journal, "--grandchild", "--crash", "7"))
-    assert process.wait(5) == 7
+    assert process.wait(LIMIT_SECONDS) == 7
     assert len(started_pids(journal)) == 2
     wait_until(lambda: not alive(started_pids(journal)))
 
@@ -114,7 +114,7 @@ def test_a_model_that_exits_leaves_no_descendants(journal: Path) -> None:
 )
 def test_the_watchdog_exits_with_the_status_of_the_model(command: list[str], status: int) -> None:
     process = start(*watchdog_command(*command))
-    assert process.wait(5) == status
+    assert process.wait(LIMIT_SECONDS) == status
 
 
 def test_the_first_line_is_the_models_process_id() -> None:

@@ -10,12 +10,11 @@ import pytest
 from playwright.async_api import expect
 
 from signoff.work.pipelines.functions import register_missing_builtins
-from support.browser import PATIENCE_MS, Enter, Person
+from support.browser import Enter, Person
 from support.live_server import Live, chat
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
-expect.set_options(timeout=PATIENCE_MS)
 HOSTILE = "<img src=x onerror=alert(1)>\"'\u202e"
 
 

@@ -20,7 +20,6 @@ from support.live_server import Live, live, until
 from support.stores import a_step, execute, leased
 
 pytestmark = pytest.mark.anyio
-expect.set_options(timeout=PATIENCE_MS)
 NOTE_WHAT_COMES = """new MutationObserver(() => noted(document.querySelector(".item.coming").innerText))
     .observe(document.querySelector("main"), { childList: true })"""
 LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to

@@ -11,13 +11,12 @@ from playwright.async_api import Browser, expect
 from doors.test_mounted import mount, serving
 from signoff.asgi import Application
 from signoff.settings import Settings
-from support.browser import PATIENCE_MS, person, sign_in
+from support.browser import person, sign_in
 from support.database_files import make_file
 from support.live_server import chat
 from support.stores import ANSWER, a_step, leased
 
 pytestmark = pytest.mark.anyio
-expect.set_options(timeout=PATIENCE_MS)
 
 
 async def test_all_of_the_desk_works_below_the_path_of_a_mount(chrome: Browser, tmp_path: Path) -> None:

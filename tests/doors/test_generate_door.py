@@ -186,7 +186,7 @@ async def test_a_failing_model_gives_an_error_and_blocks_no_caller(tmp_path: Pat
 async def test_a_wait_that_times_out_names_the_job_which_goes_on(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        body = {"job_id": "slow", "meta": {"model": "echo/delay=0.5"}, "content": "hello"}
+        body = {"job_id": "slow", "meta": {"model": "echo/delay=3"}, "content": "hello"}
         status, response = await server.ask("POST", "/generate", token, json=body, params={"wait": "0.05"})
         assert (status, response["code"]) == (504, "job_pending")
         assert (await status_of(server, token, "slow"))["job_status"] in {"pending", "in_progress"}
@@ -198,7 +198,7 @@ async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None
         token = await server.token()
         body = {"meta": {"model": "echo/hang"}, "content": "hello"}
         calls = [
-            asyncio.ensure_future(server.ask("POST", "/generate", token, json=body, params={"wait": "2"}))
+            asyncio.ensure_future(server.ask("POST", "/generate", token, json=body, params={"wait": "6"}))
             for _ in range(50)
         ]
         assert (await server.ask("GET", "/liveness"))[0] == 200
@@ -252,12 +252,12 @@ async def test_an_answer_that_comes_before_its_caller_waits_is_not_missed(tmp_pa
 
 async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
     """Guard against a bug of the original, whose worker removed a message from the queue before it was done."""
-    environment, port = migrated_environment(tmp_path / "data"), free_port()
+    environment, port = migrated_environment(tmp_path / "data", SIGNOFF_LEASE_SECONDS="6"), free_port()
 
     def kill_the_worker() -> tuple[Any, list[str]]:
         with served(environment, tmp_path, port, "--no-work"), worked(environment) as victim:
             token = first_token(tmp_path)
-            body = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=1"}}
+            body = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=3"}}
             with ThreadPoolExecutor(1) as threads:
                 call = threads.submit(ask, port, "/generate", token, body)
                 until_now(lambda: is_claimed(port, token) or None)

@@ -176,6 +176,7 @@ class Matrix:
         chats = [chat(f"{SECRET} question", model) for model in ("echo", "checked")]
         line = {"custom_id": SECRET, "method": "POST", "url": "/v1/chat/completions"}
         files = [await self.upload(json.dumps(line | {"body": each})) for each in (chats[0], chats[0], chats[1])]
+        held_before = len(await self.held())
         new = {"endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"note": SECRET}}
         ended, held = [
             (await self.must("owner", "POST", "/v1/batches", new | {"input_file_id": file_id}))["id"]
@@ -189,7 +190,16 @@ class Matrix:
             await self.until_it_is("ended", f"/v1/messages/batches/{each}", "processing_status")
         names = {"file": files[1], "spare_file": files[0], "batch": ended, "held_number": held.partition("_")[2]}
         output = {"output": await self.until_it_is("completed", f"/v1/batches/{ended}", "status", "output_file_id")}
+        await until(lambda: self.has_held(held_before + 1))
         return names | output | {"messages": messages[0], "spare_messages": messages[1]}
+
+    async def held(self) -> list[Any]:
+        """Return the held jobs of the owner."""
+        return (await self.must("owner", "GET", "/api/jobs?status=human&limit=1000"))["data"]
+
+    async def has_held(self, number: int) -> bool | None:
+        """Return True if `number` jobs of the owner are held; else None."""
+        return len(await self.held()) == number or None
 
     async def upload(self, line: str) -> str:
         """Upload an input file of the owner, and return its id."""

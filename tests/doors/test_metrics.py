@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from doors.test_every_door import DOORS
 from fakes.webhook_receiver import SECRET, WebhookReceiver
 from signoff.core.metrics import METRICS
+from signoff.core.retry import Backoff
 from signoff.errors import Overloaded
 from signoff.server.metrics_port import serve_metrics
 from signoff.settings import Settings
@@ -199,7 +200,8 @@ async def test_an_operator_finds_a_spent_budget_and_what_waits_for_people(tmp_pa
         assert metrics.value("signoff_held_answers") == held - 1
 
 
-async def test_hits_refusals_and_cooldowns_are_counted(tmp_path: Path) -> None:
+async def test_hits_refusals_and_cooldowns_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signoff.core.balance.COOLDOWN", Backoff(first_seconds=60, ceiling_seconds=60))
     async with live(tmp_path, metrics_token=TOKEN) as server:
         admin, user = await server.token("admin"), await server.token()
         for _ in range(3):

@@ -10,6 +10,7 @@ import msgspec
 import openai
 import pytest
 
+from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
 from signoff.core.dialects.answer import with_text
 from signoff.core.filters import JobFilter
@@ -119,10 +120,12 @@ async def test_an_answer_waits_for_its_row_if_so_configured(tmp_path: Path) -> N
 
 
 async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
-    async with live(tmp_path, log_after_seconds=0.05) as server, client(server) as ai:
-        call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/delay=1")))
+    async with fake_upstream() as fake, live(tmp_path, log_after_seconds=0.05) as server, client(server) as ai:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "slow")))
         job = await only_job(server)
         assert (job.status, job.lease is not None) == ("bot", True)
+        fake.wake.set()
         await call
         done = await until(lambda: job_when_ended(server, job.id))
         assert [event.verb for event in await server.services.store.jobs.events(job.id)] == ["submit", "succeed"]

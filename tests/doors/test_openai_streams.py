@@ -125,7 +125,7 @@ async def test_comments_keep_a_silent_stream_open_and_nothing_else_changes(tmp_p
 
 async def test_comments_come_before_the_first_event_too(tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=0.05) as server:
-        status, content = await read_stream(server, await server.token(), "echo/delay=0.3", text="one two")
+        status, content = await read_stream(server, await server.token(), "echo/delay=2", text="one two")
         assert status == 200
         assert content.startswith(COMMENT)
         assert content.endswith(b"data: [DONE]\n\n")

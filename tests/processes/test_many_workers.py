@@ -115,12 +115,13 @@ async def test_a_worker_that_was_paused_beyond_its_lease_cannot_change_its_job(
     tmp_path: Path, postgres_url: str
 ) -> None:
     # given a worker that is paused while it performs a job
-    environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=postgres_url)
+    settings = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_LEASE_SECONDS": "6"}
+    environment = clean_environment(tmp_path / "data", **settings)
     signoff(environment, "migrate")
     token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
     port = free_port()
     with served(environment, tmp_path, port, "--no-work"), worked(environment) as worker:
-        job = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo/delay=1"})["job_id"]
+        job = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo/delay=3"})["job_id"]
         until(lambda: verbs(port, token, job) == ["submit", "claim"] or None)
         worker.send_signal(signal.SIGSTOP)
         try:

@@ -133,7 +133,7 @@ def test_a_reviewer_edits_approves_sends_back_rejects_and_undoes_by_keys_alone(t
     editor.write_text('#!/bin/sh\nprintf "Goodbye 0\\n" > "$1"\n')
     editor.chmod(0o700)
     environment = migrated_environment(
-        tmp_path / "data", SIGNOFF_RELEASE_AFTER_SECONDS="2", EDITOR=str(editor), TERM="xterm-256color"
+        tmp_path / "data", SIGNOFF_RELEASE_AFTER_SECONDS="10", EDITOR=str(editor), TERM="xterm-256color"
     )
     token = made_tokens(environment)["ursula"]
     port = free_port()

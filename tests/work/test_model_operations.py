@@ -155,7 +155,7 @@ def test_a_command_stops_a_model_of_a_running_server(tmp_path: Path) -> None:
 
 
 async def test_a_silent_program_that_responds_by_id_is_replaced(tmp_path: Path) -> None:
-    model = program_model(timeouts=Timeouts(first_byte_seconds=1, total_seconds=2))
+    model = program_model(timeouts=Timeouts(first_byte_seconds=4, total_seconds=6))
     async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
         first = (await ask(owner, model, {}))["pid"]
         # given a caller at another process whose request times out
@@ -167,7 +167,7 @@ async def test_a_silent_program_that_responds_by_id_is_replaced(tmp_path: Path) 
 
 
 async def test_other_callers_of_a_hanging_program_get_an_error(engine: SubprocessEngine) -> None:
-    model = program_model(timeouts=Timeouts(total_seconds=2))
+    model = program_model(timeouts=Timeouts(total_seconds=5))
     await ask(engine, model, {})
     hanging_task = asyncio.ensure_future(ask(engine, model, {"hang": True}))
     await asyncio.sleep(0.2)
