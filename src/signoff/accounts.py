@@ -32,7 +32,11 @@ class People(Protocol):
         """Return the users with ids above `after_id`, ordered by id; at most `limit`, or all if that is None."""
         ...
 
-    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+    async def user_by_id(self, user_id: int) -> User | None:
+        """Return the user with this id, active or not."""
+        ...
+
+    async def user_with_token(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         """Return a user and one of that user's tokens, active or not; None for each that does not exist."""
         ...
 
@@ -61,7 +65,7 @@ class People(Protocol):
         """Return the user to whom an account of an OpenID Connect provider is bound, active or not."""
         ...
 
-    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+    async def sign_in(self, account: ProviderAccount, settings: ProviderSettings) -> User:
         """Return the user of an account that signs in: create or bind them, and change their role, as `core.oidc` says.
 
         A role with fewer rights ends all sessions and sign-in links of the user.

@@ -414,11 +414,11 @@ async def test_a_kafka_message_is_accepted_whatever_its_headers_are(header: byte
 
 
 async def reply(server: Live, job_id: str) -> bytes:
-    from signoff.core.envelope import reply_for
+    from signoff.core.envelope import answer_message
 
     job = await server.services.store.jobs.get(job_id)
     assert job is not None
-    return reply_for(job)
+    return answer_message(job)
 
 
 def test_the_address_of_kafka_contains_its_servers_and_the_login() -> None:

@@ -11,7 +11,7 @@ import pytest
 from fakes.behaviours import ANSWER, EVENTS
 from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, whole
 from fakes.upstream import fake_upstream
-from signoff.core.envelope import reply_for
+from signoff.core.envelope import answer_message
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Model, Timeouts
@@ -128,7 +128,7 @@ async def test_a_missing_parameter_is_named_in_the_dialect_of_each_door(tmp_path
         message = {"path": "/v1/chat/completions", "metadata": 7, "body": body}
         await accept_message(server.services, stream, IncomingMessage(json.dumps(message).encode(), "1"))
         job = await until(lambda: ended_job(server))
-        assert json.loads(reply_for(job)) == {"status_code": 400, "metadata": 7, "body": {"error": error}}
+        assert json.loads(answer_message(job)) == {"status_code": 400, "metadata": 7, "body": {"error": error}}
         # a queue takes any payload
         for path, queued in (("/enqueue", body), ("/api/jobs", {"body": body, "target": "echo"})):
             assert (await server.ask("POST", path, token, json=queued))[0] in {200, 202}

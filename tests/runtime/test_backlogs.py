@@ -65,7 +65,7 @@ def bounded(jobs: Any, max_jobs: int = 3, max_bytes: int = 100) -> Backlogs:
 async def submit(bounds: Backlogs, user_id: int = 1, size_bytes: int = 1) -> bool:
     """Return False if the submission was refused."""
     try:
-        with await bounds.admit(user_id, size_bytes):
+        with await bounds.reserve(user_id, size_bytes):
             return True
     except BacklogFull:
         return False
@@ -97,7 +97,7 @@ async def test_jobs_that_are_stored_at_the_same_time_never_exceed_the_bound(jobs
 
     async def store_slowly() -> bool:
         try:
-            with await bounds.admit(1, 1):
+            with await bounds.reserve(1, 1):
                 await may_store.wait()
                 return True
         except BacklogFull:
@@ -115,7 +115,7 @@ async def test_a_job_that_is_being_stored_during_a_count_is_added_to_it(
     jobs: CountedJobs, now: Callable[[float], None]
 ) -> None:
     bounds = bounded(jobs)
-    slot = await bounds.admit(1, 1)
+    slot = await bounds.reserve(1, 1)
     now(backlogs.FRESH_SECONDS)
     # the count reads the store before the job is committed; another one goes by the former estimate meanwhile
     jobs.may_end.clear()
@@ -149,7 +149,7 @@ async def test_users_that_submit_nothing_any_more_are_dropped(
 ) -> None:
     monkeypatch.setattr(backlogs, "MAX_USERS", 10)
     bounds = bounded(jobs)
-    slot = await bounds.admit(0, 1)
+    slot = await bounds.reserve(0, 1)
     for user in range(100):
         assert await submit(bounds, user)
         assert len(bounds._users) <= 11

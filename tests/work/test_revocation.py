@@ -147,7 +147,7 @@ async def test_a_held_stream_reads_no_rights_while_nothing_changes(
     async with live(tmp_path, keep_alive_seconds=0.01) as server:
         await server.model("held", review="always")
         headers, reads = {"authorization": f"Bearer {await server.token()}"}, list[int]()
-        owner = server.services.store.people.owner
+        read = server.services.store.people.user_with_token
         body = chat("hello", "held", stream=True)
         async with server.http.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
             while b"waiting" not in await response.content.readline():
@@ -155,9 +155,9 @@ async def test_a_held_stream_reads_no_rights_while_nothing_changes(
 
             async def counted(user_id: int, token_id: int) -> Any:
                 reads.append(token_id)
-                return await owner(user_id, token_id)
+                return await read(user_id, token_id)
 
-            monkeypatch.setattr(server.services.store.people, "owner", counted)
+            monkeypatch.setattr(server.services.store.people, "user_with_token", counted)
             comments = 0
             while comments < 50:
                 comments += b"waiting" in await response.content.readline()

@@ -1,4 +1,4 @@
-"""Envelopes of messages on a topic: parsing requests, and building replies."""
+"""Envelopes of messages on a topic: parsing requests, and building answers."""
 
 import msgspec
 
@@ -17,13 +17,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     path: str = COMPLETIONS
     """Route of the request in the form of `endpoints.format_route`."""
     metadata: bytes = NOTHING
-    """JSON as it came; it is returned with the reply."""
+    """JSON as it came; it is returned with the answer."""
     body: bytes = NOTHING
     """JSON as it came."""
     model: str | None = None
     """The member `model` of the body."""
     error: SignoffError | None = None
-    """Error that the reply reports, for a message that is not a valid request."""
+    """Error that the answer reports, for a message that is not a valid request."""
 
 
 class _Outer(msgspec.Struct):
@@ -57,14 +57,14 @@ def parse_envelope(message: bytes) -> Envelope:
     return Envelope(path=path, metadata=metadata, body=body, model=model)
 
 
-def reply_for(job: Job) -> bytes:
-    """Return the reply to the message that `job` came from: its signed-off answer or its error, as JSON."""
+def answer_message(job: Job) -> bytes:
+    """Return the answer to the message that `job` came from, as JSON: the signed-off answer or the error."""
     if job.status == "success":
-        reply = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
+        message = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
     else:
         error = job.error or JobError(code="internal_error", message="The job ended without an answer.")
-        reply = {"status_code": error.status, "metadata": msgspec.Raw(job.metadata), "body": error_body(error)}
-    return msgspec.json.encode(reply)
+        message = {"status_code": error.status, "metadata": msgspec.Raw(job.metadata), "body": error_body(error)}
+    return msgspec.json.encode(message)
 
 
 def error_body(error: JobError) -> dict[str, dict[str, str | None]]:

@@ -1,4 +1,4 @@
-"""Streams: requests from one topic of a message broker, and replies on another."""
+"""Streams: requests from one topic of a message broker, and answers on another."""
 
 import re
 from typing import Annotated
@@ -36,7 +36,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     requests: str
     """Topic that requests come from."""
     responses: str
-    """Topic that replies go to."""
+    """Topic that answers go to."""
     max_handlers: int = 16
     """Maximum number of messages that are handled at once."""
     backoff_max_seconds: float = 30

@@ -106,7 +106,7 @@ async def show_jobs(
     return Response([job_as_json(job, left_at.get(job.id)) for job in jobs], headers=headers)
 
 
-@post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")
+@post("/reviewJob", status_code=200, summary="Approve, reject, send back, or save a draft")
 async def review_job(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
     """Apply a verdict to a held job, or save edits as a draft."""
     review = parse_json(await request.body(), ReviewRequest, "review")

@@ -260,7 +260,7 @@ async def post_draft(
     return await _item(services, caller, job)
 
 
-@post("/{job_id:str}/decide", status_code=200, summary="Approve, reject, or ask again")
+@post("/{job_id:str}/decide", status_code=200, summary="Approve, reject, or send back")
 async def post_decide(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> dict[str, Any]:

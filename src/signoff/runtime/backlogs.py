@@ -27,8 +27,8 @@ class Backlogs:
         self._max_bytes = max_bytes
         self._users = dict[int, _UserBacklog]()
 
-    async def admit(self, user_id: int, size_bytes: int) -> "BacklogSlot":
-        """Return a context in which one job of this user may be stored. Raises BacklogFull."""
+    async def reserve(self, user_id: int, size_bytes: int) -> "BacklogSlot":
+        """Reserve a slot for one job of this user; the job is stored within its context. Raises BacklogFull."""
         backlog = self._users.get(user_id) or self._add(user_id)
         now = asyncio.get_running_loop().time()
         # While one submission counts, others go by the former estimate, if there is one.

@@ -48,7 +48,7 @@ class CallerCache:
         """
         if caller.token_id == 0:
             return caller
-        user, token = await self._people.owner(caller.user_id, caller.token_id)
+        user, token = await self._people.user_with_token(caller.user_id, caller.token_id)
         if user is None or token is None or not user.active or not token.active:
             raise Unauthorized("The token was revoked, or its user disabled; create a new one, or sign in again.")
         current = _caller(token, user)
@@ -68,7 +68,7 @@ class CallerCache:
         if cached is not None:
             return cached
         generation = self._generation
-        user, _ = await self._people.owner(user_id, 0)
+        user = await self._people.user_by_id(user_id)
         is_admin = user is not None and user.active and user.role == "admin"
         if generation == self._generation:  # otherwise the row may be out of date
             if len(self._admins) >= MAX_ENTRIES:

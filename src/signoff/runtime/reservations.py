@@ -18,16 +18,16 @@ class Reservations:
         self.lease_seconds = lease_seconds
         self._quotas = quotas
         self._heartbeat_seconds = heartbeat_seconds
-        self._held: dict[str, Reservation] = {}
+        self._by_request_id: dict[str, Reservation] = {}
 
     def add(self, reservation: Reservation) -> None:
         """Start renewing the reservation, if it can expire."""
         if reservation.tracks_pending:
-            self._held[reservation.request.id] = reservation
+            self._by_request_id[reservation.request.id] = reservation
 
     def drop(self, reservation: Reservation) -> None:
-        """Stop renewing the reservation: it was settled."""
-        self._held.pop(reservation.request.id, None)
+        """Stop renewing a reservation that was settled."""
+        self._by_request_id.pop(reservation.request.id, None)
 
     async def run(self) -> None:
         """Renew at every heartbeat. Never returns."""
@@ -37,10 +37,12 @@ class Reservations:
 
     async def renew(self) -> None:
         """Renew every reservation once."""
-        ids = list(self._held)
+        ids = list(self._by_request_id)
         for start in range(0, len(ids), BATCH_SIZE):
             batch = ids[start : start + BATCH_SIZE]
-            reservations = [self._held[request_id] for request_id in batch if request_id in self._held]
+            reservations = [
+                self._by_request_id[request_id] for request_id in batch if request_id in self._by_request_id
+            ]
             try:
                 await self._quotas.renew(reservations, self.lease_seconds)
             except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next heartbeat retries

@@ -42,7 +42,7 @@ class ReviewQueueCache:
         if (known := self._emails.get(user_id)) is not None:
             return known
         generation = self._generation
-        user, _ = await self._people.owner(user_id, 0)
+        user = await self._people.user_by_id(user_id)
         return None if user is None else self._keep(self._emails, user_id, user.email, generation)
 
     def invalidate(self) -> None:

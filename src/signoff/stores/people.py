@@ -53,7 +53,12 @@ class SqlPeople:
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [User(**row) for row in rows]
 
-    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+    async def user_by_id(self, user_id: int) -> User | None:
+        """See `accounts.People`."""
+        user, _ = await self.user_with_token(user_id, 0)
+        return user
+
+    async def user_with_token(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         """See `accounts.People`."""
         user_query = sa.select(*_USER).where(users.c.id == user_id)
         token_query = sa.select(*_TOKEN).where(tokens.c.id == token_id, tokens.c.user_id == user_id)
@@ -105,18 +110,18 @@ class SqlPeople:
         """See `accounts.People`."""
         return await self._database.read(lambda conn, _: _bound(conn, issuer, subject))
 
-    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+    async def sign_in(self, account: ProviderAccount, settings: ProviderSettings) -> User:
         """See `accounts.People`."""
         actor = current_actor()
 
-        def admit(tx: Tx) -> User:
+        def sign_in(tx: Tx) -> User:
             lock(tx, "people")
             return _admit(tx, actor, account, settings)
 
         try:
-            return await self._database.write(admit)
+            return await self._database.write(sign_in)
         except IntegrityError:  # another process inserted the user, or bound the account, at the same time
-            return await self._database.write(admit)
+            return await self._database.write(sign_in)
 
     async def bind_account(self, user_id: int, issuer: str, subject: str) -> None:
         """See `accounts.People`."""

@@ -1,6 +1,6 @@
 """Acceptance of stream messages: store each message as one job, however often the broker delivers it.
 
-An invalid message becomes a job that has failed already, so its reply is delivered like any other.
+An invalid message becomes a job that has failed already, so its answer is delivered like any other.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def decompressed(services: Services, message: IncomingMessage) -> IncomingMessag
 async def accept(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError | None = None) -> Job:
     """Store the job of `message`, and return it; a job that has failed if `error` is set or the message is invalid.
 
-    A message that was delivered before returns its first job, whose reply is sent again if the job has ended.
+    A message that was delivered before returns its first job, whose answer is sent again if the job has ended.
     A first delivery without an id is always a new job, even if its content equals that of another message.
     Raises retryable errors and server errors (status 500 and above), on which the broker should redeliver.
     """
@@ -75,7 +75,7 @@ async def accept(services: Services, ask: Ask, message: IncomingMessage, error: 
         job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb)
         _notify(services, job)
         return job
-    await _resend_reply(services, job)
+    await _resend_answer(services, job)
     return job
 
 
@@ -133,8 +133,8 @@ def _notify(services: Services, job: Job) -> None:
         services.adapters.broker.notify(job.id, job.priority)
 
 
-async def _resend_reply(services: Services, job: Job) -> None:
-    """Send the reply again, under its delivery id: the first one may have answered another delivery of the message."""
+async def _resend_answer(services: Services, job: Job) -> None:
+    """Send the answer again, under its delivery id: the first one may have answered another delivery of the message."""
     for delivery in await services.store.deliveries.of_job(job.id):
         if delivery.kind == "topic" and delivery.state != "due":
             with contextlib.suppress(NotFound, Stale):  # a worker is sending it now

@@ -33,7 +33,7 @@ async def begin_record(services: Services, attempt: Attempt, actor: str) -> Infl
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         services.runtime.inflight_calls.add(inflight)
         return inflight
-    with await services.runtime.backlogs.admit(job.user_id, len(job.body) + len(job.metadata)):
+    with await services.runtime.backlogs.reserve(job.user_id, len(job.body) + len(job.metadata)):
         persist(services, inflight)
         try:
             stored = await asyncio.shield(inflight.writing) if inflight.writing else job

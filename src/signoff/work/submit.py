@@ -18,7 +18,7 @@ async def submit(services: Services, ask: Ask) -> Job:
     job = await admit(services, ask)
     hit = await lookup_answer(services, ask, job)
     if hit is None:
-        with await services.runtime.backlogs.admit(job.user_id, len(job.body) + len(job.metadata)):
+        with await services.runtime.backlogs.reserve(job.user_id, len(job.body) + len(job.metadata)):
             stored = await services.store.jobs.insert(job, actor=ask.caller.actor, due_seconds=ask.due_seconds)
     else:
         stored = await services.store.jobs.insert(hit, actor=ask.caller.actor, verb="hit")

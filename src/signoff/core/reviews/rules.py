@@ -65,7 +65,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Attribute whose values have a budget each, `user`, `prompt_version` or `metadata.NAME`; None for one for all."""
 
 
-class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuardrailWebhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A guardrail of the operator's own that gets an answer before it leaves."""
 
     url: str
@@ -89,7 +89,7 @@ class PolicyDraft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Name of the prompt or model that gives the score `signals.judge`; None for none."""
     moderation: str | None = None
     """Name of the moderation model that gives `signals.moderation`; None for none."""
-    webhook: Webhook | None = None
+    webhook: GuardrailWebhook | None = None
     """Guardrail that gives `signals.webhook`; None for none."""
 
 

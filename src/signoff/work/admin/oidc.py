@@ -174,7 +174,7 @@ async def _completed(
 async def _admit(services: Services, provider: IdentityProvider, account: ProviderAccount) -> str:
     """Create or update the user of an account, and return a token of a new session. Raises SignInRefused."""
     try:
-        user = await services.store.people.admit(account, provider.settings)
+        user = await services.store.people.sign_in(account, provider.settings)
     except SignInRefused:
         # Whoever has lost the role at the provider, and tries to sign in, must not go on with an older session.
         bound = await services.store.people.user_of_account(account.issuer, account.subject)

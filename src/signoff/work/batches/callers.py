@@ -17,7 +17,7 @@ async def caller_of_batch(services: Services, batch: Batch) -> Caller:
     caller = batch.caller
     if caller.is_anonymous or caller.user_id <= 0:
         return caller
-    user, token = await services.store.people.owner(caller.user_id, caller.token_id)
+    user, token = await services.store.people.user_with_token(caller.user_id, caller.token_id)
     if user is None or not user.active:
         raise Unauthorized("The user who made the batch was disabled.")
     if caller.kind != "api" or caller.token_id == 0:

@@ -80,7 +80,7 @@ class _Group:
         new = await _new_line(self._services, self._caller, self.batch, line.number, parsed)
         if not new.is_ended:
             size_bytes = len(new.job.body) + len(new.job.metadata)
-            self._slots.enter_context(await self._services.runtime.backlogs.admit(self.batch.user_id, size_bytes))
+            self._slots.enter_context(await self._services.runtime.backlogs.reserve(self.batch.user_id, size_bytes))
         self._lines.append(new)
         self._size_bytes += len(line.content or b"")
         self._end = line

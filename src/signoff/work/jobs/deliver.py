@@ -17,7 +17,7 @@ from signoff.core.delivery import (
     SealedWebhook,
     WebhookTarget,
 )
-from signoff.core.envelope import reply_for
+from signoff.core.envelope import answer_message
 from signoff.core.job import Job
 from signoff.core.result import result_of
 from signoff.core.retry import scheduled_seconds
@@ -132,7 +132,7 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
         case "topic":
             [reply] = [target.reply for target in job.deliver if target.kind == "topic"]
             headers = {"message-id": delivery.id} | reply.headers | trace_headers(services)
-            return OutgoingMessage(address=delivery.address, headers=headers, body=reply_for(job))
+            return OutgoingMessage(address=delivery.address, headers=headers, body=answer_message(job))
 
 
 async def _batch_message(services: Services, delivery: Delivery) -> OutgoingMessage:

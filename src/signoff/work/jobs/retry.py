@@ -19,7 +19,7 @@ async def retry_job(services: Services, caller: Caller, job_id: str) -> Job:
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; retry it when it has ended.", job_id=job_id)
     new = copy_for_retry(services, caller, old)
-    with await services.runtime.backlogs.admit(new.user_id, len(new.body) + len(new.metadata)):
+    with await services.runtime.backlogs.reserve(new.user_id, len(new.body) + len(new.metadata)):
         job = await services.store.jobs.insert(new, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return job

@@ -125,7 +125,7 @@ async def rerun(services: Services, caller: Caller, job_id: str, change: RerunCh
         if step is None and call is None:
             raise BadRequest(f"The call at `node` {change.node!r} was not made; leave out `payload` and `output`.")
     size_bytes = sum(len(each.body) + len(each.response or b"") for each in (new, *copied_steps))
-    with await services.runtime.backlogs.admit(new.user_id, size_bytes):
+    with await services.runtime.backlogs.reserve(new.user_id, size_bytes):
         job = await services.store.runs.insert_retry(new, copied_steps, copied_calls, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return redacted(caller, job)

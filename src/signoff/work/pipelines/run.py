@@ -86,7 +86,7 @@ async def pipeline_of(services: Services, job: Job) -> Pipeline:
 
 async def _caller_of(services: Services, run: Job) -> Caller:
     """Return the caller who started the run, with no more rights than the token has now."""
-    user, token = await services.store.people.owner(run.user_id, run.token_id)
+    user, token = await services.store.people.user_with_token(run.user_id, run.token_id)
     ids: dict[str, Any] = {"user_id": run.user_id, "token_id": run.token_id}
     if user is None:
         return Caller(**ids, role="user", email="nobody")

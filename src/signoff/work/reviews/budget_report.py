@@ -249,7 +249,7 @@ async def _with_user(services: Services, period: BudgetPeriod) -> BudgetReport:
     report = report_of(period)
     if period.terms.per != "user" or not (period.group or "").isdecimal():
         return report
-    user, _ = await services.store.people.owner(int(period.group or 0), 0)
+    user = await services.store.people.user_by_id(int(period.group or 0))
     return msgspec.structs.replace(report, user=None if user is None else user.email)
 
 

@@ -21,7 +21,7 @@ from signoff.core.endpoints import CHAT, MODERATIONS
 from signoff.core.job import INTERRUPTED, Job
 from signoff.core.reviews.item import question_of
 from signoff.core.reviews.policy import POLICY_DOOR, Policy
-from signoff.core.reviews.rules import ReviewPolicy, Webhook
+from signoff.core.reviews.rules import GuardrailWebhook, ReviewPolicy
 from signoff.core.webhook import webhook_headers
 from signoff.core.wire import format_time
 from signoff.errors import BadRequest, JobNotFound, SignoffError, Stale
@@ -91,7 +91,9 @@ class _Moderation(msgspec.Struct):
     results: list[_Result]
 
 
-async def webhook_answer(services: Services, webhook: Webhook, policy: ReviewPolicy, job: Job, answer: bytes) -> Any:
+async def webhook_answer(
+    services: Services, webhook: GuardrailWebhook, policy: ReviewPolicy, job: Job, answer: bytes
+) -> Any:
     """Return the JSON answer of a guardrail; None if it does not give one in time."""
     if services.adapters.guardrail is None:
         return None
@@ -144,7 +146,7 @@ async def _ask(
 
 async def _author(services: Services, author: Caller) -> Caller:
     """Return the user who saved the policy, with the rights of an admin for the prompts of others."""
-    user, _ = await services.store.people.owner(author.user_id, author.token_id)
+    user, _ = await services.store.people.user_with_token(author.user_id, author.token_id)
     return author if user is None else msgspec.structs.replace(author, role=user.role, email=user.email)
 
 

@@ -64,7 +64,7 @@ async def owner_email(services: Services, job: Job, versions: Sequence[PolicyVer
     compiled = [await services.caches.policies.version(version) for version in versions]
     if not any(each is not None and "request.user" in each.reads for each in compiled):
         return ""
-    user, _ = await services.store.people.owner(job.user_id, job.token_id)
+    user, _ = await services.store.people.user_with_token(job.user_id, job.token_id)
     return "" if user is None else user.email
 
 
