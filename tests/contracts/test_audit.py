@@ -170,7 +170,15 @@ INTERFACES = (People, SignIns, Catalog, UsageRecords, Quotas, Streams, Library, 
 OTHERS = {
     "People.has_other_reviewer",
     "People.user_of_account",
-    *("People.user", "People.users", "People.owner", "People.token", "People.tokens", "SignIns.begin"),
+    *(
+        "People.user",
+        "People.users",
+        "People.user_by_id",
+        "People.user_with_token",
+        "People.token",
+        "People.tokens",
+        "SignIns.begin",
+    ),
     *("SignIns.succeed", "Catalog.models", "Catalog.key", "Catalog.known_key", "Catalog.keys", "UsageRecords.prices"),
     *(
         "UsageRecords.record",

@@ -48,7 +48,11 @@ class MemoryPeople:
             lambda _: any(user.active and user.role != "user" and user.id != user_id for user in users()), writes=False
         )
 
-    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+    async def user_by_id(self, user_id: int) -> User | None:
+        user, _ = await self.user_with_token(user_id, 0)
+        return user
+
+    async def user_with_token(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         def read(_: Tx) -> tuple[User | None, Token | None]:
             tokens = (token for token in self._tables.tokens.values() if token.user_id == user_id)
             return self._user(user_id), next((token for token in tokens if token.id == token_id), None)
@@ -80,10 +84,10 @@ class MemoryPeople:
     async def user_of_account(self, issuer: str, subject: str) -> User | None:
         return await self._connection.send(lambda _: self._bound(issuer, subject), writes=False)
 
-    async def admit(self, account: ProviderAccount, settings: ProviderSettings) -> User:
+    async def sign_in(self, account: ProviderAccount, settings: ProviderSettings) -> User:
         actor = current_actor()
 
-        def admit(tx: Tx) -> User:
+        def sign_in(tx: Tx) -> User:
             bound = self._bound(account.issuer, account.subject)
             namesake = None if account.email is None else self._tables.users.get(account.email)
             is_taken = namesake is not None and self._has_account(namesake.id, account.issuer)
@@ -100,7 +104,7 @@ class MemoryPeople:
                 self._bind(tx, actor, user, account.issuer, account.subject)
             return user
 
-        return await self._connection.send(admit, writes=True)
+        return await self._connection.send(sign_in, writes=True)
 
     async def bind_account(self, user_id: int, issuer: str, subject: str) -> None:
         actor = current_actor()
