@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-_CONTENT = re.compile(rb'"content":[ ]?("(?:[^"\\]|\\.)*")')
+_CONTENT = re.compile(rb'"content":[ ]?("[^"\\]*(?:\\.[^"\\]*)*")')
 _TEXT = msgspec.json.Decoder(str)
 
 
