@@ -105,3 +105,4 @@ def test_plain_deltas_are_read_as_bytes() -> None:
     # an event that goes on after its text, is cut, or has no text is another one
     for data in ('"a","role":"user"', '"a', "7", r'"\ud83d"'):
         assert latest.text_in(b"data: " + (PLAIN % data).encode() + b"\n\n") is None
+    assert text_event(b"data: " + (PLAIN % json.dumps("x" * 70_000)).encode() + b"\n\n") is None

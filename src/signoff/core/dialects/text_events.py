@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
+# A larger event is no delta, and a search for its text would take long.
+MAX_EVENT_BYTES = 64 * 1024
 _CONTENT = re.compile(rb'"content":[ ]?("[^"\\]*(?:\\.[^"\\]*)*")')
 _TEXT = msgspec.json.Decoder(str)
 
@@ -32,9 +34,18 @@ class TextEvent(NamedTuple):
 
 
 def text_event(event: bytes) -> TextEvent | None:
-    """Return an event of a chat as a TextEvent; None if it has several lines, an error, or not just one `content`."""
+    """Return an event of a chat as a TextEvent.
+
+    Return None if it is large, or has several lines, an error, or not just one `content`.
+    """
     is_line = event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
-    if not is_line or b'"choices"' not in event or b'"error"' in event or event.count(b'"content"') != 1:
+    if (
+        len(event) > MAX_EVENT_BYTES
+        or not is_line
+        or b'"choices"' not in event
+        or b'"error"' in event
+        or event.count(b'"content"') != 1
+    ):
         return None
     match = _CONTENT.search(event)
     return None if match is None else TextEvent(event[: match.start(1)], event[match.end(1) :])
