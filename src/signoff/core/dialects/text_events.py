@@ -39,13 +39,8 @@ def text_event(event: bytes) -> TextEvent | None:
     Return None if it is large, or has several lines, an error, or not just one `content`.
     """
     is_line = event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
-    if (
-        len(event) > MAX_EVENT_BYTES
-        or not is_line
-        or b'"choices"' not in event
-        or b'"error"' in event
-        or event.count(b'"content"') != 1
-    ):
+    is_chat = b'"choices"' in event and b'"error"' not in event and event.count(b'"content"') == 1
+    if not (len(event) <= MAX_EVENT_BYTES and is_line and is_chat):
         return None
     match = _CONTENT.search(event)
     return None if match is None else TextEvent(event[: match.start(1)], event[match.end(1) :])
