@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,6 +334,22 @@ async def test_the_log_stays_short_however_much_is_written(
 
     assert 40 * 20 * len(body) > 4 * sqlite.CHECKPOINT_BYTES
     assert largest < 2 * sqlite.CHECKPOINT_BYTES
+
+
+async def test_the_log_takes_a_small_share_of_a_disk_that_is_nearly_full(
+    path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(sqlite.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1000, f_frsize=4096))
+    body, largest = os.urandom(5_000).hex().encode(), 0
+    wal = path.with_name("store.db-wal")
+
+    for _ in range(40):
+        await together(inserted(store, body=body) for _ in range(20))
+        largest = max(largest, wal.stat().st_size)
+
+    assert 40 * 20 * len(body) > 4 * sqlite.PAUSE_CHECKPOINT_BYTES
+    assert largest < 2 * sqlite.PAUSE_CHECKPOINT_BYTES
 
 
 async def test_the_log_begins_again_after_a_pause(path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

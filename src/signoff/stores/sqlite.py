@@ -7,6 +7,7 @@ So every write, checkpoint and close happens under an advisory lock on a file be
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import sqlite3
 import time
@@ -42,6 +43,8 @@ PAUSE_SECONDS = 0.2
 PAUSE_CHECKPOINT_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 64 * 1024 * 1024
 TRUNCATE_BYTES = 128 * 1024 * 1024
+# Share of the free space of the disk that the log may take before it is checkpointed at once, so as not to fill it.
+FREE_SHARE = 1 / 8
 TRUNCATE_WAIT_MS = 200
 
 
@@ -142,7 +145,8 @@ class Sqlite:
         """Checkpoint before the next group if the log is long, else in the next pause; no caller waits for it."""
         if self._pause is not None:
             self._pause.cancel()
-        if self._wal_bytes() > CHECKPOINT_BYTES:
+        wal_bytes = self._wal_bytes()
+        if wal_bytes > CHECKPOINT_BYTES or (wal_bytes > PAUSE_CHECKPOINT_BYTES and wal_bytes > self._wal_room()):
             self._writer_thread.submit(self._checkpoint)
         else:
             self._pause = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._checkpoint_in_pause)
@@ -156,6 +160,14 @@ class Sqlite:
             return self._wal_path.stat().st_size
         except OSError:
             return 0
+
+    def _wal_room(self) -> float:
+        """Return the bytes that the log may take of the free space of its disk."""
+        try:
+            disk = os.statvfs(self._path)
+        except OSError:
+            return math.inf
+        return disk.f_bavail * disk.f_frsize * FREE_SHARE
 
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, function)
@@ -194,6 +206,7 @@ class Sqlite:
             # For example a foreign lock, a full disk, or a deleted file.
             except (OperationalError, sqlite3.OperationalError) as error:
                 log.warning("sqlite_write_failed", error=str(getattr(error, "orig", error)))
+                self._truncate_log()  # which makes room on a disk that is full
                 raise Overloaded("The database cannot be written now; try again later.") from error
         return results, tx.changes
 
@@ -201,13 +214,22 @@ class Sqlite:
         """Checkpoint the write-ahead log. A failure, for example due to a long read, only delays that."""
         try:
             with self._locked():
-                if self._wal_bytes() > TRUNCATE_BYTES:
-                    self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
-                    self._pragma("wal_checkpoint(TRUNCATE)")
-                    self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+                if self._wal_bytes() > min(TRUNCATE_BYTES, 2 * self._wal_room()):
+                    self._truncate_log()
                 else:
                     self._pragma("wal_checkpoint(PASSIVE)")
         except (OSError, sqlite3.Error, Overloaded) as error:
+            log.warning("sqlite_checkpoint_failed", error=str(error))
+
+    def _truncate_log(self) -> None:
+        """Checkpoint the log, and give its space back to the disk, unless a reader needs it for longer."""
+        try:
+            self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
+            try:
+                self._pragma("wal_checkpoint(TRUNCATE)")
+            finally:
+                self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+        except (OperationalError, sqlite3.Error) as error:
             log.warning("sqlite_checkpoint_failed", error=str(error))
 
     def _pragma(self, pragma: str) -> int:
