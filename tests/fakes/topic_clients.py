@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 100.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 

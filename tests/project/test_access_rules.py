@@ -93,7 +93,7 @@ LOADERS = {
     "work/admin/sign_in.py _check_password": "checks the password",
     "work/admin/sign_in.py sign_in_with_link": "reads the row of the link's own user",
     "work/admin/cache.py _narrow": "refuses other users' addresses first, except to admins",
-    "work/accept.py _resend_reply": "sends the answer to a message again to the topic of its stream",
+    "work/accept.py _resend_answer": "sends the answer to a message again to the topic of its stream",
     "work/admin/erasure.py erase_page": "is for erasures that an admin has begun",
     "work/admin/latencies.py recent_latencies": "checks `check_admin` first, and returns times alone",
     "work/admin/people.py list_tokens": "lists those of the caller, except for admins",
