@@ -186,6 +186,34 @@ async def test_an_entry_deleted_during_a_lookup_is_not_cached_locally(answers: R
     assert await answers.lookup("a") is None
 
 
+async def test_an_entry_that_remains_is_found_though_others_are_deleted_during_the_lookup(
+    answers: ResponseCache, far: RemoteCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far, "on_remote_delete", lambda: None)  # as of a shared cache
+    await far.store([an_entry("a")])
+    far.open.clear()
+    task = asyncio.ensure_future(answers.lookup("a"))
+    await until(lambda: _value_of(far.lookups))
+    answers.invalidate()
+    far.open.set()
+    assert await task == an_entry("a")
+
+
+async def test_an_entry_looked_up_during_its_deletion_is_not_cached_locally(
+    answers: ResponseCache, far: RemoteCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await far.store([an_entry("a")])
+    delete = far.delete
+
+    async def look_up_and_delete(filters: CacheFilter) -> int:
+        assert await answers.lookup("a") == an_entry("a")
+        return await delete(filters)
+
+    monkeypatch.setattr(far, "delete", look_up_and_delete)
+    assert await answers.delete(CacheFilter()) == 1
+    assert await answers.lookup("a") is None
+
+
 async def test_deleting_includes_local_copies_and_pending_writes(answers: ResponseCache, far: RemoteCache) -> None:
     far.open.clear()
     answers.store(an_entry("first"))

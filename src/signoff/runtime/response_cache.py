@@ -103,8 +103,7 @@ class ResponseCache:
         """
         if self._cache is None:
             return 0
-        self._generation += 1
-        self._local.drop_where(lambda copy: matches_filter(copy.entry, which))
+        self._drop_local(which)
         for entry in [entry for entry in self._pending.values() if matches_filter(entry, which)]:
             self._drop_pending(entry.key)
         await self.until_stored()  # writes in progress would arrive after the deletion
@@ -115,6 +114,8 @@ class ResponseCache:
         except Exception as error:
             self._set_failure(error)
             raise Overloaded("The cache is unavailable; nothing was deleted. Try again later.") from error
+        finally:
+            self._drop_local(which)  # a lookup may have read entries before they were deleted
 
     async def size(self, which: CacheFilter) -> CacheSize:
         """Return the number and size of the matching entries. Raises BadRequest, and Overloaded if the cache is
@@ -171,20 +172,29 @@ class ResponseCache:
                 _resolve(futures, None)
 
     async def _read_batch(self, cache: Cache, lookups: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
-        generation, copies = self._generation, dict[str, LocalCopy]()
+        copies = dict[str, LocalCopy]()
         timer = asyncio.get_running_loop().call_later(LOOKUP_TIMEOUT_SECONDS, self._time_out, lookups)
         try:
-            hits = await cache.lookup(list(lookups))
+            copies = self._copy_locally(await self._lookup_remote(cache, lookups))
         except Exception as error:  # noqa: BLE001 -- every error counts as a miss
             self._set_failure(error)
         else:
             self._set_failure(None)
-            if generation == self._generation:  # otherwise they may have been deleted
-                copies = self._copy_locally(hits)
         finally:
             timer.cancel()
             for key, futures in lookups.items():
                 _resolve(futures, copies.get(key))
+
+    async def _lookup_remote(
+        self, cache: Cache, lookups: Mapping[str, list[asyncio.Future[LocalCopy | None]]]
+    ) -> Mapping[str, CacheHit]:
+        """Look the keys up again while entries were deleted during the lookup, unless nobody waits any more."""
+        while any(not future.done() for futures in lookups.values() for future in futures):
+            generation = self._generation
+            hits = await cache.lookup(list(lookups))
+            if generation == self._generation:
+                return hits
+        return {}
 
     def _copy_locally(self, hits: Mapping[str, CacheHit]) -> dict[str, LocalCopy]:
         now = _now()
@@ -208,6 +218,10 @@ class ResponseCache:
                 await cache.store(entries)
             except Exception as error:  # noqa: BLE001 -- a lost entry is only a later miss
                 self._set_failure(error)
+
+    def _drop_local(self, which: CacheFilter) -> None:
+        self._generation += 1
+        self._local.drop_where(lambda copy: matches_filter(copy.entry, which))
 
     def _drop_pending(self, key: str) -> None:
         entry = self._pending.pop(key, None)
