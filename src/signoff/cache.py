@@ -43,6 +43,13 @@ class Cache(Protocol):
         """
         ...
 
+    def lacks(self, key: str) -> bool:
+        """Return True if there is no entry under `key`, and this is known without waiting; never raise.
+
+        False means nothing: `lookup` then tells. An entry that is being stored may count as missing.
+        """
+        ...
+
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """Store each entry under its key for `ttl_seconds`; replace an entry that has the same key.
 

@@ -106,6 +106,18 @@ async def test_lookup_returns_exactly_the_stored_entries(cache: Cache) -> None:
     assert await cache.lookup([]) == {}
 
 
+async def test_an_entry_never_counts_as_missing(cache: Cache, caches: Caches, request: pytest.FixtureRequest) -> None:
+    kind = request.node.callspec.params["caches"]
+    assert cache.lacks("a") == (kind in {"memory", "sqlite"})  # the others cannot tell without waiting
+    await cache.store([an_entry("a")])
+    assert not cache.lacks("a")
+    if kind != "memory":
+        async with caches(PLENTY) as other:
+            assert not other.lacks("a")
+    await cache.delete(ALL)
+    assert cache.lacks("a") == (kind in {"memory", "sqlite"})
+
+
 async def test_a_hit_reports_its_age_and_its_remaining_lifetime(caches: Caches) -> None:
     async with caches(CacheBounds(ttl_seconds=100, max_entries=10, max_bytes=1000)) as cache:
         began = asyncio.get_running_loop().time()

@@ -39,6 +39,9 @@ class RemoteCache(MemoryCache):
         self.lookups: list[list[str]] = []
         self.writes: list[list[str]] = []
 
+    def lacks(self, key: str) -> bool:
+        return False
+
     async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         self.lookups.append(list(keys))
         await self._pass()

@@ -52,6 +52,10 @@ class MemoryCache:
                 del self._entries[key]
         return hits
 
+    def lacks(self, key: str) -> bool:
+        """See `cache.Cache`."""
+        return self._entries.get(key) is None
+
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         for entry in entries:

@@ -57,6 +57,10 @@ class RedisCache:
         rows = zip(keys, replies[::2], replies[1::2], strict=True)
         return {key: self._hit_of(value, left_ms) for key, value, left_ms in rows if value is not None and left_ms > 0}
 
+    def lacks(self, key: str) -> bool:
+        """See `cache.Cache`. Only the server knows."""
+        return False
+
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         bounds = self._bounds

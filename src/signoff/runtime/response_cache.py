@@ -146,7 +146,7 @@ class ResponseCache:
 
     async def _load(self, key: str) -> LocalCopy | None:
         """Look `key` up in the cache, in a batch with other lookups; return None while the cache is unavailable."""
-        if self._cache is None:
+        if self._cache is None or self._cache.lacks(key):
             return None
         is_unavailable = self._retry_at is not None
         if is_unavailable and (_now() < (self._retry_at or 0) or self._is_reading):

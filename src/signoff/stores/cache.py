@@ -48,6 +48,10 @@ class SqlCache:
         hits = {row.key: _hit_of(row) for row in rows if row.expires_at > row.now}
         return {key: hit for key, hit in hits.items() if hit is not None}
 
+    def lacks(self, key: str) -> bool:
+        """See `cache.Cache`."""
+        return self._database.read_at_once(_IS_KEY, (key,)) == []
+
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         by_key = {entry.key: entry for entry in entries if len(entry.answer) <= self._bounds.max_bytes}
@@ -108,6 +112,7 @@ _BY_KEYS = (
     .select_from(cached.outerjoin(jobs, _IS_JOB).outerjoin(calls, _IS_CALL))
     .where(cached.c.key.in_(sa.bindparam("keys", expanding=True)))
 )
+_IS_KEY = "SELECT 1 FROM cached WHERE key = ?"
 _BYTES = sa.cast(sa.func.coalesce(sa.func.sum(cached.c.size_bytes), 0), sa.BigInteger)
 _TOTAL = sa.select(sa.func.count(), _BYTES).select_from(cached)
 _OLDEST = sa.select(cached.c.key, cached.c.size_bytes).order_by(cached.c.created_at).limit(MAX_TRIMMED_ENTRIES)

@@ -1,8 +1,8 @@
 """Interface of a database for the SQL adapters: reads, grouped writes, and change notifications."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -41,6 +41,13 @@ class Database(Protocol):
         """Run `function(connection, now)` and return its result; `now()` queries the database's time.
 
         The function may run more than once. Raises Overloaded if the database does not answer in time.
+        """
+        ...
+
+    def read_at_once(self, query: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]] | None:
+        """Return the rows of a query of some microseconds, which blocks the event loop; never raise.
+
+        Return None if the database cannot answer without waiting. `query` is SQL with `?` for each of `parameters`.
         """
         ...
 

@@ -7,7 +7,7 @@ that was made. So the server is queried for the status of the transaction, and o
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -124,6 +124,10 @@ class Postgres:
                 await asyncio.sleep(TABLE_LOCK_PAUSE_SECONDS)
         finally:
             await engine.dispose()
+
+    def read_at_once(self, query: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]] | None:
+        """See `database.Database`. A server is always waited for."""
+        return None
 
     async def snapshot(self, function: Callable[[Connection], T]) -> T:
         """See `database.Database`."""
