@@ -16,6 +16,17 @@ def was_cancelled(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
+def check_cancelled() -> None:
+    """Raise CancelledError if the current task was cancelled and goes on nevertheless.
+
+    `asyncio.wait_for`, which many clients use, loses a cancellation if the call ends at the same moment, before Python
+    3.12 (python/cpython#86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() > 0:
+        raise asyncio.CancelledError
+
+
 async def complete(work: Coroutine[Any, Any, T]) -> T:
     """Await `work` to its end, however often the current task is cancelled meanwhile; raise the cancellation then.
 

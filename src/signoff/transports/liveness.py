@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from signoff.infra.tasks import complete
+from signoff.infra.tasks import check_cancelled, complete
 from signoff.transports.options import GRACE_SECONDS
 
 ANSWER_SECONDS = 10.0
@@ -32,6 +32,7 @@ class LivenessWatch:
     async def run(self, check: Callable[[], Awaitable[None]]) -> None:
         """Call `check` every CHECK_SECONDS until it raises, or a failure is reported; raise that error."""
         while True:
+            check_cancelled()  # the clients of several brokers may have lost it while they connected
             await asyncio.wait([self._failure], timeout=CHECK_SECONDS)
             if self._failure.done():
                 self._failure.result()
