@@ -54,7 +54,7 @@ class People(Protocol):
         ...
 
     async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
-        """Change what is not None, and return the user; None if there is no such user.
+        """Change the role and the state that are not None, and return the user; None if there is no such user.
 
         A role with fewer rights and a deactivation end all sessions and sign-in links of the user.
         Raises Conflict if no active admin would be left.
@@ -103,7 +103,7 @@ class People(Protocol):
         `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
         are the cache rule and the upstream key for requests that use the token. A new sign-in link ends the former
         links of the user. Raises Conflict for a session if the user does not have this `password_hash` any more, or is
-        disabled: what has ended all sessions must not miss one that begins.
+        disabled, so that a change that ends all sessions does not miss one that begins at the same time.
         """
         ...
 
@@ -144,7 +144,7 @@ class SignIns(Protocol):
     """Failed sign-ins by e-mail address and by client; see `core.sign_in`."""
 
     async def begin(self, limits: Sequence[SignInLimit]) -> SignInDenial | None:
-        """Count an attempt under all limits; or count nothing and return the denial of the longest wait.
+        """Count an attempt under all limits; or count nothing and return the denial with the longest wait.
 
         Concurrent attempts, also in other processes, never exceed a limit together.
         """
@@ -252,7 +252,7 @@ class Quotas(Protocol):
 
 
 class SavedViews(Protocol):
-    """Addresses of pages that users have named."""
+    """Filters of dashboard pages that users have saved under a name; see `core.saved_views`."""
 
     async def of_user(self, user_id: int, page: str) -> list[SavedView]:
         """Return the views that a user has saved of a page, ordered by name."""

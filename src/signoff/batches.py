@@ -57,7 +57,7 @@ class Files(Protocol):
         ...
 
     async def erase(self, user_id: int) -> int:
-        """Delete all files and batches of a user, also such as are under way; return the number of rows of files left.
+        """Delete all files and batches of a user, also of those in progress; return the number of rows of files left.
 
         The rows of files stay until their blobs are gone.
         """
@@ -81,11 +81,11 @@ class NewLine(msgspec.Struct, frozen=True):
     job: Job
     """The job, with its `batch_id` and `batch_line`."""
     is_ended: bool = False
-    """True if it has ended already: with an answer from the cache, or since the request was refused."""
+    """True if it has ended already: with an answer from the cache, or because the request was refused."""
 
 
 class Batches(Protocol):
-    """Batches and the jobs of their lines. What a process does under a lease, it does not do once it has lost it."""
+    """Batches and the jobs of their lines. A method that names a lease changes nothing once that lease is lost."""
 
     async def insert(self, batch: Batch, *, window_seconds: float) -> Batch:
         """Insert a batch that is due at once, and return it, with the times that the store has set.
@@ -159,14 +159,14 @@ class Batches(Protocol):
         output: StoredFile | None = None,
         errors: StoredFile | None = None,
     ) -> Batch:
-        """End a batch in `status`, with its output files, and create the delivery of that; return the batch.
+        """End a batch in `status`, with its output files, and create the delivery about its end; return the batch.
 
         Raises Stale if the batch does not have the lease and the status of `batch` any more.
         """
         ...
 
     async def totals(self, batch_id: str) -> BatchTotals:
-        """Return the numbers of ended lines at present; `total` and the tokens are 0. An index is read for it."""
+        """Return the present numbers of ended lines, read from an index; `total` and the tokens are 0."""
         ...
 
     async def open_count(self, user_id: int, *, at_most: int) -> int:

@@ -48,11 +48,9 @@ class Blobs(Protocol):
         ...
 
     async def purge_partial(self, before: int) -> int:
-        """Delete what writers left behind that were killed before that time; return how many blobs that were.
+        """Delete incomplete blobs of writers that were killed before `before`; return how many.
 
-        The time is in microseconds since 1970, UTC.
-
-        A store whose provider does so, by a rule of the bucket, deletes nothing here.
+        `before` is in microseconds since 1970, UTC. A store whose bucket has a rule for this deletes nothing here.
         """
         ...
 

@@ -31,11 +31,11 @@ class PassRequest(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     """Largest number of passes to take."""
     seconds: float
-    """Time after which passes that were not used go back, by the store's clock."""
+    """Seconds after which unused passes go back to the budget, by the store's clock."""
 
 
 class PassGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """Passes that were taken; none while the gate is closed."""
+    """Passes that were taken; none while the gate of the budget is closed, so that all answers are held."""
 
     period: BudgetPeriod | None
     """The period, after the passes were taken; None for a group that has none and gets none."""
@@ -102,8 +102,8 @@ class Budgets(Protocol):
     async def present_planted(self, policy: str, like: Job, job_id: str, *, actor: str) -> Job | None:
         """Present the item of the policy that was presented the longest time ago; return its job, None without items.
 
-        The job has the id `job_id`, looks like the held job `like`, and is one of nobody: it is not delivered, not
-        counted, and its owner does not see it.
+        The job has the id `job_id` and looks like the held job `like`. It has no caller: it is not delivered, not
+        counted, and the owner of `like` does not see it.
         """
         ...
 

@@ -91,7 +91,7 @@ def serve(
     from signoff.server.serving import DrainingServer, allow_connections, serve_in_processes, uvicorn_options
 
     settings = load(host=host, port=port)
-    # Bind before `_welcome`: it creates the first token, which is printed only once.
+    # Bind before `_start`: it creates the first token, which would be lost if the port were in use.
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
     welcome = run(settings, lambda services: _start(services, settings, address), waits=True)
@@ -185,14 +185,14 @@ async def _wait_for_stop(
 ) -> SchemaOutdated | None:
     """Return when the worker must stop, or uses more than `limit_mb` of memory.
 
-    Also return if the schema does not fit this version any more, with the error that says so: a worker has no readiness
-    that would show it.
+    Also return if the schema does not fit this version any more, with the error that says so, because a worker has no
+    readiness probe that would show it.
     """
     clock = asyncio.get_running_loop().time
     check_at = clock() + SCHEMA_POLL_SECONDS
     while not stop_requested.is_set():
         if limit_mb is not None and (now_mb := resident_mb()) > limit_mb:
-            err.print(f"This worker uses {now_mb} of {limit_mb} MiB: it ends its jobs and restarts.", style="yellow")
+            err.print(f"The worker uses {now_mb} of {limit_mb} MiB; it finishes its jobs and restarts.", style="yellow")
             return None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_SECONDS):

@@ -7,7 +7,7 @@ from signoff.core.delivery import OutgoingMessage
 
 
 class Guardrail(Protocol):
-    """An adapter that asks a webhook of the operator's, whose answer counts."""
+    """An adapter that asks a webhook about an answer of a model; what it returns becomes a signal for policies."""
 
     async def ask(self, message: OutgoingMessage, *, seconds: float) -> bytes:
         """Send `message`, and return the body of the receiver's answer, which comes within `seconds`.
@@ -50,7 +50,7 @@ class Deliverer(Protocol):
         ...
 
     async def is_available(self) -> bool:
-        """Return True if the one receiver of all messages answers; also if each message has a receiver of its own."""
+        """Return True if the one receiver of all messages answers, or if each message has a receiver of its own."""
         ...
 
     async def close(self) -> None:

@@ -2,9 +2,11 @@
 
     SignoffError
     ├── BadRequest 400
-    │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
+    │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, KeyReused 422, AddressRefused 400
     │   ├── SignInExpired 400, UnsupportedEncoding 415, HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   ├── RunTooLarge 413
+    │   ├── TooLarge 413
+    │   │   └── FilesTooLarge 413
     │   ├── InvalidType 400
     │   │   └── InvalidValue 400
     │   └── BadPipeline 400
@@ -13,7 +15,8 @@
     ├── Forbidden 403
     │   └── AnswerRejected, PasswordsOff, SignInRefused
     ├── NotFound 404
-    │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
+    │   ├── JobNotFound, LibraryItemNotFound
+    │   └── ModelNotFound
     │       └── NoDefaultModel
     ├── Conflict 409
     │   └── Stale, ObjectHeld, IdTaken, NameTaken, PassLapsed
@@ -66,7 +69,7 @@ class SignoffError(Exception):
         self.job_id = job_id
 
     def copy(self) -> Self:
-        """Return an equal error that was never raised: one that several callers get would refer to their frames."""
+        """Return an equal error without a traceback, so that callers who share it do not keep each other's frames."""
         equal = type(self).__new__(type(self), *self.args)
         equal.__dict__.update(self.__dict__)
         return equal
@@ -202,9 +205,9 @@ class BadPipeline(BadRequest):
 
     @classmethod
     def at_position(cls, what: str, text: str, at: int) -> BadPipeline:
-        """Return the error for `what` is wrong at character `at` of `text`, counted from 0.
+        """Return the error for the fault `what` at character `at` of `text`, counted from 0.
 
-        `what` is a clause without a full stop. Line and column, which the message gets too, are counted from 1.
+        `what` is a clause without a full stop. The message adds the line and the column, counted from 1.
         """
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         message = f"{what[0].upper()}{what[1:]} (line {line}, column {column})."
@@ -312,7 +315,7 @@ def id_taken(client_id: str) -> IdTaken:
 
 
 class PassLapsed(Conflict):
-    """The pass of an answer under an error budget has lapsed before it was used; the answer is held instead."""
+    """The pass of an answer under an error budget lapsed before it was used; the answer is held instead."""
 
     code = "pass_lapsed"
 
@@ -508,7 +511,7 @@ class ProviderFailed(SignoffError):
     status, code = 502, "identity_provider_failed"
     retryable = True
     reason: str = ""
-    """Fault, for operators; the message has it too, and says what people who sign in can do."""
+    """Fault, for operators; the message repeats it, and says what people who sign in can do."""
 
 
 class JobFailed(SignoffError):
@@ -556,7 +559,7 @@ class WrongKey(SignoffError):
     code = "wrong_key"
 
 
-# The server lacks a method, a version or an extension of HTTP, or wants a sign-in first.
+# Statuses that no retry can change: the server lacks a method, a version or an extension of HTTP, or needs a sign-in.
 _UNSUPPORTED = {501, 505, 510, 511}
 
 

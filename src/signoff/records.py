@@ -1,4 +1,4 @@
-"""Interfaces of the store for what belongs to single jobs: steps of runs, deliveries, departures, receipts."""
+"""Interfaces of the store for records of jobs: steps of runs, deliveries, departures, receipts, and erasures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -80,7 +80,7 @@ class Deliveries(Protocol):
         busy: Mapping[str, int],
         lease_seconds: float,
     ) -> list[Delivery]:
-        """Claim up to `limit` due deliveries of a kind, and return them from the longest due on.
+        """Claim up to `limit` due deliveries of a kind, and return them, those that are due longest first.
 
         Each gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent calls never
         claim the same delivery; one whose lease has run out is claimed again. For each host no more are claimed than
@@ -97,7 +97,7 @@ class Deliveries(Protocol):
         ...
 
     async def depths(self, *, at_most: int) -> list[DeliveryDepth]:
-        """Return the deliveries that are neither received nor given up, by kind, but count at most that many of one."""
+        """Return the deliveries that are neither received nor given up, by kind; count up to `at_most` of each."""
         ...
 
     async def get(self, delivery_id: str) -> Delivery | None:
@@ -121,7 +121,7 @@ class Deliveries(Protocol):
 
 
 class Departures(Protocol):
-    """Callers of held jobs: those who left before the answer came, and those who wait, and leave if they are cut off.
+    """Callers of held jobs: those who left before the answer came, and those who wait, under a lease.
 
     The next equal request of a caller who left gets the job.
     """
@@ -131,7 +131,7 @@ class Departures(Protocol):
         ...
 
     async def renew(self, jobs: Sequence[Job], lease_seconds: float) -> None:
-        """Record that the callers of `jobs` wait. They have left in `lease_seconds`, unless that is renewed."""
+        """Record that the callers of `jobs` wait. They count as gone after `lease_seconds`, unless renewed before."""
         ...
 
     async def remove(self, job_id: str) -> None:
@@ -139,33 +139,34 @@ class Departures(Protocol):
         ...
 
     async def left_at(self, job_ids: Sequence[str]) -> dict[str, int]:
-        """Return the times at which the callers of these jobs left, by job; those who wait are not in it."""
+        """Return the times at which callers left, in microseconds since 1970, by job; callers who wait are left out."""
         ...
 
     async def take(self, job: Job, *, ended_within_seconds: float) -> Job | None:
-        """Return the newest job that a caller with the request of `job` has left, and delete its departure.
+        """Return the newest job with the request of `job` whose caller has left, and delete its departure.
 
-        It is a job of the same user, token and fingerprint that has not ended, or ended within the last
-        `ended_within_seconds`. Of several concurrent calls, one gets it. Return None if there is none; then the call
-        costs one indexed read.
+        The two have the same user, token and fingerprint, and that job has not ended, or ended within the last
+        `ended_within_seconds`. Of several concurrent calls, one gets it. Return None if there is none, after one
+        indexed read.
         """
         ...
 
 
 ERASED_EMAIL = "erased-{}@signoff.invalid"
+"""Email of an erased user, with the id of the user in place of `{}`."""
 
 
 class PendingErasure(msgspec.Struct, frozen=True, kw_only=True):
     """An erasure that is not finished."""
 
     user_id: int
-    """User who is erased."""
+    """Id of the user who is erased."""
     age_seconds: float
-    """Time since it was requested."""
+    """Seconds since it was requested."""
 
 
 class Erasures(Protocol):
-    """Erasures of users, which any process may go on with."""
+    """Erasures of users, which any process may continue."""
 
     async def begin(self, user_id: int) -> None:
         """Record the erasure of a disabled user, and delete what they have beside their jobs.
@@ -182,8 +183,8 @@ class Erasures(Protocol):
     async def close_audits(self, job_ids: Sequence[str]) -> None:
         """Close the audits and planted items that these jobs are, so that cancelling them leaves no copy for reviewers.
 
-        An audit without a verdict stays wrong in its error budget, as nobody can judge it any more. The digests of the
-        answers are deleted.
+        An audit without a verdict counts as wrong in its error budget, as nobody can judge it any more. The digests of
+        the answers are deleted.
         """
         ...
 
@@ -249,9 +250,10 @@ class Receipts(Protocol):
         ...
 
     async def rotate(self, *, is_lost: bool = False) -> KeyReceipt:
-        """Replace the signing key, and delete the old private key. Return the receipt of that, which the old key signs.
+        """Replace the signing key, and delete the old private key. Return the receipt that announces the new one.
 
-        With `is_lost`, the new key signs it. Raises Unreadable if the old key cannot be opened and is not `is_lost`.
+        The old key signs it, or with `is_lost` the new one. Raises Unreadable if the old key is needed, and the vault
+        cannot decrypt it.
         """
         ...
 

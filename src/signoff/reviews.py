@@ -45,7 +45,7 @@ class Reviews(Protocol):
         ...
 
     async def verdicts_of(self, reviewer: str, *, after: tuple[int, str] | None, limit: int) -> list[VoteRecord]:
-        """Return verdicts of a reviewer, the newest first; `after` is the time and the job of the last one before."""
+        """Return verdicts of a reviewer, newest first; `after` is the time and the job of the last one before."""
         ...
 
     async def decisions(self, job_ids: Sequence[str]) -> list[DecisionRecord]:

@@ -1,4 +1,4 @@
-"""Sources of settings besides pydantic's own: variables of other systems, the TOML file, and names with a mistake."""
+"""Sources of settings besides pydantic's own: variables of other systems and the TOML file; and misspelled names."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-# Of a queue in RabbitMQ and of a prefix in Redis; RabbitMQ takes at most 255 bytes.
+# Limit for a queue name in RabbitMQ, which takes at most 255 bytes, and for a prefix in Redis.
 MAX_NAME_LENGTH = 200
 PREFIX = "signoff_"
 # Variables that are read elsewhere than in the settings, without the prefix.

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     password_sign_in: bool = True
     """If false, people sign in by `oidc_issuer` or a one-time link (`signoff user link`) alone."""
     oidc_issuer: str | None = Field(None, pattern=r"^https?://[^\s?#]+$")
-    """Issuer of an OpenID Connect provider for signing in, such as https://sso.example.com/realms/main; none: none."""
+    """Issuer of the OpenID Connect provider, such as https://sso.example.com/realms/main; none: no provider."""
     oidc_client_id: str | None = Field(None, min_length=1)
     """Id of this server as a client of the provider; its redirect URI there is …/signin/oidc/callback."""
     oidc_client_secret: SecretStr | None = None
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
     """Seconds between comments that keep an idle stream open."""
 
     secret_key: SecretStr | None = None
-    """Keys that encrypt stored secrets, the newest first, separated by blanks; none: those in `secret_key_file`."""
+    """Keys that encrypt stored secrets, the newest first, separated by spaces; none: those in `secret_key_file`."""
     secret_key_file: Path | None = None
     """File with these keys, which every host needs; none: `secret.key` in `data_dir`, made at the first start."""
     webhook_secret: SecretStr | None = None
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
         names = [stream.name for stream in value]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"The name {name!r} must not be used by two streams.")
+                raise ValueError(f"The name {name!r} must not be used by two streams; rename one of them.")
         return value
 
     @field_validator("pass_headers")
@@ -372,7 +372,7 @@ def ignored_variables() -> list[str]:
 
 
 def _message(text: str) -> str:
-    """Return pydantic's message; of a check of ours, the message alone."""
+    """Return pydantic's message, without the words that it puts before the message of a validator."""
     return text.removeprefix("Value error, ")
 
 

@@ -1,9 +1,9 @@
 """Interface of the store: jobs and their transitions, people, prompts and pipelines, limits, usage, and change events.
 
 All times that a store writes and compares come from its database's clock: microseconds since 1970, UTC.
-`signoff.catalog`, `signoff.accounts` and `signoff.records` have the other parts of the interface. Any method may raise
-`Overloaded` if the database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL stores no
-NUL characters).
+`accounts`, `batches`, `budgets`, `catalog`, `records` and `reviews` have the other parts of the interface. Any method
+may raise `Overloaded` if the database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL
+stores no NUL characters).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Jobs(Protocol):
         """Insert a job that has ended already, with one event that stands for all `verbs`. Return it as committed.
 
         Use this for a job that may have been stored before: an earlier write may have been committed, although its
-        result is not known. Its id then keeps the store from storing it twice.
+        result is not known. As its id is unique, it is not stored twice.
         """
         ...
 
@@ -362,7 +362,7 @@ class Store(Protocol):
         ...
 
     async def versions(self) -> dict[str, int]:
-        """Return a number for each `CachedTopic`. It grows with each change, so a process knows if its copy is old."""
+        """Return a number for each `CachedTopic`. It grows with each change, so a process sees that its copy is old."""
         ...
 
     async def changed(self, topic: Topic, change: AuditChange | None = None) -> None:

@@ -104,7 +104,7 @@ def test_a_worker_over_its_memory_limit_restarts_and_loses_no_job(environment: d
             [actor] = actors(port, token, slow) | actors(port, token, later)
             assert actor.endswith(f":{worker.pid}")
             # and it restarted at most once for each claim of a large job
-            restarts = worker_output(tmp_path).count("it ends its jobs and restarts")
+            restarts = worker_output(tmp_path).count("it finishes its jobs")
             assert 1 <= restarts <= sum(verbs(port, token, job).count("claim") for job in large)
             assert worker_output(tmp_path).count("Working, ") == 1 + restarts
             worker.terminate()
@@ -119,7 +119,7 @@ def test_a_worker_that_is_stopped_during_a_restart_stops(environment: dict[str, 
         token = first_token(tmp_path)
         large = [submit(port, token, "echo/delay=60", "x" * LARGE_JOB_BYTES) for _ in range(LARGE_JOBS)]
         with running_worker(environment, tmp_path) as worker:
-            until(lambda: "it ends its jobs and restarts" in worker_output(tmp_path) or None)
+            until(lambda: "it finishes its jobs" in worker_output(tmp_path) or None)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(WAIT_SECONDS) == 0
         assert worker_output(tmp_path).count("Working, ") == 1
