@@ -44,7 +44,7 @@ async def migrate_by_next_version(url: str, tmp_path: Path, *, contracts: bool) 
 
 
 async def revision_of(store: SqlStore) -> str | None:
-    return await store._database.read(lambda conn, _: migrations.current(conn))
+    return await store._database.read(lambda conn, _: migrations.current_revision(conn))
 
 
 async def test_code_goes_on_and_starts_with_a_schema_that_the_next_version_has_expanded(

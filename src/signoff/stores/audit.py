@@ -49,6 +49,6 @@ class SqlAudit:
 
 
 def record(tx: Tx, actor: Actor, change: AuditChange) -> None:
-    """Add an entry in the transaction of the change. Take `actor` before the transaction: it runs in other contexts."""
+    """Add an entry in the transaction of the change. Read `actor` before that, as it may run in another thread."""
     values = {name: getattr(change, name) for name in AuditChange.__struct_fields__}
     tx.conn.execute(sa.insert(audit).values(at=tx.now, actor=actor.name, client=actor.client, **values))

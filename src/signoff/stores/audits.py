@@ -109,7 +109,7 @@ def _close_audit(tx: Tx, job: Job, verb: str) -> None:
 
 
 def close_unjudged(tx: Tx, job_ids: Sequence[str]) -> None:
-    """Close the audits of jobs that are erased, as wrong; forget their digests, and which of them were planted."""
+    """Close the audits of jobs that are erased as wrong; delete the digests, and the marks of planted items."""
     for job_id in job_ids:
         for audit in tx.conn.execute(_OPEN_AUDIT, {"audited": job_id}).all():
             tx.conn.execute(_CLOSE_AUDIT, {"audited": job_id, "verdict": True, "at": tx.now})
@@ -171,6 +171,6 @@ _CLOSE_AUDIT = (
     .values(
         is_wrong=sa.bindparam("verdict", type_=sa.Boolean),
         closed_at=sa.bindparam("at", type_=sa.BigInteger),
-        digest="",  # of no use any more, and one of contents without a salt
+        digest="",  # not needed any more, and without a salt, so that it could confirm a guess of the answer
     )
 )

@@ -28,7 +28,7 @@ from signoff.stores.archive import (
     members,
 )
 from signoff.stores.clock import now_us
-from signoff.stores.migrations import MIN_COMPATIBLE, check_schema, current, is_known, migrate_schema
+from signoff.stores.migrations import MIN_COMPATIBLE, check_schema, current_revision, is_known, migrate_schema
 from signoff.stores.schema import metadata
 from signoff.stores.statements import insert_rows, insert_statement
 
@@ -51,7 +51,7 @@ def save(conn: Connection, archive: ArchiveWriter, *, key: bytes | None) -> Mani
     return Manifest(
         format=FORMAT,
         signoff=__version__,
-        revision=current(conn) or "",
+        revision=current_revision(conn) or "",
         made_at=format_time(now),
         tables={str(table.name): _save_table(conn, table, archive) for table in metadata.sorted_tables},
         members=archive.members,
@@ -105,7 +105,7 @@ def _reflect_tables(conn: Connection) -> dict[str, sa.Table]:
 
 def _check_target(conn: Connection, tables: dict[str, sa.Table], manifest: Manifest) -> None:
     """Raise BadBackup unless the database is empty, and has the revision and the tables of the backup."""
-    if (revision := current(conn)) != manifest.revision:
+    if (revision := current_revision(conn)) != manifest.revision:
         raise BadBackup(f"The database has schema {revision}, the backup {manifest.revision}; use an empty database.")
     for name, table in tables.items():
         if name != "versions" and conn.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():

@@ -69,8 +69,8 @@ class SqlBatches:
 
         def renew(tx: Tx) -> set[str]:
             until = tx.now + round(lease_seconds * SECOND)
-            held = sa.tuple_(batches.c.id, batches.c.lease).in_(list(leases.items()))
-            update = sa.update(batches).where(batches.c.id.in_(leases), held).values(lease_until=until)
+            is_leased = sa.tuple_(batches.c.id, batches.c.lease).in_(list(leases.items()))
+            update = sa.update(batches).where(batches.c.id.in_(leases), is_leased).values(lease_until=until)
             return set(tx.conn.execute(update.returning(batches.c.id)).scalars())
 
         return await self._database.write(renew) if leases else set()
@@ -81,9 +81,9 @@ class SqlBatches:
         def release(tx: Tx) -> int:
             due_at = tx.now + round(after_seconds * SECOND)
             # A cancellation meanwhile has made it due at once, and must not wait.
-            is_waiting = sa.case((batches.c.status == "cancelling", tx.now), else_=due_at)
+            next_due = sa.case((batches.c.status == "cancelling", tx.now), else_=due_at)
             update = sa.update(batches).where(batches.c.id == batch_id, batches.c.lease == lease)
-            return tx.conn.execute(update.values(lease=None, lease_until=None, due_at=is_waiting)).rowcount
+            return tx.conn.execute(update.values(lease=None, lease_until=None, due_at=next_due)).rowcount
 
         await self._database.write(release)
 
@@ -243,8 +243,8 @@ def _read_page(conn: Connection, filters: BatchFilter) -> Page[Batch]:
 
 
 def _page_statement(filters: BatchFilter) -> sa.Select[Any]:
-    """Return a query for a page of batches, and one more."""
-    query = sa.select(*_COLUMNS).where(batches.c.api == filters.api, _is_of(filters))
+    """Return a query for a page of batches, and one more, which tells if another page follows."""
+    query = sa.select(*_COLUMNS).where(batches.c.api == filters.api, _owner_condition(filters))
     if filters.after_id is not None:
         query = query.where(batches.c.id < filters.after_id)
     if filters.before_id is not None:
@@ -253,8 +253,8 @@ def _page_statement(filters: BatchFilter) -> sa.Select[Any]:
     return query.order_by(order).limit(filters.limit + 1)
 
 
-def _is_of(filters: BatchFilter) -> sa.ColumnElement[bool]:
-    """Return the condition of an owner; for all owners, the range of ids of the API, by which the ids begin."""
+def _owner_condition(filters: BatchFilter) -> sa.ColumnElement[bool]:
+    """Return the condition of an owner; for all owners, the range of the API's ids: `batch_…` or `msgbatch_…`."""
     if filters.user_id is not None:
         return batches.c.user_id == filters.user_id
     return batches.c.id < "m" if filters.api == "openai" else batches.c.id > "m"
@@ -264,9 +264,9 @@ def _change(
     tx: Tx, batch_id: str, lease: str | None, status: BatchStatus, changes: Mapping[str, Any], *conditions: Any
 ) -> Batch:
     """Update a batch under its lease, and return it. Raises Stale before anything is written."""
-    has_lease = batches.c.lease == sa.literal(lease, sa.Text)  # of None, nothing has it
-    is_held = (batches.c.id == batch_id, has_lease, batches.c.status == status, *conditions)
-    row = tx.conn.execute(sa.update(batches).where(*is_held).values(**changes).returning(*_COLUMNS)).one_or_none()
+    has_lease = batches.c.lease == sa.literal(lease, sa.Text)  # no row if `lease` is None: NULL equals nothing
+    is_leased = (batches.c.id == batch_id, has_lease, batches.c.status == status, *conditions)
+    row = tx.conn.execute(sa.update(batches).where(*is_leased).values(**changes).returning(*_COLUMNS)).one_or_none()
     if row is None:
         raise Stale(f"The batch {batch_id} is not {status} under this lease any more.")
     tx.changes.append(("batch", batch_id))
@@ -305,9 +305,9 @@ def _claim(tx: Tx, lease: str, limit: int, lease_seconds: float) -> list[Batch]:
 
 
 def _cancel_lines(tx: Tx, batch: Batch, error: JobError, actor: str, limit: int) -> int:
-    is_held = (batches.c.id == batch.id) & (batches.c.lease == sa.literal(batch.lease, sa.Text))
-    if tx.conn.execute(sa.select(batches.c.id).where(is_held).with_for_update()).first() is None:
-        raise Stale(f"The batch {batch.id} has another lease.")
+    is_leased = (batches.c.id == batch.id) & (batches.c.lease == sa.literal(batch.lease, sa.Text))
+    if tx.conn.execute(sa.select(batches.c.id).where(is_leased).with_for_update()).first() is None:
+        raise Stale(f"The batch {batch.id} has another lease, or was deleted.")
     request = TransitionRequest(verb="cancel", actor=actor, changes={"error": error})
     ids = tx.conn.execute(_OPEN_JOBS, {"batch": batch.id, "limit": limit}).scalars().all()
     for job_id in ids:

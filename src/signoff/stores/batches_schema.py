@@ -18,7 +18,7 @@ files = sa.Table(
     sa.Column("size_bytes", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
-    # Since when it does not exist for its owner; its blob is deleted afterwards.
+    # Time at which the owner deleted it; its blob is deleted afterwards.
     sa.Column("deleted_at", sa.BigInteger),
 )
 sa.Index("files_by_user", files.c.user_id, files.c.created_at, files.c.id)

@@ -31,7 +31,7 @@ from signoff.stores.statements import insert_into
 from signoff.stores.transitions import SECOND, add_copy
 from signoff.stores.writer import Tx
 
-# A transaction that takes passes deletes no more leases, so that it stays short.
+# Maximum number of leases that a transaction which takes passes also deletes, so that it stays short.
 MAX_RETURNED_LEASES = 500
 _NOTHING = PassGrant(period=None, number=0)
 _STORED = [column.name for column in budget_periods.c]
@@ -148,7 +148,7 @@ def _take(tx: Tx, request: PassRequest) -> PassGrant:
         if request.version <= newest.version:
             return _NOTHING
         _end_all(tx, newest)
-    number = _present(tx.conn, request.policy, request.group, newest, request.terms.per)
+    number = _present_number(tx.conn, request.policy, request.group, newest, request.terms.per)
     if number is None and request.group is not None and _count_groups(tx.conn, request.policy) >= MAX_GROUPS:
         return _NOTHING
     period = _begin_first(tx, request, newest) if number is None else _period_of(tx.conn, request.policy, number)
@@ -174,7 +174,7 @@ def _lock_newest(tx: Tx, policy: str) -> BudgetPeriod | None:
     return _period_of(tx.conn, policy, number) if number else None
 
 
-def _present(
+def _present_number(
     conn: Connection, policy: str, group: str | None, newest: BudgetPeriod | None, per: str | None
 ) -> int | None:
     """Return the number of the present period of a group, or of the budget for all; None if it has none."""
@@ -207,15 +207,16 @@ def _add(tx: Tx, period: BudgetPeriod) -> BudgetPeriod:
     if period.group is not None:
         row = {"policy": period.policy, "group": period.group, "period": period.number}
         insert = insert_into(budget_groups, tx.conn.dialect.name).values(row)
-        is_present = {"period": insert.excluded.period}
-        tx.conn.execute(insert.on_conflict_do_update(index_elements=["policy", "group"], set_=is_present))
+        changes = {"period": insert.excluded.period}
+        tx.conn.execute(insert.on_conflict_do_update(index_elements=["policy", "group"], set_=changes))
     return period
 
 
 def _return_lapsed(tx: Tx, period: BudgetPeriod) -> tuple[int, int]:
-    """Count leases that are used up or have lapsed; return the passes of the others that are not used, and are.
+    """Delete leases that are used up or have lapsed, and add their used passes to their periods.
 
-    A lease that a transition uses at this moment is locked, and left alone.
+    Return the unused and the used passes of the other leases of `period`. A lease that a transition uses at this moment
+    is locked, and left alone.
     """
     is_over = (budget_leases.c.until < tx.now) | (budget_leases.c.used >= budget_leases.c.granted)
     of_policy = budget_leases.c.policy == period.policy
@@ -234,7 +235,7 @@ def _return_lapsed(tx: Tx, period: BudgetPeriod) -> tuple[int, int]:
 
 
 def _passes_of(conn: Connection, period: BudgetPeriod) -> tuple[int, int]:
-    """Return the passes of the leases of the period that are not used, and those that are."""
+    """Return the numbers of unused and of used passes of the leases of the period."""
     of_period = (budget_leases.c.policy == period.policy) & (budget_leases.c.period == period.number)
     granted, used = (sa.func.coalesce(sa.func.sum(budget_leases.c[name]), 0) for name in ("granted", "used"))
     row = conn.execute(sa.select(granted.label("granted"), used.label("used")).where(of_period)).one()
@@ -265,7 +266,7 @@ def _end_all(tx: Tx, newest: BudgetPeriod) -> int:
 
 def _restart(tx: Tx, policy: str, group: str | None, actor: Actor) -> BudgetPeriod | None:
     newest = _lock_newest(tx, policy)
-    number = _present(tx.conn, policy, group, newest, None)
+    number = _present_number(tx.conn, policy, group, newest, None)
     if number is None:
         return None
     period = _period_of(tx.conn, policy, number)
@@ -290,7 +291,7 @@ def restart_change(old: BudgetPeriod, new: BudgetPeriod) -> AuditChange:
 
 
 def groups_restart_change(policy: str, number: int) -> AuditChange:
-    """Return the entry of the audit log for the end of the periods of all groups, whose number is given."""
+    """Return the entry of the audit log for the end of the present periods of all groups; `number` is their number."""
     before, after = {"groups": number}, {"groups": 0}
     return AuditChange(action="budget_restarted", subject=f"policy:{policy}", before=before, after=after)
 
@@ -305,7 +306,7 @@ def _read_period(conn: Connection, policy: str, group: str | None) -> BudgetPeri
         query = sa.select(budgets.c.period).where(budgets.c.policy == policy)
         number = conn.execute(query).scalar_one_or_none()
     else:
-        number = _present(conn, policy, group, None, None)
+        number = _present_number(conn, policy, group, None, None)
     if number is None:
         return None
     period = _period_of(conn, policy, number)

@@ -7,10 +7,10 @@ from signoff.stores.writer import Tx
 
 
 def add_created_objects(tx: Tx, job: Job) -> None:
-    """Record the parts of an answer that created an object at the upstream, such as the items of a response.
+    """Record the objects that the upstream stores as parts of an answer, such as the items of a response.
 
-    The object itself is in the job's row. It is recorded too while the answer is held, because an answer that is sent
-    back is followed by another one, whose object takes its place in the row.
+    The object of the answer itself is in the job's row. It is recorded here too while the answer is held, because the
+    answer that follows one that was sent back takes its place in the row.
     """
     if job.upstream_object_id is None or job.response is None:
         return

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Read = Callable[[Connection, Callable[[], int]], T]
 """A function of a connection and of the database's clock, in microseconds since 1970."""
 
-# Operations that wait, and operations of one transaction.
+# Maximum numbers of operations that wait, and of operations in one transaction.
 WAITING_LIMIT = 10_000
 GROUP_LIMIT = 500
 WRITE_TIMEOUT_SECONDS = 30.0

@@ -21,7 +21,7 @@ _NAMES = tuple(column.name for column in EVERY_COLUMN)
 
 
 class SqlDeliveries:
-    """Deliveries in a SQL database; see `store.Deliveries`."""
+    """Deliveries in a SQL database; see `records.Deliveries`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class SqlDeliveries:
         busy: Mapping[str, int],
         lease_seconds: float,
     ) -> list[Delivery]:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
 
         def claim(tx: Tx) -> list[Delivery]:
             full = [host for host, count in busy.items() if count >= limit_per_host]
@@ -48,30 +48,30 @@ class SqlDeliveries:
         return await self._database.write(claim)
 
     async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
         return await self._database.write(lambda tx: _settle(tx, delivery_id, lease, outcome))
 
     async def depths(self, *, at_most: int) -> list[DeliveryDepth]:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
         return await self._database.read(lambda conn, now: _read_depths(conn, now(), at_most))
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
         row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"delivery": delivery_id}).one_or_none())
         return None if row is None else _delivery_of(row)
 
     async def of_job(self, job_id: str) -> list[Delivery]:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_OF_JOB, {"job": job_id}).all())
         return [_delivery_of(row) for row in rows]
 
     async def failed(self, limit: int) -> list[Delivery]:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_GIVEN_UP, {"limit": limit}).all())
         return [_delivery_of(row) for row in rows]
 
     async def redeliver(self, delivery_id: str) -> Delivery:
-        """See `store.Deliveries`."""
+        """See `records.Deliveries`."""
 
         def make_due(tx: Tx) -> Delivery:
             row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()

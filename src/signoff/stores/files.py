@@ -132,22 +132,21 @@ def _read_page(conn: Connection, filters: FileFilter, now: int) -> Page[StoredFi
 def _garbage(conn: Connection, now: int, limit: int) -> list[StoredFile]:
     """Return files to purge: each condition has an index of its own."""
     is_read = sa.exists().where(batches.c.input_file_id == files.c.id, IS_UNENDED)
-    is_garbage = (
+    conditions = (
         files.c.deleted_at.is_not(None),
         files.c.expires_at.is_not(None) & (files.c.expires_at <= now),
         files.c.size_bytes.is_(None) & (files.c.created_at < now - UPLOAD_US),
     )
-    found_files = dict[str, StoredFile]()
-    for condition in is_garbage:
-        query = sa.select(*_COLUMNS).where(condition, ~is_read).limit(limit - len(found_files))
-        found_files |= {row.id: _file_of(row) for row in conn.execute(query)}
-    return list(found_files.values())
+    garbage = dict[str, StoredFile]()
+    for condition in conditions:
+        query = sa.select(*_COLUMNS).where(condition, ~is_read).limit(limit - len(garbage))
+        garbage |= {row.id: _file_of(row) for row in conn.execute(query)}
+    return list(garbage.values())
 
 
 def _erase(tx: Tx, user_id: int) -> int:
     """Delete the files and batches of a user, and return the number of rows of files that are left."""
-    of_user = sa.select(batches.c.id, batches.c.output_seconds).where(batches.c.user_id == user_id)
-    ids = [row.id for row in tx.conn.execute(of_user)]
+    ids = tx.conn.execute(sa.select(batches.c.id).where(batches.c.user_id == user_id)).scalars().all()
     if ids:
         tx.conn.execute(sa.delete(batches).where(batches.c.id.in_(ids)))
         tx.conn.execute(sa.delete(deliveries).where(deliveries.c.job_id.in_(ids)))

@@ -84,7 +84,7 @@ class SqlJobs:
             if existing is not None:
                 return existing
             _take_result_key(tx, job)
-            return _reserve_names(tx, insert(tx))
+            return _add_unique_keys(tx, insert(tx))
 
         if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
@@ -305,13 +305,13 @@ def _take_result_key(tx: Tx, job: Job) -> None:
     tx.conn.execute(_FREE_KEY, {"user": ALL_USERS, "key": key, "job": existing.id})
 
 
-def _reserve_names(tx: Tx, job: Job) -> Job:
+def _add_unique_keys(tx: Tx, job: Job) -> Job:
     """Add the keys of `job` that are unique, and send all added rows, so that later operations of this group find them.
 
     These are its idempotency key, and its key in Redis, which all users share.
     """
-    names = ((job.user_id, job.idempotency_key), (ALL_USERS, result_key_of(job)))
-    for user_id, key in names:
+    keys = ((job.user_id, job.idempotency_key), (ALL_USERS, result_key_of(job)))
+    for user_id, key in keys:
         if key is not None:
             tx.add(used_keys, {"user_id": user_id, "key": key, "job_id": job.id})
     tx.flush()

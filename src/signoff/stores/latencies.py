@@ -51,21 +51,21 @@ def latencies_statement(query: LatencyQuery) -> sa.Select[Any]:
         conditions += [] if query.user_id is None else [table.c.user_id == query.user_id]
         columns = [table.c[name] for name in ("model", "exponent", *LATENCY_COLUMNS)]
         parts.append(sa.select(time.label("hour"), *columns).where(*conditions))
-    usage = sa.union_all(*parts).subquery("latency")
-    group = _group(query, usage).label("by")
-    sums = [sa.cast(sa.func.sum(usage.c[name]), sa.BigInteger).label(name) for name in LATENCY_COLUMNS]
-    keys = [usage.c.exponent] if query.by is None else [group, usage.c.exponent]
-    return sa.select(group, usage.c.exponent, *sums).group_by(*keys)
+    latencies = sa.union_all(*parts).subquery("latency")
+    group = _group(query, latencies).label("by")
+    sums = [sa.cast(sa.func.sum(latencies.c[name]), sa.BigInteger).label(name) for name in LATENCY_COLUMNS]
+    keys = [latencies.c.exponent] if query.by is None else [group, latencies.c.exponent]
+    return sa.select(group, latencies.c.exponent, *sums).group_by(*keys)
 
 
-def _group(query: LatencyQuery, usage: sa.Subquery) -> ColumnElement[Any]:
+def _group(query: LatencyQuery, latencies: sa.Subquery) -> ColumnElement[Any]:
     match query.by:
         case None:
             return sa.null()
         case "day":
-            return usage.c.hour // DAY_US * DAY_US
+            return latencies.c.hour // DAY_US * DAY_US
         case name:
-            return usage.c[name]
+            return latencies.c[name]
 
 
 def rows_of(buckets: Sequence[sa.RowMapping]) -> list[LatencyRow]:

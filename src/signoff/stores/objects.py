@@ -24,17 +24,17 @@ _HELD = sa.select(held_objects.c.object_id).where(held_objects.c.object_id.in_(_
 
 
 class SqlUpstreamObjects:
-    """Objects of upstreams in a SQL database; see `store.UpstreamObjects`."""
+    """Objects of upstreams in a SQL database; see `catalog.UpstreamObjects`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def creators(self, object_ids: Sequence[str]) -> dict[str, Job]:
-        """See `store.UpstreamObjects`."""
+        """See `catalog.UpstreamObjects`."""
         return await self._database.read(lambda conn, _: _creators(conn, object_ids))
 
     async def held(self, object_ids: Sequence[str]) -> set[str]:
-        """See `store.UpstreamObjects`."""
+        """See `catalog.UpstreamObjects`."""
 
         def read(conn: Connection, _: object) -> set[str]:
             return {row.object_id for ids in batches(object_ids) for row in conn.execute(_HELD, {"ids": ids})}
@@ -42,7 +42,7 @@ class SqlUpstreamObjects:
         return await self._database.read(read)
 
     async def hold(self, object_ids: Sequence[str]) -> None:
-        """See `store.UpstreamObjects`."""
+        """See `catalog.UpstreamObjects`."""
 
         def hold(tx: Tx) -> None:
             for object_id in object_ids:

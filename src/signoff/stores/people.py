@@ -108,7 +108,7 @@ class SqlPeople:
 
     async def user_of_account(self, issuer: str, subject: str) -> User | None:
         """See `accounts.People`."""
-        return await self._database.read(lambda conn, _: _bound(conn, issuer, subject))
+        return await self._database.read(lambda conn, _: _user_of_account(conn, issuer, subject))
 
     async def sign_in(self, account: ProviderAccount, settings: ProviderSettings) -> User:
         """See `accounts.People`."""
@@ -130,7 +130,7 @@ class SqlPeople:
         def bind(tx: Tx) -> None:
             lock(tx, "people")
             user = User(**tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one())
-            if (other := _bound(tx.conn, issuer, subject)) is not None:
+            if (other := _user_of_account(tx.conn, issuer, subject)) is not None:
                 raise Conflict(f"The account is bound to {other.email} already; unbind it first.")
             if _has_account(tx.conn, user_id, issuer):
                 raise Conflict(f"{user.email} is bound to another account already; unbind it first.")
@@ -148,7 +148,7 @@ class SqlPeople:
             accounts = [(row.issuer, row.subject) for row in tx.conn.execute(query).all()]
             if accounts:
                 tx.conn.execute(sa.delete(provider_accounts).where(of_user))
-                _end(tx, user_id)
+                _end_sessions(tx, user_id)
                 email = tx.conn.execute(sa.select(users.c.email).where(users.c.id == user_id)).scalar_one()
                 record(tx, actor, accounts_unbound(email, accounts))
                 bump(tx, "people")
@@ -182,7 +182,7 @@ class SqlPeople:
             bump(tx, "people")  # before the user is read: it waits for a change of the user to commit
             if kind == "session":
                 _check_unchanged(tx, user_id, password_hash)
-            _end(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
+            _end_sessions(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
             values["cache"] = cache
             values["key_id"] = key_id
@@ -252,7 +252,7 @@ class SqlPeople:
 
         def end(tx: Tx) -> int:
             bump(tx, "people")
-            if count := _end(tx, user_id):
+            if count := _end_sessions(tx, user_id):
                 email = tx.conn.execute(sa.select(users.c.email).where(users.c.id == user_id)).scalar_one()
                 record(tx, actor, sessions_ended(email, count))
             return count
@@ -303,8 +303,8 @@ def _create(tx: Tx, email: str, role: Role, password_hash: str | None) -> User:
 
 
 def _admit(tx: Tx, actor: Actor, account: ProviderAccount, settings: ProviderSettings) -> User:
-    """Return the user of an account that signs in; see `accounts.People.admit`."""
-    bound, email = _bound(tx.conn, account.issuer, account.subject), account.email
+    """Return the user of an account that signs in; see `accounts.People.sign_in`."""
+    bound, email = _user_of_account(tx.conn, account.issuer, account.subject), account.email
     query = sa.select(*_USER).where(users.c.email == email)
     row = None if email is None else tx.conn.execute(query).mappings().one_or_none()
     namesake = User(**row) if row else None
@@ -331,7 +331,7 @@ def _bind(tx: Tx, actor: Actor, user: User, account: ProviderAccount, *, is_new:
     bump(tx, "people")
 
 
-def _bound(conn: sa.Connection, issuer: str, subject: str) -> User | None:
+def _user_of_account(conn: sa.Connection, issuer: str, subject: str) -> User | None:
     """Return the user to whom an account is bound."""
     of_account = (provider_accounts.c.issuer == issuer, provider_accounts.c.subject == subject)
     query = sa.select(*_USER).join(provider_accounts, provider_accounts.c.user_id == users.c.id).where(*of_account)
@@ -345,7 +345,7 @@ def _has_account(conn: sa.Connection, user_id: int, issuer: str) -> bool:
 
 
 def _change(tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
-    """Change what is not None, and end the sessions that rest on what the user loses. Raises Conflict."""
+    """Change what is not None; end the sessions of a user who loses rights or gets a new password. Raises Conflict."""
     role, active, password_hash = new.role or user.role, new.active, new.password_hash
     active = user.active if active is None else active
     _check_admin_is_left(tx, user, is_admin=active and role == "admin")
@@ -354,7 +354,7 @@ def _change(tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
     changed = User(**tx.conn.execute(update).mappings().one())
     has_new_password = password_hash is not None and password_hash != user.password_hash
     if has_new_password or has_fewer_rights(role, user.role) or not active:
-        _end(tx, user.id)
+        _end_sessions(tx, user.id)
     record(tx, actor, change_of("user", user.email, user, changed))
     bump(tx, "people")
     return changed
@@ -376,7 +376,7 @@ def _check_unchanged(tx: Tx, user_id: int, password_hash: str | None) -> None:
         raise Conflict("The user was disabled, or got a new password, meanwhile.")
 
 
-def _end(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:
+def _end_sessions(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:
     """Deactivate sessions and sign-in links of a user, those that meet the conditions; return their number."""
     update = sa.update(tokens).where(tokens.c.user_id == user_id, _OF_SIGN_IN, tokens.c.active, *conditions)
     return tx.conn.execute(update.values(active=False)).rowcount

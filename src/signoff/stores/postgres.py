@@ -43,7 +43,7 @@ WRITE_SECONDS = 10.0
 COUNTER_STATUS_SECONDS = 3600.0
 CLOSE_SECONDS = 2.0
 RETRY_SECONDS = 0.1
-MIGRATION_LOCK = 0x5169_6E6F
+MIGRATION_LOCK = 0x5169_6E6F  # key of an advisory lock; all versions must use the same
 # While a migration waits for the lock of a table, all others who need the table wait behind it.
 TABLE_LOCK_SECONDS = 2.0
 TABLE_LOCK_PAUSE_SECONDS = 1.0
@@ -193,7 +193,7 @@ class Postgres:
             self._is_pooled = await is_behind_pooler(self._address)
         return self._is_pooled
 
-    def _open_engines(self) -> "_Engines":
+    def _open_engines(self) -> _Engines:
         if self._engines is None:
             raise Overloaded("The database was not opened.")
         return self._engines

@@ -12,12 +12,12 @@ from signoff.core.backlog import JobQueueDepth
 from signoff.core.job import PRIORITIES
 from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
+from signoff.stores.transitions import SECOND
 
 # Users of one priority whose oldest job is looked at.
 MAX_VISITED = 256
 # Owner of the jobs of callers without a user.
 NO_OWNER = "none"
-SECOND = 1_000_000
 _LATER = jobs.c.lane == sa.literal_column("'later'", sa.Text)
 _NOW, _LIMIT = sa.bindparam("now", type_=sa.BigInteger), sa.bindparam("limit", type_=sa.Integer)
 _PRIORITY = sa.bindparam("of_priority", type_=sa.Integer)

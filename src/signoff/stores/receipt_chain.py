@@ -38,7 +38,7 @@ class ReceiptChain:
         self._seq, self._hash = (0, FIRST_HASH) if last is None else (last.seq, last.hash)
         row = tx.conn.execute(NEWEST_KEY).one_or_none()
         self._number = 0 if row is None else row.number
-        self._old: Ed25519PrivateKey | None = None if row is None or is_lost else open_key(tx, row)
+        self._private_key: Ed25519PrivateKey | None = None if row is None or is_lost else open_key(tx, row)
         self.key_id = None if row is None else key_id(row.public_key)
         if row is None:
             self.change_key()
@@ -50,9 +50,9 @@ class ReceiptChain:
 
     @property
     def _key(self) -> Ed25519PrivateKey:
-        if self._old is None:
+        if self._private_key is None:
             raise RuntimeError("the chain has no open key")
-        return self._old
+        return self._private_key
 
     def place(self) -> dict[str, Any]:
         """Return the fields of `Link` for the next receipt."""
@@ -73,13 +73,13 @@ class ReceiptChain:
         """Create a key, announce it by a receipt, and delete the private key before it."""
         new_key, sealed = _signer(self._tx).create()
         public_key = new_key.public_key().public_bytes_raw()
-        self._old = self._old or new_key
+        self._private_key = self._private_key or new_key
         receipt = KeyReceipt(**self.place(), new_key=key_id(public_key), public_key=encode_key(public_key))
         self.append(receipt)
         self._tx.conn.execute(sa.update(receipt_keys).values(sealed=b""))
         row = {"number": self._number + 1, "public_key": public_key, "sealed": sealed, "created_at": self._tx.now}
         self._tx.conn.execute(sa.insert(receipt_keys).values(row))
-        self._number, self._old, self.key_id = self._number + 1, new_key, receipt.new_key
+        self._number, self._private_key, self.key_id = self._number + 1, new_key, receipt.new_key
         return receipt
 
 

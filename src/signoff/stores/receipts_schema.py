@@ -38,7 +38,7 @@ receipt_salts = sa.Table(
 )
 
 _ADDED: tuple[str, ...] = ("delivered", "planted", "caught", "own_approvals", "own_redos", "own_rejections")
-# Servers of before do not write these sums.
+# Servers of an earlier version do not write these sums.
 _DEFAULTS: dict[str, str] = dict.fromkeys((*_ADDED, "other_approvals", "other_redos", "other_rejections"), "0")
 review_hours = sa.Table(
     "review_hours",

@@ -46,16 +46,16 @@ class SqlReviewQueues:
     async def put(self, queue: ReviewQueue) -> None:
         """See `reviews.ReviewQueues`."""
         actor = current_actor()
-        named = review_queues.c.name == queue.name
+        is_queue = review_queues.c.name == queue.name
 
         def put(tx: Tx) -> None:
             lock(tx, "people")
-            old = tx.conn.execute(sa.select(review_queues.c.queue).where(named)).scalar_one_or_none()
+            old = tx.conn.execute(sa.select(review_queues.c.queue).where(is_queue)).scalar_one_or_none()
             if old is None:
                 _check_number(tx)
                 tx.conn.execute(sa.insert(review_queues).values(name=queue.name, queue=queue, reported_until=tx.now))
             else:
-                tx.conn.execute(sa.update(review_queues).where(named).values(queue=queue))
+                tx.conn.execute(sa.update(review_queues).where(is_queue).values(queue=queue))
             tx.conn.execute(sa.delete(review_queue_members).where(review_queue_members.c.queue == queue.name))
             members = [{"member": member, "queue": queue.name} for member in queue.members]
             if members:

@@ -156,7 +156,7 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
 
 
 def _old(filters: ReviewFilter, now: int, held_at: ColumnElement[int]) -> list[ColumnElement[bool]]:
-    """Return the condition that an answer was held long enough; none without one."""
+    """Return the condition that an answer was held for `min_age_seconds`; an empty list if that is None."""
     return [] if filters.min_age_seconds is None else [held_at <= now - round(filters.min_age_seconds * SECOND)]
 
 

@@ -1,4 +1,4 @@
-"""The tables, for both SQLite and PostgreSQL. Times are microseconds since 1970, UTC."""
+"""The tables that no other `…_schema.py` has, for SQLite and PostgreSQL. Times are microseconds since 1970, UTC."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""All sealed secrets, in SQL: upstream keys, webhook secrets of jobs, and addresses of brokers."""
+"""All sealed secrets, in SQL: upstream keys, webhook secrets of jobs, addresses of brokers, and keys of receipts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -130,7 +130,7 @@ def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
 
 
 def _replace_in_stream(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
-    """Replace the address of a stream, and notify: the copies of other processes can be unsealed for a while only."""
+    """Replace the address of a stream, and notify: other processes can decrypt their copies for a while only."""
     lock(tx, "streams")
     is_stream = streams.c.name == old.id
     stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(is_stream)).scalar_one_or_none()

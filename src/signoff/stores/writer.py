@@ -28,7 +28,7 @@ T = TypeVar("T")
 SHARDS = 16
 # How long a deferred operation waits for others.
 GATHER_SECONDS = 0.01
-# Callers of logged calls have their answers, so a crash loses at most this many rows.
+# Maximum number of calls whose callers have their answers and whose rows are not committed: a crash loses these.
 MAX_DEFERRED = 512
 RETRY_SECONDS = 0.1
 log = structlog.get_logger()
@@ -126,6 +126,7 @@ class Pending(NamedTuple):
     """An operation that waits for a transaction."""
 
     operation: Operation
+    """The function to run in the transaction."""
     done: asyncio.Future[Any]
     """The future of its result."""
     is_deferred: bool = False
@@ -210,7 +211,7 @@ class Writer:
         for timer, waiting in self._repeats.items():
             timer.cancel()
             if self._waiting.full():
-                _tell(waiting.done, Overloaded("The database was closed."))
+                _set_result(waiting.done, Overloaded("The database was closed."))
             else:
                 self._waiting.put_nowait(waiting)
         self._repeats.clear()
@@ -258,7 +259,7 @@ class Writer:
                 await self._flush(group)
             except Exception as error:  # noqa: BLE001 -- the next writes must go on, for example if a log raises
                 for waiting in group:
-                    _tell(waiting.done, error)
+                    _set_result(waiting.done, error)
             if self._closed:
                 await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
                 self._is_due.set()
@@ -273,7 +274,7 @@ class Writer:
         return group
 
     async def _flush(self, group: Sequence[Pending]) -> None:
-        """Commit the operations as one group, and tell their results."""
+        """Commit the operations as one group, and set their results."""
         pending = [waiting for waiting in group if not waiting.done.cancelled()]
         pending.sort(key=lambda waiting: (waiting.lock_key is None, waiting.lock_key))
         results = await self._commit(pending) if pending else []
@@ -283,9 +284,9 @@ class Writer:
             if waiting.is_deferred and isinstance(result, Overloaded) and not self._closed:
                 self._repeat(waiting)
             elif waiting.is_repeated and isinstance(result, IntegrityError):
-                _tell(waiting.done, None)  # it was committed before, although its result was lost
+                _set_result(waiting.done, None)  # it was committed before, although its result was lost
             else:
-                _tell(waiting.done, result)
+                _set_result(waiting.done, result)
                 if isinstance(result, Exception) and not isinstance(result, SignoffError):
                     faults.append(result)
         for error in faults:
@@ -346,7 +347,7 @@ def _run_one(tx: Tx, operation: Operation) -> Any:
         return error
 
 
-def _tell(done: asyncio.Future[Any], result: Any) -> None:
+def _set_result(done: asyncio.Future[Any], result: Any) -> None:
     """Set the result of an operation, or its error, unless its caller has left."""
     if done.done():
         return

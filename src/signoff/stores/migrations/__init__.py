@@ -20,7 +20,7 @@ log = structlog.get_logger()
 MIN_COMPATIBLE = "min_compatible_schema"
 """Topic of the row of the table `versions` with the number of the oldest revision whose code works with the schema."""
 _FOLDER = Path(__file__).parent
-# All revisions, oldest first. Each is the number at the beginning of its file's name.
+# All revisions, oldest first. Each is the number at the beginning of its file's name; some numbers were never used.
 _REVISIONS = sorted(path.name.partition("_")[0] for path in (_FOLDER / "versions").glob("[0-9]*.py"))
 # For each migration that contracts the schema, the oldest revision whose code works after it.
 _CONTRACTIONS: dict[str, str] = {}
@@ -35,7 +35,7 @@ def migrate_schema(conn: sa.Connection, revision: str | None = None) -> None:
     does not know.
     """
     newest = _REVISIONS[-1]
-    revision, present = revision or newest, current(conn)
+    revision, present = revision or newest, current_revision(conn)
     if present is not None and not is_known(present):
         _check_fits(conn, present)
         log.info("schema_is_newer", schema=present, code=newest, effect="there is nothing to migrate")
@@ -57,7 +57,7 @@ def check_schema(conn: sa.Connection, *, must_be_own: bool = False) -> None:
 
     It works with the newest schema that it knows, and with newer ones that were only expanded; not if `must_be_own`.
     """
-    revision, newest = current(conn), _REVISIONS[-1]
+    revision, newest = current_revision(conn), _REVISIONS[-1]
     if revision is None:
         raise SchemaOutdated("The database is empty. Run: signoff migrate")
     _check_fits(conn, revision)
@@ -74,7 +74,7 @@ def _check_fits(conn: sa.Connection, revision: str) -> None:
     if is_known(revision):
         raise SchemaOutdated(f"The schema has revision {revision}; this version needs {newest}. Run: signoff migrate")
     if revision < newest:
-        raise SchemaOutdated(f"The schema has revision {revision}, which this version does not know (up to {newest}).")
+        raise SchemaOutdated(f"This version does not know the schema revision {revision}; use the one that made it.")
     oldest = _min_compatible(conn)
     if oldest is None or oldest > newest:
         needed = "" if oldest is None else f", for versions with schema {oldest} or newer"
@@ -84,7 +84,7 @@ def _check_fits(conn: sa.Connection, revision: str) -> None:
         )
 
 
-def current(conn: sa.Connection) -> str | None:
+def current_revision(conn: sa.Connection) -> str | None:
     """Return the revision of the database's schema; None if the database is empty."""
     if not sa.inspect(conn).has_table("alembic_version"):
         return None

@@ -1,6 +1,6 @@
 """Index held answers for the next review, and add sums of deliveries, planted items and votes to the figures.
 
-Code of before finds its order in `jobs_by_review_queue`, which has the columns of the index that is dropped.
+Code of the release before finds its order in `jobs_by_review_queue`, which has the columns of the dropped index.
 """
 
 import sqlalchemy as sa

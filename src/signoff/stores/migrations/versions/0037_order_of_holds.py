@@ -1,6 +1,6 @@
 """Add what lists of held answers order and filter by to their indexes, so that a page reads no other answers.
 
-Code of before finds the first columns of both indexes where they were.
+Code of the release before finds the first columns of both indexes where they were.
 """
 
 from alembic import op

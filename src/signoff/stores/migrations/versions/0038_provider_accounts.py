@@ -8,7 +8,7 @@ down_revision = "0037"
 
 
 def upgrade() -> None:
-    """Create the table; code of before does not use it."""
+    """Create the table; code of the release before does not use it."""
     op.create_table(
         "provider_accounts",
         sa.Column("issuer", sa.Text, primary_key=True),
