@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
+from signoff.core.filters import JobFilter
 from signoff.dashboard.shell import format_duration
 from signoff.work.admin.people import sign_in_link, user_with_email
 from support.live_server import Live, chat, live, until
@@ -258,6 +260,21 @@ async def test_an_answer_is_looked_up_in_the_cache_and_deleted_and_hits_have_the
     assert key is not None
     await user.submit("/dashboard/cache/clear", key=key[1])
     assert "has no answer to this request" in await user.submit("/dashboard/cache/lookup", status=200, **form)
+
+
+async def test_the_page_of_the_cache_leaves_out_a_model_that_only_lost_calls_asked(server: Live) -> None:
+    admin = await signed_in(server, "admin", "loser")
+    await sent(admin, "hello", "echo")
+    [job] = await server.services.store.jobs.list(JobFilter(newest_first=True, limit=1))
+    await server.services.store.usage.record(msgspec.structs.replace(job, model="lost", cache="miss"))
+    assert '<th scope="row">lost</th>' not in await admin.open("/dashboard/cache")
+
+
+async def test_the_audit_log_offers_only_actions_that_it_can_have(server: Live) -> None:
+    admin = await signed_in(server, "admin", "reader-of-actions")
+    offered = set(re.findall(r'<option value="([^"]+)">', await admin.open("/dashboard/audit")))
+    assert {"limit removed", "user erased", "token created", "token revoked"} <= offered
+    assert offered.isdisjoint({"user removed", "token changed", "token removed"})
 
 
 async def test_a_price_is_set_for_a_model_whose_cost_is_unknown(server: Live) -> None:

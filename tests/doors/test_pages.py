@@ -11,10 +11,11 @@ import pytest
 
 from signoff.core.access import Caller
 from signoff.dashboard.shell import pages_of
+from signoff.dashboard.timeline import reason_of_state
 from signoff.work.admin.people import create_user, sign_in_link
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.live_server import Live, chat, live, until
-from support.stores import a_step, leased
+from support.stores import a_job, a_step, leased
 
 pytestmark = pytest.mark.anyio
 FIRST, MORE = ["Jobs", "Batches", "Usage", "Playground", "Prompts", "Pipelines"], ["Functions", "Cache", "Limits"]
@@ -135,7 +136,7 @@ async def test_the_page_of_a_held_job_says_why_it_waits_and_hides_the_answer_fro
     path = f"/dashboard/jobs/{job['job_id']}"
 
     seen = await page(server, path, await cookie_of(server, "reviewer", "held-reviewer"))
-    assert "Waits for a person since" in seen
+    assert "Waits for a person for" in seen
     assert "Held for review, round 1" in seen
     assert "<img src=x" not in seen
     assert "&lt;img src=x onerror=alert(1)&gt;" in seen
@@ -146,6 +147,12 @@ async def test_the_page_of_a_held_job_says_why_it_waits_and_hides_the_answer_fro
     hidden = await page(server, path, owner)
     assert "it is delivered when it is signed off" in hidden
     assert "DRAFT" not in hidden
+
+
+def test_a_job_waits_for_a_person_since_its_hold_however_often_it_is_opened_meanwhile() -> None:
+    second = 1_000_000
+    job = a_job(status="human", round=1, held_at=0, updated_at=3000 * second)
+    assert reason_of_state(job, 3600 * second) == "Waits for a person for 1 h. Nobody has it open."
 
 
 async def test_the_timeline_tells_the_attempts_verdicts_and_errors(server: Live) -> None:

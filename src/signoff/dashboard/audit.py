@@ -18,9 +18,12 @@ from signoff.work.admin.audit import list_audit
 
 MAX_LISTED = 50
 MAX_VALUE = 200
-_NOUNS = ("limit", "model", "policy", "price", "user", "token", "prompt", "pipeline", "stream")
+_NOUNS = ("limit", "model", "policy", "price", "prompt", "pipeline", "stream")
 # Actions to choose from; the field takes any other one too.
-ACTIONS = [f"{noun} {verb}" for noun in _NOUNS for verb in ("created", "changed", "removed")]
+ACTIONS = [
+    *(f"{noun} {verb}" for noun in _NOUNS for verb in ("created", "changed", "removed")),
+    *("user created", "user changed", "user erased", "token created", "token revoked"),
+]
 _TIMES = ("_at", "valid_from")
 # Amounts of money by what they belong to, and what a dollar has of their unit.
 _AMOUNTS: dict[str, dict[str, int]] = {

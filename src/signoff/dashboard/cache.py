@@ -98,7 +98,7 @@ async def _cache_page(  # noqa: PLR0913 -- the request, its caller, and what the
         "cache.html",
         CACHE.name,
         size=await get_cache_size(services, caller, CacheFilter()),
-        models=[_row(name, each) for name, each in sorted(uses.items()) if each.keys() & {"hit", "miss"}],
+        models=[row for name, each in sorted(uses.items()) if (row := _row(name, each))["hits"] + row["misses"]],
         form=form,
         paths=sorted(IN_WORDS),
         hit=hit,

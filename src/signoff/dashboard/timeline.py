@@ -125,8 +125,8 @@ def _reason_of_review(job: Job, now: int) -> str:
         return f"{job.decision.reviewer} decided; it takes effect {when}, until then it can be undone."
     if job.review_lease is not None and (job.review_lease_until or 0) > now:
         return f"{job.review_lease} has it open.{_deadline(job, now)}"
-    since = format_unit(max(now - job.updated_at, 0))
-    return f"Waits for a person since {since}. Nobody has it open.{_deadline(job, now)}"
+    held_at = job.updated_at if job.held_at is None else job.held_at
+    return f"Waits for a person for {format_unit(max(now - held_at, 0))}. Nobody has it open.{_deadline(job, now)}"
 
 
 def _reason_of_work(job: Job, now: int) -> str:
