@@ -36,13 +36,13 @@ from signoff.work.services import Services
 MAX_LISTED = 25
 APIS: dict[BatchApi, str] = {"openai": "OpenAI", "anthropic": "Anthropic"}
 LABELS: dict[BatchStatus, StateLabel] = {
-    "validating": StateLabel("Checked", "run", "run"),
+    "validating": StateLabel("Checking", "run", "run"),
     "failed": StateLabel("Not valid", "x", "bad"),
     "in_progress": StateLabel("In progress", "run", "run"),
-    "finalizing": StateLabel("Writes results", "run", "run"),
+    "finalizing": StateLabel("Writing results", "run", "run"),
     "completed": StateLabel("Completed", "check", "ok"),
     "expired": StateLabel("Expired", "clock", "hold"),
-    "cancelling": StateLabel("Is cancelled", "stop", "hold"),
+    "cancelling": StateLabel("Cancelling", "stop", "hold"),
     "cancelled": StateLabel("Cancelled", "stop", ""),
 }
 EXAMPLE = """{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
@@ -50,7 +50,7 @@ EXAMPLE = """{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests of a batch, by how far they are."""
+    """Numbers of a batch's requests, by their state."""
 
     total: int
     """Number of requests; 0 before the file was checked."""
@@ -90,7 +90,7 @@ async def show_list(request: AnyRequest, services: InjectedServices, caller: Inj
 async def post_batch(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, door_settings: InjectedSettings
 ) -> Template | Response[str]:
-    """Store the file of the form while it comes, create a batch of it, and show that."""
+    """Store the file of the form while it is received, create a batch of it, and show the batch."""
     scope = scope_of(request)
     check_same_site(scope)
     try:
@@ -123,7 +123,7 @@ async def show_batch(
 async def show_progress(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, batch_id: FromPath[str]
 ) -> Template:
-    """Return what changes of a batch, for a page that shows it."""
+    """Return the parts of a batch that change, for a page that shows it."""
     return await _batch_page(request, services, caller, batch_id, "batch_live.html")
 
 
@@ -139,7 +139,7 @@ async def post_cancel(
 
 
 def _checked(upload: Upload) -> Any:
-    """Return the function that writes the file of the form, and refuses a form that no batch can be made of."""
+    """Return the function that writes the file of the form. It raises BadRequest if the form is not valid."""
 
     async def fill(writer: BlobWriter) -> UploadFields:
         fields = await upload.fill(writer)

@@ -118,7 +118,7 @@ async def show_bulk(
     bulk_id: FromPath[str],
     start: FromQuery[str] = "",
 ) -> Template:
-    """Show the selected answers, or what came of each of them."""
+    """Show the selected answers; once the decisions are made, with the outcome of each."""
     bulk, first = await get_bulk(services, caller, bulk_id), min(parse_digits(start) or 0, MAX_BULK)
     rows = [await _row(services, caller, item) for item in bulk.items[first : first + MAX_SHOWN]]
     states = [item.state for item in bulk.items]
@@ -146,7 +146,7 @@ async def show_bulk(
 async def post_apply(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, bulk_id: FromPath[str]
 ) -> Response[str]:
-    """Decide on all selected answers, and show what came of each."""
+    """Decide on all selected answers, and show the outcome of each."""
     check_same_site(scope_of(request))
     return _to_bulk(await apply_bulk(services, caller, bulk_id))
 
@@ -155,7 +155,7 @@ async def post_apply(
 async def post_undo(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, bulk_id: FromPath[str]
 ) -> Response[str]:
-    """Undo every decision that has not taken effect, and show what came of each."""
+    """Undo every decision that has not taken effect, and show the outcome of each."""
     check_same_site(scope_of(request))
     return _to_bulk(await undo_bulk(services, caller, bulk_id))
 
@@ -179,7 +179,7 @@ async def _form_page(
         comparisons=COMPARISONS,
         ages=AGES,
         reasons=await list_reasons(services, caller),
-        most=MAX_BULK,
+        max_answers=MAX_BULK,
     )
     return with_status(shown, error)
 

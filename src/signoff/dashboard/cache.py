@@ -13,7 +13,7 @@ from signoff.core.endpoints import CHAT, IN_WORDS, KNOWN
 from signoff.core.job import Job
 from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
 from signoff.dashboard.content import MAX_SHOWN, answer_of_job
-from signoff.dashboard.shell import CACHE, page, with_status
+from signoff.dashboard.shell import CACHE, page, redirect, with_status
 from signoff.doors.cached import RequestHead
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
@@ -48,7 +48,7 @@ async def show_cache(request: AnyRequest, services: InjectedServices, caller: In
 
 @post("/dashboard/cache/lookup", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
 async def post_lookup(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
-    """Show the answer that the caller would get from the cache for the request of the form; nobody is asked."""
+    """Show the answer that the caller would get from the cache for the request of the form; no model is asked."""
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), RequestForm, "look-up")
     try:
@@ -110,7 +110,7 @@ async def _cache_page(  # noqa: PLR0913 -- the request, its caller, and what the
 
 
 def _row(name: str, uses: dict[str, UsageTotals]) -> dict[str, Any]:
-    """Return the row of a model. What its hits saved is their number times the mean cost of a request that asked it."""
+    """Return the row of a model. Its hits saved their number times the mean cost of a request that was not a hit."""
     hits, misses = uses.get("hit", UsageTotals()), uses.get("miss", UsageTotals())
     is_priced = misses.jobs > misses.unpriced
     saved = hits.jobs * misses.cost_nanodollars // (misses.jobs - misses.unpriced) if is_priced else None
@@ -123,7 +123,7 @@ async def post_clear(request: AnyRequest, services: InjectedServices, caller: In
     check_same_site(scope_of(request))
     key = parse_form(await request.body(), dict[str, str], "selection").get("key", "").strip()
     await clear_cache(services, caller, CacheFilter(key=key or None))
-    return Response("", status_code=303, headers={"location": CACHE.path})
+    return redirect(CACHE.path)
 
 
 router = Router("/", route_handlers=[show_cache, post_lookup, post_clear])

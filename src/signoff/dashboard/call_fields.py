@@ -9,7 +9,7 @@ from signoff.core.decode import JsonObject, as_object
 FieldKind = Literal["text", "area", "number", "checkbox", "select", "json"]
 MAX_OPTIONS = 100
 MAX_LINE = 80
-# Beginning of what is said about a text that means no value.
+# Beginning of the fault of a text that cannot be parsed as a value.
 UNREADABLE = "This is not"
 _NUMBERS = ("number", "integer")
 

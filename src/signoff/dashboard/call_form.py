@@ -203,7 +203,7 @@ def _schema_faults(each: CallForm, values: JsonObject) -> dict[str, str]:
     for fault in schema_faults(each.call.schema, values, limit=MAX_FAULTS):
         field = next((f for f in each.fields if _is_within(fault.path, f.argument.name)), None)
         if field is None and missing and not fault.path and "required" in fault.message:
-            continue  # said at the field
+            continue  # the field has this fault already
         place = fault.path if field is None else fault.path.removeprefix(f".{field.argument.name}")
         faults.setdefault(each.name if field is None else field.name, f"{place} {fault.message}.".strip())
     return faults

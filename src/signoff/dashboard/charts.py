@@ -40,6 +40,7 @@ class Chart(NamedTuple):
     """Bars over time."""
 
     title: str
+    """Heading of the chart."""
     highest: str
     """Value at the upper line."""
     columns: list[Column]
@@ -48,9 +49,9 @@ class Chart(NamedTuple):
 
 
 def column_chart(
-    title: str, times: Sequence[int], values: Sequence[int], written: Callable[[int], str], unit: Unit
+    title: str, times: Sequence[int], values: Sequence[int], format_value: Callable[[int], str], unit: Unit
 ) -> Chart:
-    """Return a chart with a bar for each time; `written` returns a value as a person reads it."""
+    """Return a chart with a bar for each time; `format_value` returns the text of a value."""
     highest, step = max(values, default=0) or 1, WIDTH / len(times)
     every = -(-len(times) // MAX_LABELS)
     columns = list[Column]()
@@ -64,10 +65,10 @@ def column_chart(
                 y=round(BASE - height, 1),
                 height=round(height, 1),
                 label=label,
-                title=f"{_time(at, unit)}: {written(value)}",
+                title=f"{_time(at, unit)}: {format_value(value)}",
             )
         )
-    scale = _SCALES.get(written, Scale())
+    scale = _SCALES.get(format_value, Scale())
     data = {
         "times": [at // SECOND for at in times],
         "values": values if scale.divisor == 1 else [value / scale.divisor for value in values],
@@ -76,7 +77,7 @@ def column_chart(
         "prefix": scale.prefix,
         "suffix": scale.suffix,
     }
-    return Chart(title, written(max(values, default=0)), columns, msgspec.json.encode(data).decode())
+    return Chart(title, format_value(max(values, default=0)), columns, msgspec.json.encode(data).decode())
 
 
 def _time(at: int, unit: Unit) -> str:

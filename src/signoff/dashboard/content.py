@@ -9,17 +9,15 @@ from signoff.core.dialects.transcript import TranscriptEntry
 from signoff.core.job import Job
 from signoff.core.reviews.item import text_of
 
-# Characters of the input of one job, beyond which a page links to the job.
+# Maximum number of characters of a request or an answer on a page, which links to the rest.
 MAX_SHOWN = 100_000
-
-
 MAX_SETTING = 40
-# Members that the conversation shows.
-SAID = frozenset({"model", "messages", "input", "instructions", "system", "prompt", "instruction"})
+# Members of a request that are shown as the conversation.
+CONVERSATION_MEMBERS = frozenset({"model", "messages", "input", "instructions", "system", "prompt", "instruction"})
 
 
 def settings_text(body: bytes) -> str:
-    """Return the tools of a request by name, and its other members but the messages, in one line."""
+    """Return one line with the names of a request's tools, and its members besides the conversation."""
     try:
         members = msgspec.json.decode(body, type=dict[str, Any])
     except (ValueError, RecursionError):
@@ -27,9 +25,9 @@ def settings_text(body: bytes) -> str:
     names = ", ".join(tool_names(body))
     parts = [f"tools: {names}"] if names else []
     for name, value in members.items():
-        if isinstance(value, bool | int | float | str) and name not in SAID:
+        if isinstance(value, bool | int | float | str) and name not in CONVERSATION_MEMBERS:
             parts.append(f"{name} {msgspec.json.encode(value).decode()[:MAX_SETTING]}")
-        elif name not in SAID and name not in {"tools", "functions"}:
+        elif name not in CONVERSATION_MEMBERS | {"tools", "functions"}:
             parts.append(name)
     return " · ".join(parts) or "other members"
 

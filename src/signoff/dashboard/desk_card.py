@@ -50,7 +50,7 @@ class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
     is_cut: bool
     """True if the texts are too long to be shown whole."""
     caller_left_at: int | None
-    """Time since when the caller does not wait for the answer, in microseconds since 1970; None if nobody has left."""
+    """Time at which the caller left, in microseconds since 1970, UTC; None if the caller has not left."""
     seen: str
     """Digest of the answer and the draft that are shown, which the form sends back."""
     opened_by: str | None
@@ -68,7 +68,7 @@ class HeldCard(msgspec.Struct, frozen=True, kw_only=True):
     media: list[RequestFile]
     """Images, sounds and files of the request."""
     is_savable: bool
-    """True if a draft can have the edits, whatever an approval says about them."""
+    """True if the edits can be saved as a draft, even if they cannot be approved."""
     faults: Mapping[str, str]
     """Faults of the edits, by the name of the field."""
     fault: str
@@ -130,5 +130,5 @@ def opener_of(services: Services, job: Job) -> str | None:
 
 
 def digest_of(job: Job) -> str:
-    """Return a digest of the answer and the draft of `job`, which a form sends back: nothing is signed off unseen."""
+    """Return a digest of the answer and the draft of `job`. A form sends it back, to prove which ones it showed."""
     return fingerprint(job.response or b"", msgspec.json.encode(job.draft))

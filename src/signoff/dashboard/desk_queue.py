@@ -48,15 +48,15 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_filtered(self) -> bool:
-        """True if it differs from a whole queue in the order of the desk."""
+        """True if the view differs from a whole queue in the order of the desk."""
         return bool(self.fields.keys() - {"queue"})
 
     def first(self) -> "QueueView":
-        """Return it from the first answer on."""
+        """Return the view from its first answer on."""
         return msgspec.structs.replace(self, after="")
 
     def filters(self, caller: Caller) -> ReviewFilter:
-        """Return the conditions and the order of the list. Raises BadRequest if the cursor is none."""
+        """Return the conditions and the order of the list. Raises BadRequest if the cursor is not valid."""
         orders: dict[str, ReviewOrder] = {name: name for name in ORDERS}
         return ReviewFilter(
             queues=(),
@@ -124,7 +124,7 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
 
 
 def _signal_of(held: Sequence[Job]) -> str:
-    """Return the signal that the list shows: the same for all answers, so that it is no hint at the rule of one."""
+    """Return the signal that the list shows: the same for all answers, so that it hints at no rule."""
     names = {name for job in held if job.ruling is not None for name in job.ruling.signals}
     return next((name for name in SHOWN_SIGNALS if name in names), "")
 

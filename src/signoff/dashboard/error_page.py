@@ -1,4 +1,4 @@
-"""Errors of the pages, as pages: somebody who clicks must not get JSON."""
+"""Errors of the pages, as pages, so that a browser shows no JSON."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -11,8 +11,8 @@ from signoff.doors.errors import error_headers, problem
 from signoff.errors import SignoffError, Unauthorized
 
 PAGES = ("/signin/", "/dashboard/")
-# The form of the desk goes to an address of its own.
-_VERDICTS = {"decide": "review"}
+# Section of an address that is not below its section: the form of the desk.
+_SECTIONS = {"decide": "review"}
 
 
 def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None:
@@ -34,4 +34,4 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
 def _section(path: str) -> NavigationItem | None:
     """Return the page of the bar to which a path belongs; None for none."""
     name = path.removeprefix("/dashboard/").partition("/")[0]
-    return next((page for page in EVERY_PAGE if page.path == f"/dashboard/{_VERDICTS.get(name, name)}"), None)
+    return next((page for page in EVERY_PAGE if page.path == f"/dashboard/{_SECTIONS.get(name, name)}"), None)

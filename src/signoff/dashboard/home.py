@@ -10,7 +10,7 @@ from litestar.static_files import create_static_files_router  # pyright: ignore[
 from signoff.core.access import Caller
 from signoff.core.sign_in import checked_next
 from signoff.dashboard.bundle import BUILT, STATIC, static_hash
-from signoff.dashboard.shell import page, pages_of
+from signoff.dashboard.shell import page, pages_of, redirect
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import INTS, parse_digits
@@ -37,7 +37,7 @@ async def show_home(
         caller = await caller_of(services, door_settings, scope_of(request))
     if caller is None or request.query_params.get("error"):
         return await show_form(request, services, error=_sign_in_error(request))
-    return Response("", status_code=303, headers={"location": pages_of(caller)[0].path})
+    return redirect(pages_of(caller)[0].path)
 
 
 @get("/dashboard/sign-in", include_in_schema=False, media_type=MediaType.HTML)
@@ -64,7 +64,7 @@ async def show_form(request: AnyRequest, services: Services, *, error: str | Non
 
 @post("/dashboard/sign-out", include_in_schema=False, status_code=303)
 async def post_sign_out(request: AnyRequest, services: InjectedServices) -> Response[str]:
-    """End the session, also one that is over already, and redirect to the page."""
+    """End the session, also one that has ended already, and redirect to a page from which to sign in."""
     check_same_site(scope_of(request))
     response, began_at_provider = await end_session(request, services)
     location = "/dashboard/sign-in?signed_out=1" if began_at_provider else "/"

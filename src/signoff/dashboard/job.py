@@ -1,4 +1,4 @@
-"""The page of one job: why it is where it is, its timeline, its request and answer, and the calls of a run."""
+"""The page of one job: why it has its status, its timeline, its request and answer, and the calls of a run."""
 
 import msgspec
 from litestar import MediaType, Response, Router, get, post
@@ -10,7 +10,7 @@ from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.job import Job
 from signoff.dashboard.content import MAX_SHOWN, answer_of_job, cut
 from signoff.dashboard.jobs import state_of
-from signoff.dashboard.shell import JOBS, address_of, page
+from signoff.dashboard.shell import JOBS, address_of, page, redirect
 from signoff.dashboard.timeline import reason_of_state, timeline
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
@@ -29,7 +29,7 @@ class PlacedCall(msgspec.Struct, frozen=True):
     call: LoggedCall
     """The call."""
     depth: int
-    """Its depth in the tree; 1 for the calls of the run itself."""
+    """Depth in the tree; 1 for the calls of the run itself."""
     start: float
     """Start, from 0 to 300."""
     width: float
@@ -86,7 +86,7 @@ async def post_repeat(
 
 
 def _to_job(job: Job) -> Response[str]:
-    return Response("", status_code=303, headers={"location": f"{JOBS.path}/{job.id}"})
+    return redirect(f"{JOBS.path}/{job.id}")
 
 
 async def _calls(services: Services, caller: Caller, job: Job) -> list[LoggedCall]:
@@ -115,7 +115,7 @@ def _bars(calls: list[LoggedCall]) -> list[PlacedCall]:
 
 
 def _curl(request: AnyRequest, job: Job) -> str | None:
-    """Return a command that sends the request again; None for a body that is no text."""
+    """Return a command that sends the request again; None if its route is not below `/v1/`, or its body too long."""
     if not job.path.startswith("/v1/") or len(job.body) > MAX_SHOWN:
         return None
     body = job.body.decode(errors="replace").replace("'", "'\\''")

@@ -25,7 +25,7 @@ from signoff.work.jobs.search import JobSearch, SearchResult, list_steps, search
 from signoff.work.services import Services
 
 VIEWS = "jobs"
-# Filters behind "More filters".
+# Filters that the page shows under "More filters".
 _MORE = (
     "model",
     "door",
@@ -45,11 +45,13 @@ MAX_LISTED = 50
 
 
 class StateLabel(NamedTuple):
-    """Status of a job in words: read any two of word, icon and colour, and you know."""
+    """Label of a status: a word and an icon, so that nobody has to tell colours apart."""
 
     word: str
     icon: str
+    """Name of a symbol in `icons.html`."""
     colour: str
+    """Class of the style sheet; empty for the usual colour."""
 
 
 LABELS: dict[Status, StateLabel] = {
@@ -79,7 +81,7 @@ class JobForm(msgspec.Struct, frozen=True, kw_only=True):
     target: str = ""
     """Model, prompt or pipeline that was requested."""
     model: str = ""
-    """Model behind it."""
+    """Model that answered."""
     door: str = ""
     """Door that took the request."""
     user: str = ""

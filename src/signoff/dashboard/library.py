@@ -59,7 +59,7 @@ def _list_view(kind: LibraryItemKind) -> Any:
     async def show_items(
         request: AnyRequest, services: InjectedServices, caller: InjectedCaller, after: FromQuery[str] = ""
     ) -> Template:
-        """Show a page of the own and the shared items, by name, and the form of a new one."""
+        """Show a page of the caller's items and the shared ones, by name, and the form of a new one."""
         return await _list_page(request, services, caller, kind, VersionForm(), after=after)
 
     return show_items
@@ -254,14 +254,14 @@ async def _uses(services: Services, caller: Caller, item: LibraryItem) -> tuple[
 async def post_draft(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, kind: FromPath[str]
 ) -> Template:
-    """Return what is found in the text of a form while somebody writes it; nothing is saved."""
+    """Return the arguments, calls or the fault of the text in a form while somebody writes it; nothing is saved."""
     if kind not in NAVIGATION:
         raise NotFound(f"There are no drafts of {kind!r}.")
-    known: LibraryItemKind = "pipeline" if kind == "pipeline" else "prompt"
+    item_kind: LibraryItemKind = "pipeline" if kind == "pipeline" else "prompt"
     form = await _form(request)
     item, fault = None, None
     try:
-        item = await library.check_draft(services, caller, known, _draft(known, form, form.name.strip()))
+        item = await library.check_draft(services, caller, item_kind, _draft(item_kind, form, form.name.strip()))
     except SignoffError as error:
         fault = error
     return page(
@@ -269,8 +269,8 @@ async def post_draft(
         services,
         caller,
         "draft.html",
-        NAVIGATION[known].name,
-        kind=known,
+        NAVIGATION[item_kind].name,
+        kind=item_kind,
         arguments=[] if item is None else parameter_names(item),
         tree=item.tree if isinstance(item, Pipeline) else None,
         fault=fault,
@@ -295,7 +295,7 @@ def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.Draft
 
 def _to_item(kind: LibraryItemKind, name: str, version: int | None = None) -> Response[str]:
     query = "" if version is None else f"?version={version}"
-    return Response("", status_code=303, headers={"location": f"{NAVIGATION[kind].path}/{quote(name, safe='')}{query}"})
+    return redirect(f"{NAVIGATION[kind].path}/{quote(name, safe='')}{query}")
 
 
 def _row(item: LibraryItem) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from signoff.work.admin.try_model import try_model
 from signoff.work.services import Services
 
 MAX_LINES = 100
-# Members of a model that the form shows only if they differ from their defaults.
+# Defaults of a model's members; the form leaves out members that equal them.
 _DEFAULT = msgspec.to_builtins(Model(name="", kind=""))
+# Members that the form never has.
 _HIDDEN = frozenset({"name", "key_id"})
 PATH = "/dashboard/models/{name:path}"
 
@@ -72,7 +73,7 @@ async def post_action(
     try:
         match form.action:
             case "try":
-                return await _tried(request, services, caller, name, form)
+                return await _try(request, services, caller, name, form)
             case "start":
                 await start_model(services, caller, name)
             case "stop":
@@ -89,7 +90,7 @@ async def post_action(
     return redirect(_address(name))
 
 
-async def _tried(request: AnyRequest, services: Services, caller: Caller, name: str, form: ModelForm) -> Template:
+async def _try(request: AnyRequest, services: Services, caller: Caller, name: str, form: ModelForm) -> Template:
     """Send one request to the model, and show the answer or the error that a caller would get, and the duration."""
     began = services.clock()
     try:
@@ -98,8 +99,8 @@ async def _tried(request: AnyRequest, services: Services, caller: Caller, name: 
         if failure.status in {400, 401, 403}:
             raise
         answer, error = "", failure
-    tried = {"answer": answer, "error": error, "us": services.clock() - began}
-    return await _model_page(request, services, caller, name, form=form, tried=tried)
+    trial = {"answer": answer, "error": error, "us": services.clock() - began}
+    return await _model_page(request, services, caller, name, form=form, trial=trial)
 
 
 async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the page shows
@@ -110,7 +111,7 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
     *,
     form: ModelForm | None = None,
     error: SignoffError | None = None,
-    tried: dict[str, Any] | None = None,
+    trial: dict[str, Any] | None = None,
 ) -> Template:
     status = await get_model(services, caller, name)
     lines, own = await _log_of(services, caller, name)
@@ -132,7 +133,7 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
         body=form.body if form and form.body else _text(status.model),
         question=form.question if form and form.question else "Hello.",
         error=error and error.message,
-        tried=tried,
+        trial=trial,
     )
     return with_status(shown, error)
 

@@ -88,19 +88,18 @@ async def model_check(services: Services, model: Model) -> dict[str, Any]:
 def _by_model(rows: list[tuple[Any, Any, UsageTotals]]) -> dict[Any, dict[str, int]]:
     used = dict[Any, dict[str, int]]()
     for model, status, totals in rows:
-        entry = used.setdefault(model, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0, "answer_us": 0})
+        entry = used.setdefault(model, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0})
         entry["jobs"] += totals.jobs
         entry["failed"] += totals.jobs if status == "fail" else 0
         entry["timed"] += totals.timed
         entry["first_us"] += totals.ttft_us
-        entry["answer_us"] += totals.ttft_us + totals.generation_us
     return used
 
 
 def _card(
     each: ModelStatus, health: dict[str, Any], used: dict[Any, dict[str, int]], latencies: dict[str, ModelLatency]
 ) -> dict[str, Any]:
-    entry = used.get(each.model.name, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0, "answer_us": 0})
+    entry = used.get(each.model.name, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0})
     timed = entry["timed"]
     return {
         "model": each.model,

@@ -33,7 +33,7 @@ _FAULTS = (LimitReached, NotFound, ProviderFailed, SignInExpired, SignInRefused)
 async def get_begin(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
 ) -> Response[str] | Template:
-    """Lead the browser to the provider, which leads it back to the callback."""
+    """Redirect the browser to the provider, which redirects it to the callback."""
     check_navigation(scope_of(request))
     redirect_uri = f"{_public_address(request, door_settings)}{PATH}/callback"
     try:
@@ -73,7 +73,7 @@ async def get_callback(request: AnyRequest, services: InjectedServices) -> Respo
 async def get_sign_out(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
 ) -> Response[str] | Template:
-    """Lead the browser to the sign-out of the provider; the session here has ended before."""
+    """Redirect the browser to the sign-out of the provider; the session here has ended before."""
     check_same_site(scope_of(request))
     back = f"{_public_address(request, door_settings)}/dashboard/sign-in"
     try:
@@ -110,7 +110,7 @@ def _attempt_name(request: AnyRequest) -> str:
 
 
 def _attempt_cookie(request: AnyRequest, sealed: str, seconds: int) -> Cookie:
-    """Return the cookie of a sign-in that has begun; it comes back with the redirect of another site, so it is lax."""
+    """Return the cookie of a sign-in that has begun; it is `SameSite=Lax`, as another site redirects here."""
     return Cookie(
         key=_attempt_name(request),
         value=sealed,

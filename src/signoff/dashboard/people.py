@@ -61,7 +61,7 @@ async def show_people(
 
 @post("/dashboard/people/tokens", include_in_schema=False, status_code=303)
 async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
-    """Create a token, and lead to the page, which shows it once."""
+    """Create a token, and redirect to the page, which shows it once."""
     form = await _form(request)
     new = TokenRequest(
         name=form.get("name", "").strip(),
@@ -86,7 +86,7 @@ async def post_revoke(
 
 @post("/dashboard/people/users", include_in_schema=False, status_code=303)
 async def post_user(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
-    """Create a user, and lead to the page, which shows their sign-in link once."""
+    """Create a user, and redirect to the page, which shows their sign-in link once."""
     form = await _form(request)
     path = await invite_user(services, check_token(caller), form.get("email", "").strip(), _role(form.get("role", "")))
     return _to_secret(request, "Sign-in link, for one day", address_of(request) + path)
@@ -108,7 +108,7 @@ async def post_change(
 async def post_link(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user_id: FromPath[int]
 ) -> Response[str]:
-    """Make a new sign-in link for a user, and lead to the page, which shows it once."""
+    """Make a new sign-in link for a user, and redirect to the page, which shows it once."""
     check_same_site(scope_of(request))
     path = await renew_link(services, check_token(caller), user_id)
     return _to_secret(request, "Sign-in link, for one day", address_of(request) + path)
@@ -158,7 +158,7 @@ async def _form(request: AnyRequest) -> dict[str, str]:
 
 
 def _to_secret(request: AnyRequest, title: str, secret: str) -> Response[str]:
-    """Lead to the page with a secret in a cookie, which the page shows and deletes: so a reload makes no other one."""
+    """Redirect to the page with a secret in a cookie, which the page shows and deletes, so a reload makes none."""
     value = base64.urlsafe_b64encode(msgspec.json.encode((title, secret))).decode()
     response = _to_people()
     response.headers["set-cookie"] = _cookie(request, value, ONCE_SECONDS)

@@ -1,7 +1,7 @@
 """The playground: ask any model, prompt or pipeline, two side by side. Each request is an ordinary job of the caller.
 
-Without JavaScript, the form queues the jobs and leads to an address that shows their answers, so a reload asks nobody
-again. `static/playground.js` streams the answers from `/v1/chat/completions` instead.
+Without JavaScript, the form queues the jobs and redirects to an address that shows their answers, so a reload asks no
+model again. `static/playground.js` streams the answers from `/v1/chat/completions` instead.
 """
 
 from typing import Any
@@ -81,7 +81,7 @@ async def show_playground(  # noqa: PLR0913 -- one parameter for each part of th
 async def post_playground(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Template | Response[str]:
-    """Ask one or two targets by jobs of the queue, and lead to their answers."""
+    """Ask one or two targets by jobs of the queue, and redirect to their answers."""
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), PlaygroundForm, "request")
     try:

@@ -12,10 +12,10 @@ from signoff.dashboard.policy_page import (
     TITLES,
     PolicyForm,
     draft_of,
-    located,
     policy_address,
     policy_page,
     read_form,
+    with_position,
 )
 from signoff.dashboard.shell import POLICIES, page, redirect, with_status
 from signoff.doors.callers import check_same_site
@@ -101,7 +101,7 @@ async def post_dry_run(
         result = await dry_run(services, caller, name, last=parse_digits(form.last) or 0, draft=draft_of(form))
     except SignoffError as error:
         return await policy_page(request, services, caller, name, form=form, error=error)
-    return await policy_page(request, services, caller, name, form=form, tried=result)
+    return await policy_page(request, services, caller, name, form=form, trial=result)
 
 
 @post(
@@ -185,7 +185,7 @@ async def _list_page(
         counts=counts,
         outcomes=TITLES,
         form=form,
-        error=error and located(form.body, error),
+        error=error and with_position(form.body, error),
     )
     return with_status(shown, error)
 

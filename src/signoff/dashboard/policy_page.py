@@ -55,11 +55,11 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
     version: int | None = None,
     form: PolicyForm | None = None,
     error: SignoffError | None = None,
-    tried: DryRun | None = None,
+    trial: DryRun | None = None,
     place: BudgetQuery = WHOLE,
     recommended: Recommendation | None = None,
 ) -> Template:
-    """Return the page of a policy: a version of it, by default the one that applies, and what `form` or `tried` add."""
+    """Return the page of a policy: a version of it, by default the one that applies, and what `form` or `trial` add."""
     versions = await list_policy_versions(services, caller, name, before=None, limit=MAX_VERSIONS)
     current = await _current(services, caller, name)
     shown_version = version or (current or versions[0]).version
@@ -81,8 +81,8 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
         counts=counts,
         outcomes=TITLES,
         form=form or PolicyForm(body=policy_text(policy)),
-        error=error and (error.message if form is None else located(form.body, error)),
-        tried=tried and _sentences(tried, policy if form is None else draft_of(form)),
+        error=error and (error.message if form is None else with_position(form.body, error)),
+        trial=trial and _sentences(trial, policy if form is None else draft_of(form)),
         dry_runs=DRY_RUNS,
         recommended=recommended,
         drafts={} if recommended is None else _drafts(services, policy, recommended),
@@ -126,7 +126,7 @@ def policy_address(name: str) -> str:
     return f"{POLICIES.path}/{quote(name, safe='')}"
 
 
-def located(text: str, error: SignoffError) -> str:
+def with_position(text: str, error: SignoffError) -> str:
     """Return the message of an error in the JSON of a policy, with the line and the column."""
     if (place := find_syntax_error(text)) is not None:
         line, column = place

@@ -68,7 +68,7 @@ async def show_item(
     decided: FromQuery[str] = "",
     skip: FromQuery[str] = "",
 ) -> Template:
-    """Show a held answer. Opening it for the caller is up to the page, since a link must change nothing."""
+    """Show a held answer. The page opens it for the caller by a form, because following a link must change nothing."""
     job = await load_held(services, caller, job_id)
     card = await held_card(services, caller, job)
     view = view_of(request.query_params)

@@ -1,4 +1,4 @@
-"""The shell of every page: the bar with the pages that a caller may see, the headers, and the form of values."""
+"""The shell of every page: the bar with the pages that a caller may see, the headers, and the formats of values."""
 
 import secrets
 from functools import partial
@@ -73,7 +73,7 @@ def pages_of(caller: Caller) -> list[NavigationItem]:
 
 
 def redirect(path: str) -> Response[str]:
-    """Return a response that leads the browser to `path` with a GET, so that a reload sends no form again."""
+    """Return a redirect to `path`, which the browser requests by GET, so that a reload sends no form again."""
     return Response("", status_code=303, headers={"location": path})
 
 
@@ -122,9 +122,7 @@ def document(request: AnyRequest, template: str, title: str, /, **context: Any) 
 
 
 def security_headers(nonce: str) -> dict[str, str]:
-    """Return the headers of a page. Only the style sheets of this server apply, and those that know `nonce`: the editor
-    writes its own.
-    """
+    """Return the headers of a page. Styles come only from this server, or have `nonce`, as those of the editor."""
     return _SECURITY_HEADERS | {"content-security-policy": f"{_POLICY}; style-src 'self' 'nonce-{nonce}'"}
 
 

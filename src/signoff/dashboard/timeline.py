@@ -1,4 +1,4 @@
-"""The timeline of a job: its events in words, and why it is where it is."""
+"""The timeline of a job: its events in words, and why it has its status."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -10,6 +10,7 @@ from signoff.dashboard.shell import format_duration, format_unit
 
 # A pause between two events that is longer gets a line of its own.
 LONG_PAUSE_US = 60_000_000
+# Titles of events by verb, with the icon and the class of the mark.
 _PLAIN = {
     "submit": ("Received", "in", ""),
     "hit": ("Answered from the cache", "check", ""),
@@ -113,7 +114,7 @@ def _member(data: dict[str, Any], name: str, member: str) -> str:
 
 
 def reason_of_state(job: Job, now: int) -> str:
-    """Return why a job that has not ended is where it is; empty for one that has ended."""
+    """Return, in a sentence, what a job that has not ended waits for; an empty text for one that has ended."""
     if job.is_terminal:
         return ""
     return _reason_of_review(job, now) if job.status == "human" else _reason_of_work(job, now)

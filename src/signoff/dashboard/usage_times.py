@@ -34,7 +34,7 @@ class Period(NamedTuple):
 
     @property
     def query(self) -> dict[str, str]:
-        """Return the range as parameters of the API."""
+        """Range as parameters of the API."""
         times = {"since": format_time(self.since)}
         return times if self.until is None else times | {"until": format_time(self.until)}
 
