@@ -352,7 +352,7 @@ def test_a_settings_file_is_written_once_and_changes_the_next_command(tmp_path: 
         tmp_path, ["init", ""], ["init", ""], create, ["user", "link", "ann@example.com", ""]
     )
     assert (first[0], first[1]) == (0, "signoff.toml was written.\n")
-    assert again == (1, "", "signoff.toml exists, and is left as it is.\n")
+    assert again == (1, "", "signoff.toml exists already and is not overwritten; choose another file name.\n")
     assert before[1].startswith("http://127.0.0.1:8000/signin/")
     file = tmp_path / "signoff.toml"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -453,11 +453,14 @@ def test_invalid_options_are_refused_in_one_line(tmp_path: Path) -> None:
         ["model", "add", "m", "--kind", "http", ""],
         ["model", "add", "m", "--kind", "http", "--url", "http://x", "--command", "run", ""],
         [*program, "run 'a", ""],
+        ["limit", "set", "all", "--dollars-day", "-1", ""],
+        ["price", "set", "m", "--input", "1", "--output", "much", ""],
     )
     for code, out, error_output in results:
         assert (code, out) == (1, "")
         assert is_one_line(error_output)
     assert results[0][2] == "--role must be one of admin, reviewer, user (got 'boss').\n"
+    assert results[-1][2] == "--output: 'much' is not a number; write a price in dollars, such as 0.25.\n"
     assert not (tmp_path / "data").exists()
 
 

@@ -1,4 +1,4 @@
-"""`signoff budget`: figures of error budgets."""
+"""`signoff budget`: show, restart and compute error budgets."""
 
 from typing import Annotated
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import out, stop
+from signoff.commands.terminal import create_private_file, out
 from signoff.settings import Settings
 
 DEFAULT_FILE = Path("signoff.toml")
@@ -31,12 +31,7 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to create.")] = DEFAULT_FILE,
 ) -> None:
     """Write a settings file that lists all settings with their defaults, as comments."""
-    try:
-        # Secrets may be added to it.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        stop(f"{file} exists, and is left as it is.")
-    with os.fdopen(descriptor, "w") as stream:
+    with os.fdopen(create_private_file(file), "w") as stream:  # private, because secrets may be added to it
         stream.write(settings_file())
     hint = "" if file == DEFAULT_FILE else f" Name it in the environment: SIGNOFF_CONFIG={file}"
     out.print(f"{file} was written.{hint}")

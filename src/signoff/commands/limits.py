@@ -35,7 +35,8 @@ def limit_set(
 ) -> None:
     """Set a limit, in place of an earlier one; running servers apply it within a second."""
     values = dict(zip(COUNTS, (requests, tokens, parallel, tokens_day, tokens_month), strict=True))
-    values |= dict(zip(COSTS, (_amount(dollars_day), _amount(dollars_month)), strict=True))
+    costs = _amount("dollars-day", dollars_day), _amount("dollars-month", dollars_month)
+    values |= dict(zip(COSTS, costs, strict=True))
 
     async def put(services: Services) -> None:
         await put_limit(services, msgspec.structs.replace(await limit_for(services, who, model), **values))
@@ -67,8 +68,8 @@ def limit_remove(who: Who, model: ForModel = None) -> None:
     out.print(f"The limit for {who} is removed.")
 
 
-def _amount(text: str | None) -> int | None:
+def _amount(option: str, text: str | None) -> int | None:
     try:
         return None if text is None else nanodollars(text)
     except ValueError as error:
-        stop(str(error))
+        stop(f"--{option}: {error}")

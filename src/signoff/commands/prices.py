@@ -31,11 +31,12 @@ def price_set(
     ] = None,
 ) -> None:
     """Set the price of a model from a time on; jobs that have ended keep their cost."""
+    cached = None if cached_input is None else _amount("cached-input", cached_input)
+    texts = {"input": input_, "output": output, "request": request}
+    amounts = {option: _amount(option, text) for option, text in texts.items()}
 
     async def put(services: Services) -> None:
         valid_from = services.clock() if from_ is None else round(from_.replace(tzinfo=UTC).timestamp() * 1_000_000)
-        cached = None if cached_input is None else _amount(cached_input)
-        amounts = {"input": _amount(input_), "output": _amount(output), "request": _amount(request)}
         await add_price(services, Price(model=model, valid_from=valid_from, cached_input=cached, **amounts))
 
     run(load(), put)
@@ -53,8 +54,8 @@ def price_list() -> None:
     print_table(table)
 
 
-def _amount(text: str) -> int:
+def _amount(option: str, text: str) -> int:
     try:
         return microdollars(text)
     except ValueError as error:
-        stop(str(error))
+        stop(f"--{option}: {error}")

@@ -11,7 +11,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
-from signoff.commands.terminal import OPERATOR, choice, out, print_table, run, stop, table_of
+from signoff.commands.terminal import OPERATOR, choice, create_private_file, out, print_table, run, stop, table_of
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
@@ -50,7 +50,7 @@ def receipts_export(file: NewFile) -> None:
 
 
 @receipt_commands.register("head", "signoff receipts head > head.json")
-def receipts_head_() -> None:
+def receipts_print_head() -> None:
     """Print the signed number and hash of the last receipt. Store it elsewhere: it shows if receipts were removed."""
     typer.echo(canonical(run(load(), lambda services: receipts_head(services, OPERATOR))).decode())
 
@@ -182,7 +182,7 @@ def _time(time: datetime | None) -> int | None:
 
 async def _write(file: Path, lines: AsyncIterator[bytes]) -> int:
     """Write lines to a new file that only its owner may read, and return their number. An error leaves no file."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = create_private_file(file)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             count = 0
@@ -215,4 +215,4 @@ def _head(path: Path) -> Head:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Head)
     except (ValueError, msgspec.MsgspecError) as error:
-        stop(f"{path} is not a head of `signoff receipts head`: {error}")
+        stop(f"--head must be a file that `signoff receipts head` wrote ({path}: {error}).")

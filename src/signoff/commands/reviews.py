@@ -38,12 +38,14 @@ EDITOR_FAILED = "The editor could not be started; set EDITOR to the program that
 Result = Literal["next", "again", "quit"]
 
 
-class Session(msgspec.Struct):
+class ReviewSession(msgspec.Struct):
     """State of the command: what was skipped, and the verdicts that may still be undone."""
 
     services: Services
     queue: str | None
+    """Review queue; None for all queues."""
     skipped: list[str] = []
+    """Ids of skipped jobs, the latest last."""
     pending: list[Job] = []
     """Jobs with a verdict of this session that has not taken effect, the latest last."""
 
@@ -53,14 +55,14 @@ def review(
     queue: Annotated[str | None, typer.Option(help="Review queue; default: all of them.")] = None,
 ) -> None:
     """Review held answers, one after another."""
-    run(load(), lambda services: _review_all(Session(services, queue)))
+    run(load(), lambda services: _review_all(ReviewSession(services, queue)))
 
 
-async def _review_all(session: Session) -> None:
+async def _review_all(session: ReviewSession) -> None:
     try:
         while (job := await _next(session)) is not None:
             result: Result = "again"
-            async with _kept_open(session, job):
+            async with _review_lease(session, job):
                 while result == "again":
                     _print_job(job)
                     result = await _act(session, job, await _read_key())
@@ -72,13 +74,13 @@ async def _review_all(session: Session) -> None:
         await _release(session)
 
 
-async def _next(session: Session) -> Job | None:
+async def _next(session: ReviewSession) -> Job | None:
     job = await take_next(session.services, OPERATOR, session.queue, session.skipped[-MAX_SKIPPED:])
     return None if job is None else as_seen_by(job, OPERATOR.email)
 
 
 @contextlib.asynccontextmanager
-async def _kept_open(session: Session, job: Job) -> AsyncGenerator[None]:
+async def _review_lease(session: ReviewSession, job: Job) -> AsyncGenerator[None]:
     """Renew the review lease of a job for the duration of the block, and give it up if there is no verdict then."""
 
     async def renew() -> None:
@@ -96,11 +98,11 @@ async def _kept_open(session: Session, job: Job) -> AsyncGenerator[None]:
             await lock_for_review(session.services, OPERATOR, job.id, "leave")
 
 
-async def _reloaded(session: Session, job: Job) -> Job:
+async def _reloaded(session: ReviewSession, job: Job) -> Job:
     return as_seen_by(await session.services.store.jobs.get(job.id) or job, OPERATOR.email)
 
 
-async def _act(session: Session, job: Job, key: str) -> Result:
+async def _act(session: ReviewSession, job: Job, key: str) -> Result:
     """Perform the action of a key, and return how to go on. An error, such as a lost race, is printed."""
     try:
         match key:
@@ -124,13 +126,13 @@ async def _act(session: Session, job: Job, key: str) -> Result:
     return "quit" if key in {"", "q"} else "next" if key == "s" else "again"
 
 
-async def _send_back(session: Session, job: Job) -> Result:
+async def _send_back(session: ReviewSession, job: Job) -> Result:
     instruction = await asyncio.to_thread(_ask, "Instruction to the model (empty for none)")
     request = VerdictRequest(verdict="redo", round=job.round, instruction=instruction or None)
     return await _decide(session, job, request)
 
 
-async def _decide(session: Session, job: Job, request: VerdictRequest) -> Result:
+async def _decide(session: ReviewSession, job: Job, request: VerdictRequest) -> Result:
     seconds = session.services.rules.release_after_seconds
     decided = await decide_on_desk(session.services, OPERATOR, job.id, request)
     if decided.release_at is not None:
@@ -139,7 +141,7 @@ async def _decide(session: Session, job: Job, request: VerdictRequest) -> Result
     return "next"
 
 
-async def _reject(session: Session, job: Job) -> Result:
+async def _reject(session: ReviewSession, job: Job) -> Result:
     reasons = await list_reasons(session.services, OPERATOR)
     for number, reason in enumerate(reasons, start=1):
         out.print(f"  {number} {reason}")
@@ -152,7 +154,7 @@ async def _reject(session: Session, job: Job) -> Result:
     return await _decide(session, job, VerdictRequest(verdict="reject", reason=reason, round=job.round))
 
 
-async def _edit(session: Session, job: Job) -> Result:
+async def _edit(session: ReviewSession, job: Job) -> Result:
     """Let the reviewer edit the answer in $EDITOR, and save it as a draft, which an approval sends."""
     shown = shown_answer(job)
     try:
@@ -170,7 +172,7 @@ async def _edit(session: Session, job: Job) -> Result:
     return "again"
 
 
-async def _undo(session: Session) -> Result:
+async def _undo(session: ReviewSession) -> Result:
     if not session.pending:
         out.print("There is no verdict to undo.")
         return "again"
@@ -181,7 +183,7 @@ async def _undo(session: Session) -> Result:
     return "next"
 
 
-async def _release(session: Session) -> None:
+async def _release(session: ReviewSession) -> None:
     """Wait until the verdicts of this session can be undone no more, and let them take effect.
 
     A running server does that as well, but there may be none.

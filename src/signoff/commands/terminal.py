@@ -1,7 +1,9 @@
 """Parts that all commands share: access to the services, output to the terminal, and errors of one line."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
 from rich.console import Console
@@ -19,7 +21,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=str)
 ALWAYS_OR_NEVER: tuple[Literal["always", "never"], ...] = ("always", "never")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
-# Characters of a line of a table in a file or a pipe.
+# Maximum number of characters of a line of a table in a file or a pipe.
 MAX_WIDTH = 1000
 
 
@@ -77,6 +79,14 @@ def table_of(*heads: str, caption: str | None = None) -> Table:
 def print_table(table: Table) -> None:
     """Print a table; in a file or a pipe, as wide as it needs to be."""
     (out if out.is_terminal else Terminal(width=MAX_WIDTH, markup=False, emoji=False)).print(table)
+
+
+def create_private_file(path: Path) -> int:
+    """Return the descriptor of a new file that only its owner may read; stop the command if `path` exists."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        stop(f"{path} exists already and is not overwritten; choose another file name.")
 
 
 def stop(message: str) -> NoReturn:
