@@ -570,10 +570,10 @@ def is_transient(status: int) -> bool:
 
 def kind_of(code: str, status: int) -> str:
     """Return the type, in the format of OpenAI's API, of an error of which only code and status are known."""
-    known = next((error for error in _subclasses(SignoffError) if error.code == code), None)
-    if known is None or known in {SignoffError, JobFailed}:
+    error_class = next((error for error in _subclasses(SignoffError) if error.code == code), None)
+    if error_class is None or error_class in {SignoffError, JobFailed}:
         return "invalid_request_error" if status < 500 else "server_error"
-    return known.kind
+    return error_class.kind
 
 
 def _subclasses(error: type[SignoffError]) -> Iterator[type[SignoffError]]:

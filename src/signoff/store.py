@@ -194,7 +194,7 @@ class Jobs(Protocol):
         """Return up to `limit` jobs whose lease has run out, so that `lapse` may be requested for them."""
         ...
 
-    async def released(self, limit: int) -> list[Job]:
+    async def due_for_release(self, limit: int) -> list[Job]:
         """Return up to `limit` held jobs with a verdict whose `release_at` has come."""
         ...
 

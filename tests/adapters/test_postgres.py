@@ -25,7 +25,7 @@ from signoff.core.price import Price
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import Topic
 from signoff.stores import postgres, postgres_changes, postgres_connection, quotas, schema
-from signoff.stores.changes import ChangeFeed, pack
+from signoff.stores.changes import ChangeFeed, pack_changes
 from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
 from signoff.stores.sql import SqlStore
@@ -565,7 +565,7 @@ async def test_an_address_may_contain_common_client_options(postgres_url: str) -
 def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
     names = [f"job-{number:05}-é" for number in range(3000)]
 
-    packed = pack([("job", name) for name in names], MAX_PAYLOAD_BYTES)
+    packed = pack_changes([("job", name) for name in names], MAX_PAYLOAD_BYTES)
 
     assert [line for payload in packed for line in payload.split("\n")] == [f"job {name}" for name in names]
     assert max(len(payload.encode()) for payload in packed) <= MAX_PAYLOAD_BYTES < 8000
@@ -573,8 +573,8 @@ def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
 
 
 def test_a_name_that_is_too_long_for_a_payload_becomes_any() -> None:
-    assert pack([("job", "x" * 9000), ("job", "y")], MAX_PAYLOAD_BYTES) == ["any \njob y"]
-    assert pack([], MAX_PAYLOAD_BYTES) == []
+    assert pack_changes([("job", "x" * 9000), ("job", "y")], MAX_PAYLOAD_BYTES) == ["any \njob y"]
+    assert pack_changes([], MAX_PAYLOAD_BYTES) == []
 
 
 async def test_too_many_unsent_changes_become_any() -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from fakes.tcp_proxy import TcpProxy
 from signoff.brokers import amqp
-from signoff.commands.doctor import checks
+from signoff.commands.doctor import run_checks
 from signoff.settings import Settings
 from support.brokers import (
     QUIET_SECONDS,
@@ -477,7 +477,7 @@ async def test_a_server_works_without_its_broker_and_the_doctor_reports_the_caus
     assert f"127.0.0.1:{closed_port} cannot be reached" in errors
     assert "s3cret" not in errors
     broker_checks = [
-        check for check in await checks(Settings(amqp_url=url, data_dir=tmp_path)) if check.name == "broker"
+        check for check in await run_checks(Settings(amqp_url=url, data_dir=tmp_path)) if check.name == "broker"
     ]
     assert [
         (check.is_ok, "cannot be reached" in check.detail, "s3cret" in check.detail) for check in broker_checks

@@ -612,7 +612,7 @@ async def test_a_stale_sweeper_cannot_grant_another_attempt(store: AStore) -> No
 async def test_a_stale_sweeper_cannot_apply_an_old_verdict(store: AStore) -> None:
     job = await held(store)
     await store.jobs.transition(job.id, decided("ann", "redo"))
-    [released] = await store.jobs.released(1)
+    [released] = await store.jobs.due_for_release(1)
     assert released.decision is not None
     apply_verdict = verdict_transition(released, released.decision, "sweeper")
 
@@ -622,7 +622,7 @@ async def test_a_stale_sweeper_cannot_apply_an_old_verdict(store: AStore) -> Non
     second = await store.jobs.transition(job.id, msgspec.structs.replace(decided("bob", "reject"), round=2))
 
     assert await is_refused(store, second, apply_verdict)
-    assert await store.jobs.released(1) == [second]
+    assert await store.jobs.due_for_release(1) == [second]
 
 
 async def test_of_concurrent_settlements_one_succeeds(store: AStore, other: AStore) -> None:
@@ -886,7 +886,7 @@ async def test_lapsed_released_and_overdue_jobs_are_listed(store: AStore) -> Non
 
     for expected, list_jobs in (
         (lapsed, store.jobs.lapsed),
-        (released, store.jobs.released),
+        (released, store.jobs.due_for_release),
         (overdue, store.jobs.overdue),
     ):
         assert sorted(await list_jobs(10), key=lambda job: job.id) == expected

@@ -10,7 +10,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from signoff.asgi import Application
-from signoff.commands.doctor import checks
+from signoff.commands.doctor import run_checks
 from signoff.core.access import ROLES
 from signoff.settings import Settings
 from support.database_files import make_file
@@ -117,7 +117,7 @@ async def test_a_name_that_a_page_can_have_serves_no_anonymous_caller(tmp_path: 
 
 async def test_the_doctor_warns_of_anonymous_admins(tmp_path: Path) -> None:
     for role, is_warning in (("admin", True), ("user", False), (None, False)):
-        results = await checks(Settings(data_dir=tmp_path / str(role), anonymous_role=role))
+        results = await run_checks(Settings(data_dir=tmp_path / str(role), anonymous_role=role))
         check = next(each for each in results if each.name == "callers without a token")
         assert check.is_ok
         assert check.is_warning == is_warning

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from joserfc.jwk import RSAKey
 
-from signoff.commands.doctor import checks
+from signoff.commands.doctor import run_checks
 from signoff.server.bootstrap import check_provider
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings
@@ -716,7 +716,7 @@ async def test_the_doctor_looks_at_the_provider(provider: SmallProvider, tmp_pat
     more: dict[str, Any] = {"oidc_trust_email": True, "oidc_link_users": True}
     results = {
         (check.detail, check.is_ok, check.is_warning)
-        for check in await checks(Settings(data_dir=tmp_path, **settings_of(provider, **more)))
+        for check in await run_checks(Settings(data_dir=tmp_path, **settings_of(provider, **more)))
         if check.name == "sign-in provider"
     }
     assert (f"{provider.issuer} responds; keys: 1; sign-out there too", True, False) in results
@@ -724,7 +724,7 @@ async def test_the_doctor_looks_at_the_provider(provider: SmallProvider, tmp_pat
     provider.answers["/jwks"] = web.json_response({}, status=500)
     [broken] = [
         check
-        for check in await checks(Settings(data_dir=tmp_path, **settings_of(provider)))
+        for check in await run_checks(Settings(data_dir=tmp_path, **settings_of(provider)))
         if check.name == "sign-in provider"
     ]
     assert not broken.is_ok

@@ -20,7 +20,7 @@ from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
 from signoff.stores.audits import END_OF_COPY
-from signoff.stores.calls import insert_call, pack
+from signoff.stores.calls import encode_call, insert_call
 from signoff.stores.changes import TransitionFeed
 from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
@@ -84,7 +84,7 @@ class MemoryJobs:
     async def log_call(
         self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
     ) -> asyncio.Future[int]:
-        data = pack(job, actor=actor, verbs=verbs)
+        data = encode_call(job, actor=actor, verbs=verbs)
 
         def log(tx: Tx) -> int:
             tx.inserted.append((job, verbs[-1]))
@@ -199,7 +199,7 @@ class MemoryJobs:
     async def lapsed(self, limit: int) -> list[Job]:
         return await self._eligible("lapse", limit)
 
-    async def released(self, limit: int) -> list[Job]:
+    async def due_for_release(self, limit: int) -> list[Job]:
         return await self._eligible("approve", limit)
 
     async def overdue(self, limit: int) -> list[Job]:

@@ -466,7 +466,7 @@ class Machine(RuleBasedStateMachine):
 
     def sweeper_queries(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
         runs = self.database.store.runs
-        queries = [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
+        queries = [("lapse", self.jobs.lapsed), ("approve", self.jobs.due_for_release), ("expire", self.jobs.overdue)]
         return [*queries, ("wake", runs.stalled)]
 
     def insert(self, job: Job, **options: Any) -> Job:

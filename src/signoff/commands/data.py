@@ -28,10 +28,10 @@ def migrate(
 @maintenance.register("doctor", "signoff doctor")
 def doctor() -> None:
     """Check that everything the server needs is available."""
-    from signoff.commands.doctor import checks
+    from signoff.commands.doctor import run_checks
 
     table, healthy = table_of("", "check", "result"), True
-    for check in asyncio.run(checks(load())):
+    for check in asyncio.run(run_checks(load())):
         healthy = healthy and check.is_ok
         result = "warn" if check.is_warning else "ok"
         table.add_row(result if check.is_ok else "BAD", check.name, check.detail)

@@ -33,8 +33,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     """True if the server can use the resource, and the operator should still change something."""
 
 
-async def checks(settings: Settings) -> list[CheckResult]:
-    """Return the results of all checks; a check that fails does not raise."""
+async def run_checks(settings: Settings) -> list[CheckResult]:
+    """Make all checks, and return their results; a check that fails does not raise."""
     return [
         CheckResult("Python", is_ok=True, detail=sys.version.split()[0]),
         await _run_check("data folder", lambda: _data_folder(settings)),

@@ -103,8 +103,8 @@ def verify(
                     raise BrokenChain(f"The line after receipt {verifier.last} in {file} is cut off.")
                 verifier.add(line[:-1])
     verifier.finish()
-    is_checked = "and the head is one of them" if head else "but no head was given, so newer ones may be missing"
-    out.print(f"Receipts {verifier.first} to {verifier.last} are as they were signed, {is_checked}.")
+    head_result = "and the head is one of them" if head else "but no head was given, so newer ones may be missing"
+    out.print(f"Receipts {verifier.first} to {verifier.last} are as they were signed, {head_result}.")
 
 
 @feedback_commands.register("export", "signoff feedback export decisions.jsonl --since 2026-11-01")

@@ -1,4 +1,4 @@
-"""The error budget on the page of its policy: how it burns down, why its gate is open or closed, and what holds it up.
+"""The error budget on the page of its policy: how it burns down, why its gate is open or closed, and its planted items.
 
 Only admins see it, because it says how many answers are audited.
 """
@@ -35,12 +35,12 @@ class ChartLabel(NamedTuple):
 
 
 class BudgetChart(NamedTuple):
-    """Drawing of an error budget that burns down with each find."""
+    """Drawing of an error budget, which shrinks with each wrong answer that an audit finds."""
 
     line: str
     """Path of the steps, as the attribute `d` of SVG."""
     here: ChartLabel
-    """Present place."""
+    """Present point of the curve, with its text."""
     rows: list[ChartLabel]
     """Ticks of the vertical axis: wrong answers that may still leave."""
     columns: list[ChartLabel]

@@ -89,7 +89,7 @@ def _condition(name: str, comparison: str, text: str) -> SignalsCondition:
 
 
 @get(PATH, include_in_schema=False, media_type=MediaType.HTML)
-async def show_form(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
+async def show_bulk_form(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
     """Show the form that selects answers, with the filters of the desk that the address has."""
     view = view_of(request.query_params)
     form = BulkForm(queue=view.queue, target=view.target, age=view.age)
@@ -221,4 +221,4 @@ def _to_bulk(bulk: Bulk) -> Response[str]:
     return redirect(f"{PATH}/{bulk.id}")
 
 
-router = Router("/", route_handlers=[show_form, post_selection, show_bulk, post_apply, post_undo])
+router = Router("/", route_handlers=[show_bulk_form, post_selection, show_bulk, post_apply, post_undo])

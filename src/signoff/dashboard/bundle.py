@@ -23,7 +23,7 @@ def bundle() -> Mapping[str, str]:
 
 @functools.cache
 def static_hash() -> str:
-    """Return a hash of the style sheets and scripts that need no building: their address, so that it never changes."""
+    """Return a hash of the style sheets and scripts that need no building, for addresses to be cached for ever."""
     files = sorted(path for path in STATIC.iterdir() if path.is_file())
     return fingerprint(*(part for path in files for part in (path.name.encode(), path.read_bytes())))[:16]
 

@@ -38,11 +38,11 @@ async def post_move(
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), dict[str, str], "move")
     queue, assignee, reason = (form.get(name, "").strip() for name in ("to_queue", "assignee", "why"))
-    chosen = EVERYBODYS if queue == ALL else queue or None
+    to_queue = EVERYBODYS if queue == ALL else queue or None
     if assignee:
-        await assign(services, caller, job_id, assignee, chosen)
-    elif chosen is not None:
-        await escalate(services, caller, job_id, chosen, reason or None)
+        await assign(services, caller, job_id, assignee, to_queue)
+    elif to_queue is not None:
+        await escalate(services, caller, job_id, to_queue, reason or None)
     else:
         raise BadRequest("`to_queue` or `assignee` is needed to move an answer. Go back and fill one of them in.")
     view = view_of(form)

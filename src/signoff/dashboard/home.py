@@ -36,17 +36,17 @@ async def show_home(
     with contextlib.suppress(Unauthorized):
         caller = await caller_of(services, door_settings, scope_of(request))
     if caller is None or request.query_params.get("error"):
-        return await show_form(request, services, error=_sign_in_error(request))
+        return await sign_in_page(request, services, error=_sign_in_error(request))
     return redirect(pages_of(caller)[0].path)
 
 
 @get("/dashboard/sign-in", include_in_schema=False, media_type=MediaType.HTML)
 async def show_sign_in(request: AnyRequest, services: InjectedServices) -> Template:
     """Show the form, also to a caller who may use the server without a token."""
-    return await show_form(request, services, error=_sign_in_error(request))
+    return await sign_in_page(request, services, error=_sign_in_error(request))
 
 
-async def show_form(request: AnyRequest, services: Services, *, error: str | None) -> Template:
+async def sign_in_page(request: AnyRequest, services: Services, *, error: str | None) -> Template:
     """Return the page with the ways to sign in, and with `error` unless that is None."""
     query, next_path = request.query_params, checked_next(request.query_params.get("next"))
     return page(

@@ -178,10 +178,10 @@ def _query(fields: JobForm) -> str:
 
 def _search_of(fields: JobForm) -> JobSearch:
     """Return the search for the filters of the address. Raises BadRequest."""
-    chosen: Status | None = next((each for each in STATUSES if each == fields.status), None)
+    status: Status | None = next((each for each in STATUSES if each == fields.status), None)
     names = ("user", "target", "model", "door", "prompt", "cache")
     return JobSearch(
-        status=chosen,
+        status=status,
         **{name: getattr(fields, name).strip() for name in names},
         text=fields.q.strip(),
         token=_number("token", fields.token),

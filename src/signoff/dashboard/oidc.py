@@ -4,7 +4,7 @@ from litestar import MediaType, Response, Router, get
 from litestar.datastructures import Cookie
 from litestar.response import Template
 
-from signoff.dashboard.home import show_form
+from signoff.dashboard.home import sign_in_page
 from signoff.dashboard.shell import address_of, root_of
 from signoff.doors.callers import check_navigation, check_same_site, session_cookie
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
@@ -90,7 +90,7 @@ def _public_address(request: AnyRequest, door_settings: DoorSettings) -> str:
 
 async def _with_fault(request: AnyRequest, services: Services, error: SignoffError) -> Template:
     """Return the sign-in page with the message of `error`."""
-    shown = await show_form(request, services, error=error.message)
+    shown = await sign_in_page(request, services, error=error.message)
     shown.status_code = error.status
     shown.headers |= dict(error_headers(error))
     return shown

@@ -41,7 +41,7 @@ class PlantedForm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get(PATH, include_in_schema=False, media_type=MediaType.HTML)
-async def show_form(
+async def show_planted_form(
     request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
@@ -148,4 +148,4 @@ def _is_object(text: str) -> bool:
     return text.lstrip().startswith("{") and find_syntax_error(text) is None
 
 
-router = Router("/", route_handlers=[show_form, post_item, post_delete])
+router = Router("/", route_handlers=[show_planted_form, post_item, post_delete])

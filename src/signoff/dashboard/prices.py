@@ -25,7 +25,7 @@ DAYS = 31
 # Price of a million tokens, or of a request.
 AMOUNTS = {
     "input": "Tokens in, a million",
-    "cached_input": "Those that the upstream had cached",
+    "cached_input": "Cached tokens in, a million",
     "output": "Tokens out, a million",
     "request": "Each request",
 }

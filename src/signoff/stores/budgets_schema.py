@@ -33,7 +33,7 @@ budget_periods = sa.Table(
     sa.Column("terms", JsonColumn(BudgetTerms), nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("catch_rate", sa.Float),
-    # Without the passes of `budget_leases` that were used.
+    # Without the used passes of leases that are still in `budget_leases`.
     sa.Column("delivered", sa.BigInteger, nullable=False),
     sa.Column("audits", sa.BigInteger, nullable=False),
     sa.Column("audits_open", sa.BigInteger, nullable=False),

@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.cache import CacheBounds
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
 from signoff.errors import Overloaded
-from signoff.stores.calls import unpack
+from signoff.stores.calls import decode_call
 from signoff.stores.clock import now_us
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import cached, calls, jobs
@@ -126,7 +126,7 @@ def _row(entry: CacheEntry, now: int, expires_at: int) -> dict[str, Any]:
 
 def _hit_of(row: sa.Row[Any]) -> CacheHit | None:
     """Return the entry of a row; None if its job was deleted, or if the job's row has not been written yet."""
-    job = row if row.data is None else unpack(row.data)
+    job = row if row.data is None else decode_call(row.data)
     if job.response is None:
         return None
     entry = CacheEntry(

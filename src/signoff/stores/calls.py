@@ -84,7 +84,7 @@ _UNUSED_VALUES = tuple(_UNUSED.values())
 _packed_values = attrgetter(*_PACKED)
 _unused_values = attrgetter(*_UNUSED)
 _encode = msgspec.msgpack.Encoder().encode
-unpack = msgspec.msgpack.Decoder(PackedCall).decode
+decode_call = msgspec.msgpack.Decoder(PackedCall).decode
 
 
 def is_plain(job: Job) -> bool:
@@ -95,7 +95,7 @@ def is_plain(job: Job) -> bool:
     return _unused_values(job) == _UNUSED_VALUES
 
 
-def pack(job: Job, *, actor: str, verbs: Sequence[str]) -> bytes:
+def encode_call(job: Job, *, actor: str, verbs: Sequence[str]) -> bytes:
     """Return the value of the column `data` for a job whose transitions were `verbs`.
 
     Raises ValueError if the job is not plain.
@@ -129,7 +129,7 @@ def read_call(conn: Connection, job_id: str) -> sa.Row[Any] | None:
 
 def job_of_call(row: Any) -> Job:
     """Return the job that a row stands for."""
-    packed = unpack(row.data)
+    packed = decode_call(row.data)
     return Job(
         **{name: getattr(row, name) for name in _COLUMNS},
         **dict.fromkeys(_TIMES, row.created_at),
@@ -140,7 +140,7 @@ def job_of_call(row: Any) -> Job:
 
 def event_of_call(row: Any) -> Event:
     """Return the event that a row stands for: it has the last verb of the call, and `moves` lists them all."""
-    packed, job = unpack(row.data), job_of_call(row)
+    packed, job = decode_call(row.data), job_of_call(row)
     data = initial_data(job) | {"moves": packed.verbs}
     event = event_of(job, packed.verbs[-1], packed.actor, data)
     return Event(**event | {"data": msgspec.json.decode(msgspec.json.encode(data))})

@@ -51,7 +51,7 @@ class TransitionFeed:
                 log.exception("transition_observer_failed", job_id=job.id)
 
 
-def pack(items: Iterable[tuple[Topic, str]], max_bytes: int) -> list[str]:
+def pack_changes(items: Iterable[tuple[Topic, str]], max_bytes: int) -> list[str]:
     """Pack notifications into few payloads of at most `max_bytes`. One that is too long becomes `any`."""
     groups, size_bytes = [list[str]()], 0
     for topic, name in items:
@@ -66,7 +66,7 @@ def pack(items: Iterable[tuple[Topic, str]], max_bytes: int) -> list[str]:
     return ["\n".join(lines) for lines in groups if lines]
 
 
-def unpack(payload: str) -> Iterator[tuple[Topic, str]]:
+def unpack_changes(payload: str) -> Iterator[tuple[Topic, str]]:
     """Yield the notifications of a payload, without those of unknown topics."""
     for line in payload.splitlines():
         topic, _, name = line.partition(" ")

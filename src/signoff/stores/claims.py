@@ -27,7 +27,7 @@ from signoff.stores.transitions import (
 )
 from signoff.stores.writer import Tx
 
-# Users without an eligible job are visited as well; a claim visits no more than these.
+# Maximum number of users that a claim looks at, with or without an eligible job.
 MAX_VISITED = 256
 _PRIORITY = sa.bindparam("claimed_priority", type_=sa.Integer)
 _LATER = sa.literal_column("'later'", sa.Text)

@@ -1,4 +1,4 @@
-"""Departures of callers, in SQL: jobs whose caller left before the answer came, or leaves unless it is renewed."""
+"""Departures of callers, in SQL: jobs whose caller left before the answer came, or waits under a lease."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -72,7 +72,7 @@ def _key_of(job: Job) -> dict[str, object]:
 
 
 def _put(tx: Tx, jobs: Iterable[Job], left_at: int) -> None:
-    """Record that the callers of `jobs` leave at a time, in the order of their ids, as other processes do."""
+    """Record that the callers of `jobs` leave at `left_at`; in the order of ids, so that processes cannot deadlock."""
     rows = [{"job_id": job.id, "left_at": left_at, **_key_of(job)} for job in sorted(jobs, key=lambda job: job.id)]
     statement = insert_into(departures, tx.conn.dialect.name)
     changes = {"left_at": statement.excluded.left_at}
@@ -80,7 +80,7 @@ def _put(tx: Tx, jobs: Iterable[Job], left_at: int) -> None:
 
 
 def _purge(tx: Tx) -> None:
-    """Delete some old departures: more than one call adds."""
+    """Delete up to PURGED_ROWS old departures, which are more than a call adds."""
     old = sa.select(departures.c.job_id).where(departures.c.left_at < tx.now - LIFETIME_US).limit(PURGED_ROWS)
     ids = tx.conn.execute(old.with_for_update(skip_locked=True)).scalars().all()
     if ids:

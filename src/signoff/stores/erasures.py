@@ -130,7 +130,7 @@ def _delete(tx: Tx, user_id: int, job_ids: Sequence[str]) -> int:
 
 def _delete_log_lines(tx: Tx, job_ids: Sequence[str]) -> None:
     """Delete the lines of model logs that name one of the jobs. The number of lines of each model is bounded."""
-    wanted = {job_id.lower() for job_id in job_ids}
+    lower_ids = {job_id.lower() for job_id in job_ids}
     for row in tx.conn.execute(sa.select(model_logs.c.id, model_logs.c.text)).all():
-        if any(job_id in row.text.lower() for job_id in wanted):
+        if any(job_id in row.text.lower() for job_id in lower_ids):
             tx.conn.execute(sa.delete(model_logs).where(model_logs.c.id == row.id))

@@ -41,17 +41,17 @@ def read_page(conn: Connection, filters: JobFilter) -> Page[Job]:
 
 def sizes_of(conn: Connection, ids: Sequence[str]) -> Iterator[int]:
     """Yield the bytes of jobs and calls; 0 for one that was deleted."""
-    for batch in batches(ids):
-        sizes = {row.id: row.size for query in _SIZES for row in conn.execute(query, {"ids": batch})}
-        yield from (sizes.get(job_id, 0) for job_id in batch)
+    for chunk in chunked(ids):
+        sizes = {row.id: row.size for query in _SIZES for row in conn.execute(query, {"ids": chunk})}
+        yield from (sizes.get(job_id, 0) for job_id in chunk)
 
 
 def jobs_by_id(conn: Connection, ids: Sequence[str]) -> dict[str, Job]:
     """Return the jobs and calls with these ids, as far as they exist. There may be any number of ids."""
     by_id = dict[str, Job]()
-    for batch in batches(ids):
-        by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
-        by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
+    for chunk in chunked(ids):
+        by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": chunk})}
+        by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": chunk})}
     return by_id
 
 
@@ -67,8 +67,8 @@ def count_statement(filters: JobFilter, at_most: int) -> sa.Select[Any]:
     return sa.select(sa.func.count()).select_from(some)
 
 
-def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Split `items` into batches whose parameters fit into one statement."""
+def chunked(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield `items` in chunks whose parameters fit into one statement."""
     return (items[start : start + MAX_IDS_PER_STATEMENT] for start in range(0, len(items), MAX_IDS_PER_STATEMENT))
 
 

@@ -17,15 +17,14 @@ from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
-from signoff.stores.batches_schema import IS_UNENDED
-from signoff.stores.batches_schema import batches as batches_table
-from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
+from signoff.stores.batches_schema import IS_UNENDED, batches
+from signoff.stores.calls import encode_call, event_of_call, insert_call, job_of_call, read_call
 from signoff.stores.changes import TransitionFeed
 from signoff.stores.claims import claim_jobs
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
 from signoff.stores.deletion import delete_calls, delete_jobs
-from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
+from signoff.stores.job_pages import BACKLOG, chunked, count_statement, read_page
 from signoff.stores.queue_depths import read_queue_depths
 from signoff.stores.schema import (
     calls,
@@ -107,7 +106,7 @@ class SqlJobs:
         self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
     ) -> Awaitable[asyncio.Future[int]]:
         """See `store.Jobs`."""
-        add = partial(insert_call, job=job, data=pack(job, actor=actor, verbs=verbs))
+        add = partial(insert_call, job=job, data=encode_call(job, actor=actor, verbs=verbs))
         return self._database.defer(add, at_once=at_once)
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
@@ -145,7 +144,7 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def read(conn: sa.Connection, _: object) -> list[Any]:
-            return [row for ids in batches(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
+            return [row for ids in chunked(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
@@ -176,7 +175,7 @@ class SqlJobs:
         """See `store.Jobs`."""
         return await self._load_eligible("lapse", limit)
 
-    async def released(self, limit: int) -> list[Job]:
+    async def due_for_release(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
         return await self._load_eligible("approve", limit)
 
@@ -334,10 +333,10 @@ _FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
     """Extend leases, given as (job id, lease); return the ids of the jobs that still have them."""
     until, renewed = tx.now + round(lease_seconds * SECOND), set[str]()
-    for batch in batches(sorted(leases)):
-        job_ids = [job_id for job_id, _ in batch]
+    for chunk in chunked(sorted(leases)):
+        job_ids = [job_id for job_id, _ in chunk]
         tx.conn.execute(_LOCK_IN_ORDER, {"jobs": job_ids})
-        renewed |= set(tx.conn.execute(_RENEW, {"jobs": job_ids, "leases": batch, "new_lease_until": until}).scalars())
+        renewed |= set(tx.conn.execute(_RENEW, {"jobs": job_ids, "leases": chunk, "new_lease_until": until}).scalars())
     return renewed
 
 
@@ -372,7 +371,7 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
 # A job stays until its deliveries have ended, a step of a pipeline until its run has, and a line until its batch has.
 _HAS_DUE_DELIVERY = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
 _RUNS = jobs.alias("runs")
-_BATCH_IS_UNENDED = sa.exists().where(batches_table.c.id == jobs.c.batch_id, IS_UNENDED)
+_BATCH_IS_UNENDED = sa.exists().where(batches.c.id == jobs.c.batch_id, IS_UNENDED)
 _RUN_IS_UNFINISHED = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
 # Statuses are literals in the statement, because a partial index cannot serve a parameter.
 _OLD = (

@@ -40,8 +40,8 @@ from signoff.stores.transitions import (
 )
 from signoff.stores.writer import Tx
 
-# Numbers of candidates: of answers that processes look at together, each locks another one. If others have locked all,
-# there are more of them in the next look. SQLite has one writer.
+# Numbers of answers to look at, in turn. Processes that look at the same answers lock one each; a process that finds
+# all of them locked looks at more. SQLite has one writer, and needs none of this.
 CANDIDATES = (2, 16, 128, 512)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from signoff.core.job import Job
 from signoff.stores.calls import job_of_call
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches, jobs_by_id
+from signoff.stores.job_pages import chunked, jobs_by_id
 from signoff.stores.objects_schema import created_objects, held_objects
 from signoff.stores.schema import calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, job_of
@@ -37,7 +37,7 @@ class SqlUpstreamObjects:
         """See `catalog.UpstreamObjects`."""
 
         def read(conn: Connection, _: object) -> set[str]:
-            return {row.object_id for ids in batches(object_ids) for row in conn.execute(_HELD, {"ids": ids})}
+            return {row.object_id for ids in chunked(object_ids) for row in conn.execute(_HELD, {"ids": ids})}
 
         return await self._database.read(read)
 
@@ -53,7 +53,7 @@ class SqlUpstreamObjects:
 
 def _creators(conn: Connection, object_ids: Sequence[str]) -> dict[str, Job]:
     creators = dict[str, Job]()
-    for ids in batches(object_ids):
+    for ids in chunked(object_ids):
         jobs_of_parts = {row.object_id: row.job_id for row in conn.execute(_JOBS_OF_OBJECTS, {"ids": ids})}
         by_id = jobs_by_id(conn, sorted({*jobs_of_parts.values()}))
         _add_first(creators, ((each, by_id[job_id]) for each, job_id in jobs_of_parts.items() if job_id in by_id))

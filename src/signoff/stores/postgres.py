@@ -50,7 +50,7 @@ TABLE_LOCK_PAUSE_SECONDS = 1.0
 TABLES_IN_USE_SECONDS = 300.0
 CHARACTER_NOT_IN_REPERTOIRE, LOCK_NOT_AVAILABLE = "22021", "55P03"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
-# The commit of leases does not wait for the disk. One that does, and comes later, brings theirs to the disk, too.
+# A commit of leases does not wait for the disk; the next commit that waits brings it to the disk as well.
 _BEGIN_LEASES = sa.select(*_BEGIN.selected_columns, sa.func.set_config("synchronous_commit", "off", True))
 _STATUS = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
@@ -96,7 +96,7 @@ class Postgres:
     async def start(self) -> None:
         """Connect. Raises SchemaOutdated if the schema must be migrated, CannotConnect if there is no connection.
 
-        Behind a pooler, no notifications can be received; the queries that make up for lost ones replace them.
+        Behind a pooler, no notifications can be received; polling, which makes up for lost ones, replaces them.
         """
         is_pooled = await self._pooled()
         self._engines = _Engines(self._address, self._pool_size, is_pooled=is_pooled)
@@ -104,7 +104,7 @@ class Postgres:
         self._writer.start()
         self._lease_writer.start()
         if is_pooled:
-            log.debug("postgres_pooler", effect="changes of other processes are seen by polling")
+            log.debug("postgres_pooler_found", effect="changes of other processes are seen by polling")
         else:
             self._feed.start()
 
@@ -120,7 +120,7 @@ class Postgres:
                         "The schema was not changed: other transactions used its tables for "
                         f"{TABLES_IN_USE_SECONDS:.0f} seconds. End those that pg_stat_activity lists, and try again."
                     )
-                log.warning("tables_in_use", effect="the change of the schema begins again")
+                log.warning("schema_change_blocked", effect="other transactions use its tables; it begins again")
                 await asyncio.sleep(TABLE_LOCK_PAUSE_SECONDS)
         finally:
             await engine.dispose()

@@ -9,7 +9,7 @@ import structlog
 
 from signoff.core.postgres_address import PostgresAddress
 from signoff.store import Topic
-from signoff.stores.changes import ANYTHING, ChangeFeed, pack, unpack
+from signoff.stores.changes import ANYTHING, ChangeFeed, pack_changes, unpack_changes
 from signoff.stores.postgres_connection import open_connection
 
 log = structlog.get_logger()
@@ -93,7 +93,7 @@ class PostgresChangeFeed:
         unsent, self._unsent = self._unsent, {}
         if not unsent:
             await conn.execute("SELECT 1")
-        for payload in pack(unsent, MAX_PAYLOAD_BYTES):
+        for payload in pack_changes(unsent, MAX_PAYLOAD_BYTES):
             await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
         if not self._unsent:
             self._all_sent.set()
@@ -101,5 +101,5 @@ class PostgresChangeFeed:
     def _on_notification(self, conn: Any, pid: int, _channel: str, payload: str) -> None:
         if pid == conn.get_server_pid():
             return  # published by this process itself
-        for topic, name in unpack(payload):
+        for topic, name in unpack_changes(payload):
             self._changes.publish(topic, name)

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: directly, or through a pooler; and what to tell the operator if none can be opened.
 
-A pooler in transaction mode, such as PgBouncer, gives each transaction another connection of the server. What is
-prepared or set on a connection is on another one afterwards. So everything is one transaction there, statements have
-no names, and nothing is set beyond a transaction.
+A pooler in transaction mode, such as PgBouncer, gives each transaction another connection of the server, on which
+earlier prepared statements and settings are missing. So everything is one transaction there, statements have no names,
+and nothing is set beyond a transaction.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ async def open_connection(
 
 
 async def _connect(dsn: str, **options: Any) -> Any:
-    """Connect as asyncpg does; a cancellation lets it end first, because it leaves an exception behind otherwise."""
+    """Connect as asyncpg does. If cancelled, let the attempt end first, or asyncpg leaves an unretrieved exception."""
     connecting = asyncio.get_running_loop().create_task(connect(dsn, **options))
     try:
         return await asyncio.shield(connecting)
@@ -94,7 +94,7 @@ def _discard(connecting: asyncio.Task[Any]) -> None:
 
 
 async def is_behind_pooler(address: PostgresAddress) -> bool:
-    """Return True if a pooler is between this process and the server, unless the address says it.
+    """Return True if a pooler is between this process and the server; ask the server unless the address says so.
 
     A pooler invents the process id that a client gets when it connects. Raises CannotConnect.
     """
@@ -148,7 +148,7 @@ async def _set_up(conn: Any) -> Any:
     """Apply the settings of a session.
 
     The server releases the locks if this process is suspended or cut off in a transaction. It reads small tables by an
-    index too, because it keeps the plans of statements, and they must fit when the tables have grown.
+    index too, because it keeps the plans of statements, which must still fit when the tables have grown.
     """
     idle_ms = f"{IDLE_SECONDS * 1000:.0f}"
     settings = {"idle_in_transaction_session_timeout": idle_ms, "enable_seqscan": "off", "jit": "off"}

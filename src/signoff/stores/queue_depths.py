@@ -14,7 +14,7 @@ from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
 from signoff.stores.transitions import SECOND
 
-# Users of one priority whose oldest job is looked at.
+# Maximum number of users of one priority whose oldest job is read.
 MAX_VISITED = 256
 # Owner of the jobs of callers without a user.
 NO_OWNER = "none"

@@ -14,7 +14,7 @@ from signoff.core.job import Job, Vote
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches, jobs_by_id, sizes_of
+from signoff.stores.job_pages import chunked, jobs_by_id, sizes_of
 from signoff.stores.next_review import open_next
 from signoff.stores.reviews_schema import review_bulks
 from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queue_name, review_rank, votes
@@ -82,7 +82,7 @@ class SqlReviews:
         query = sa.select(*decisions.c).where(decisions.c.job_id.in_(sa.bindparam("jobs", expanding=True)))
 
         def read(conn: Connection, _: object) -> list[DecisionRecord]:
-            rows = [row for ids in batches(job_ids) for row in conn.execute(query, {"jobs": ids}).mappings()]
+            rows = [row for ids in chunked(job_ids) for row in conn.execute(query, {"jobs": ids}).mappings()]
             return sorted((DecisionRecord(**row) for row in rows), key=lambda record: (record.job_id, record.round))
 
         return await self._database.read(read)
@@ -167,10 +167,10 @@ def _ordered(*columns: ColumnElement[Any], is_descending: bool) -> list[ColumnEl
 def _queues_statement() -> sa.Select[Any]:
     """Return the query for names of queues: it reads one entry of the index for each, and not each job."""
     least = sa.select(sa.func.min(review_queue_name)).where(WAITS_FOR_REVIEW)
-    seen = sa.select(least.scalar_subquery().label("name")).cte("seen", recursive=True)
-    following = least.where(seen.c.name < review_queue_name).scalar_subquery()
-    seen = seen.union_all(sa.select(following).where(seen.c.name.is_not(None)))
-    return sa.select(seen.c.name).where(seen.c.name.is_not(None)).limit(sa.bindparam("limit", type_=sa.Integer))
+    names = sa.select(least.scalar_subquery().label("name")).cte("names", recursive=True)
+    following = least.where(names.c.name < review_queue_name).scalar_subquery()
+    names = names.union_all(sa.select(following).where(names.c.name.is_not(None)))
+    return sa.select(names.c.name).where(names.c.name.is_not(None)).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
 _VERDICT = tuple(votes.c[name] for name in VoteRecord.__struct_fields__)

@@ -12,7 +12,7 @@ from signoff.core.job import FunctionCall, Job
 from signoff.core.usage import UsageTotals
 from signoff.errors import Stale
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches
+from signoff.stores.job_pages import chunked
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import function_calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
@@ -79,7 +79,7 @@ class SqlRuns:
         """See `records.Runs`."""
 
         def read(conn: Connection, _: object) -> dict[str, UsageTotals]:
-            rows = [row for ids in batches(run_ids) for row in conn.execute(_COSTS, {"runs": ids}).mappings()]
+            rows = [row for ids in chunked(run_ids) for row in conn.execute(_COSTS, {"runs": ids}).mappings()]
             return {row["run"]: UsageTotals(**{name: row[name] for name in _SUMMED}) for row in rows}
 
         return await self._database.read(read)

@@ -200,7 +200,7 @@ votes = sa.Table(
     sa.Column("reviewer", sa.Text, primary_key=True),
     sa.Column("verdict", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
-    # The whole vote if it is one of several; of a reviewer who decides alone, the decision has it.
+    # Vote of one of several reviewers; NULL for a reviewer who decides alone, as `decisions` has it.
     sa.Column("decision", JsonColumn(Decision)),
 )
 sa.Index("votes_by_reviewer", votes.c.reviewer, votes.c.at, votes.c.job_id)

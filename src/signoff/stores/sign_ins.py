@@ -39,7 +39,7 @@ class SqlSignIns:
         await self._write(forget)
 
     async def _write(self, operation: Callable[[Tx], T]) -> T:
-        """Run `operation` in a transaction of its own: in a group, it would lock the rows in no order."""
+        """Run `operation` in a transaction of its own: in a group, its locks would have no fixed order."""
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 return await self._database.write_alone(operation)
@@ -61,7 +61,7 @@ def _begin(tx: Tx, limits: Sequence[SignInLimit]) -> SignInDenial | None:
 
 
 def _purge(tx: Tx) -> None:
-    """Delete some of the rows that have expired: more than one attempt adds."""
+    """Delete up to PURGED_ROWS expired rows, which are more than an attempt adds."""
     expired = sa.select(failures.c.key).where(failures.c.expires_at <= tx.now).limit(PURGED_ROWS)
     keys = tx.conn.execute(expired.with_for_update(skip_locked=True)).scalars().all()
     tx.conn.execute(sa.delete(failures).where(failures.c.key.in_(keys)))

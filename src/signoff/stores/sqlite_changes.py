@@ -13,7 +13,7 @@ import structlog
 
 from signoff.infra.unix_socket import socket_address
 from signoff.store import Topic
-from signoff.stores.changes import ANYTHING, ChangeFeed, pack, unpack
+from signoff.stores.changes import ANYTHING, ChangeFeed, pack_changes, unpack_changes
 
 # A datagram that is larger is refused by macOS with its default settings.
 MAX_DATAGRAM_BYTES = 2000
@@ -61,7 +61,7 @@ class SqliteChangeFeed:
         try:
             if peers := self._peers():
                 changes = dict.fromkeys(items)
-                payloads = pack(changes if len(changes) <= MAX_CHANGES else ANYTHING, MAX_DATAGRAM_BYTES)
+                payloads = pack_changes(changes if len(changes) <= MAX_CHANGES else ANYTHING, MAX_DATAGRAM_BYTES)
                 for peer in peers:
                     self._send(peer, payloads)
         except Exception as error:  # noqa: BLE001 -- the writer would run committed operations again
@@ -109,14 +109,14 @@ class SqliteChangeFeed:
         behind, self._behind, self._timer = self._behind, set[Path](), None
         self._catch_up_seconds = min(2 * self._catch_up_seconds, MAX_CATCH_UP_SECONDS)
         for peer in behind:
-            self._send(peer, pack(ANYTHING, MAX_DATAGRAM_BYTES))
+            self._send(peer, pack_changes(ANYTHING, MAX_DATAGRAM_BYTES))
         if not self._behind:
             self._catch_up_seconds = MIN_CATCH_UP_SECONDS
 
     def _receive(self, receiving: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                for topic, name in unpack(receiving.recv(MAX_DATAGRAM_BYTES + 1).decode(errors="replace")):
+                for topic, name in unpack_changes(receiving.recv(MAX_DATAGRAM_BYTES + 1).decode(errors="replace")):
                     self._changes.publish(topic, name)
 
 

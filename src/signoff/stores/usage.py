@@ -118,7 +118,7 @@ class SqlUsageRecords:
 
 
 def count_ended(tx: Tx, job: Job, created_at: int) -> None:
-    """Add a job that has just ended to the sums of its hour and day. It never changes again, so they stay right."""
+    """Add a job that has just ended to the sums of its hour and day, which stay right, as it never changes again."""
     _add(tx, created_at, job, totals_of(job))
     count_latency(tx, job, created_at)
 

@@ -290,7 +290,7 @@ class Writer:
                 if isinstance(result, Exception) and not isinstance(result, SignoffError):
                     faults.append(result)
         for error in faults:
-            log.error("database_write_failed", error=str(error))
+            log.error("database_write_failed", error=repr(error))
 
     def _adapt_group_size(self, group: Sequence[Pending], results: Sequence[Any]) -> None:
         """Make groups smaller while repeated ones fail, as they may be too large for the time limits of the database.

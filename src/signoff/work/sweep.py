@@ -42,7 +42,7 @@ async def sweep(services: Services) -> None:
     """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users."""
     for job in await services.store.jobs.lapsed(BATCH_SIZE):
         await _transition(services, job, _lapse_transition(services, job))
-    for job in await services.store.jobs.released(BATCH_SIZE):
+    for job in await services.store.jobs.due_for_release(BATCH_SIZE):
         if job.decision is not None:
             await _transition(services, job, verdict_transition(job, job.decision, services.ids.actor))
     for job in await services.store.jobs.overdue(BATCH_SIZE):

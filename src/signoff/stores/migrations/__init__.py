@@ -38,7 +38,7 @@ def migrate_schema(conn: sa.Connection, revision: str | None = None) -> None:
     revision, present = revision or newest, current_revision(conn)
     if present is not None and not is_known(present):
         _check_fits(conn, present)
-        log.info("schema_is_newer", schema=present, code=newest, effect="there is nothing to migrate")
+        log.info("schema_is_newer", schema=present, newest_known=newest, effect="there is nothing to migrate")
         return
     if present != revision:
         from alembic import command
