@@ -272,7 +272,7 @@ async def test_an_item_is_planted_by_hand_and_from_a_job(server: Live) -> None:
         ({"payload": "{", "answer": "x"}, "line 1, column 2"),
         ({"payload": "[]", "answer": "x"}, "not a valid request"),
         ({"payload": "{}", "answer": "x"}, "with a `model`"),
-        ({"payload": "{}", "answer": " "}, "Write the wrong answer"),
+        ({"payload": "{}", "answer": " "}, "write the wrong answer"),
     ],
 )
 async def test_what_is_wrong_with_a_planted_item_is_said_in_its_form(

@@ -160,7 +160,7 @@ class MemoryPeople:
         def add(tx: Tx) -> Token:
             user = self._user(user_id)
             if kind == "session" and (user is None or not user.active or user.password_hash != password_hash):
-                raise Conflict("The user was disabled, or got a new password, meanwhile.")
+                raise Conflict("The user was disabled, or got a new password, meanwhile; sign in again.")
             number = len(self._tables.tokens) + 1
             if kind == "signin":
                 self._end(lambda token: token.user_id == user_id and token.kind == "signin")

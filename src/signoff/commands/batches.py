@@ -52,13 +52,13 @@ def batch(
     if endpoint not in ENDPOINTS:
         stop(f"--endpoint must be one of {', '.join(ENDPOINTS)} (got {endpoint!r}).")
     if not file.is_file():
-        stop(f"{file} is not a file.")
+        stop(f"FILE {file} is not a file; give one that has a request on each line.")
     ended = run(load(), lambda services: _run(services, file, endpoint, user))
     if ended.status == "failed":
         for fault in ended.errors:
             place = f"{file}" if fault.line is None else f"{file}:{fault.line}"
             err.print(f"{place}: {fault.message} ({fault.code})")
-        stop(f"The batch {ended.id} failed.")
+        stop(f"The batch {ended.id} failed; correct its file, and run the command again.")
 
 
 async def _run(services: Services, file: Path, endpoint: str, email: str | None) -> Batch:

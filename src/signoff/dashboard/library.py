@@ -256,7 +256,7 @@ async def post_draft(
 ) -> Template:
     """Return the arguments, calls or the fault of the text in a form while somebody writes it; nothing is saved."""
     if kind not in NAVIGATION:
-        raise NotFound(f"There are no drafts of {kind!r}.")
+        raise NotFound(f"There are no drafts of {kind!r}; the kinds are {' and '.join(NAVIGATION)}.")
     item_kind: LibraryItemKind = "pipeline" if kind == "pipeline" else "prompt"
     form = await _form(request)
     item, fault = None, None

@@ -160,7 +160,7 @@ def _with_key(form: ModelForm) -> bytes:
     try:
         members = msgspec.json.decode(form.body, type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise BadRequest(f"The model is not a JSON object: {error}.") from None
+        raise BadRequest(f"`body` must be a JSON object: {error}.") from None
     return msgspec.json.encode(members | {"key": form.key.strip()})
 
 

@@ -126,19 +126,19 @@ def _indented(body: bytes) -> str:
 async def _item(services: Services, caller: Caller, name: str, form: PlantedForm) -> PlantedItem:
     """Return the item that the form describes. Raises BadRequest, JobNotFound."""
     if (place := find_syntax_error(form.payload)) is not None:
-        raise BadRequest(f"The request is not JSON: line {place[0]}, column {place[1]}.")
+        raise BadRequest(f"`payload` is not JSON at line {place[0]}, column {place[1]}.")
     if not form.answer.strip():
-        raise BadRequest("Write the wrong answer that a reviewer should catch.")
+        raise BadRequest("`answer` must not be empty; write the wrong answer that a reviewer should catch.")
     body, words = form.payload.encode(), msgspec.json.encode(form.answer)
     answer = form.answer.encode() if _is_object(form.answer) else words
     if form.job:
         job = await get_job(services, caller, form.job)
         if form.answer == text_of(job.response):
-            raise BadRequest("The answer is still that of the job; change it so that it is wrong.")
+            raise BadRequest("`answer` is still that of the job; change it so that it is wrong.")
         return PlantedItem(policy=name, path=job.path, body=body, response=edited_answer(job, answer))
     model = parse_json(body, dict[str, Any], "request").get("model")
     if not isinstance(model, str):
-        raise BadRequest("The request must be a JSON object with a `model`.")
+        raise BadRequest("`payload` must be a JSON object with a `model`.")
     created, seed = services.clock() // 1_000_000, services.ids.new_id()
     response = convert_answer(CHAT, answer, model, created=created, seed=seed)
     return PlantedItem(policy=name, path=CHAT, body=body, response=response)

@@ -373,7 +373,7 @@ def _check_unchanged(tx: Tx, user_id: int, password_hash: str | None) -> None:
     """Raise Conflict unless the user is active, and has this password."""
     is_same = (users.c.id == user_id, users.c.active, users.c.password_hash.is_not_distinct_from(password_hash))
     if tx.conn.execute(sa.select(users.c.id).where(*is_same)).first() is None:
-        raise Conflict("The user was disabled, or got a new password, meanwhile.")
+        raise Conflict("The user was disabled, or got a new password, meanwhile; sign in again.")
 
 
 def _end_sessions(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:

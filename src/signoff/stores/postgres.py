@@ -269,7 +269,7 @@ class Postgres:
                         return status == "committed"
                     await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
-            raise Overloaded("The database was lost during a commit, and its result is not known.") from error
+            raise Overloaded("The database was lost during a commit; look for its result before a retry.") from error
 
 
 async def _change_schema(engine: AsyncEngine, step: Callable[[Connection], None]) -> bool:
