@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.model import Model
 
-State = Literal["stopped", "starting", "ready", "busy", "failed"]
+ProcessState = Literal["stopped", "starting", "ready", "busy", "failed"]
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +101,7 @@ class ProcessEngine(Protocol):
     process started it.
     """
 
-    def process_state(self, model: Model) -> State:
+    def process_state(self, model: Model) -> ProcessState:
         """Return the state of the model's process.
 
         `stopped` means not running, `starting` not ready yet, `ready` waiting for requests, `busy` handling a request,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from signoff.core.model import Model
-from signoff.engine import ModelRequest, Sink, State
+from signoff.engine import ModelRequest, ProcessState, Sink
 from signoff.engines.jsonl import NotDelivered
 from signoff.engines.jsonl_answers import pass_on_answer
 from signoff.engines.log import ModelLog
@@ -110,7 +110,7 @@ class SubprocessEngine:
         process.model = model
         return process
 
-    def process_state(self, model: Model) -> State:
+    def process_state(self, model: Model) -> ProcessState:
         """See `engine.ProcessEngine`."""
         return self._process_of(model).state() if model.command else "failed"
 

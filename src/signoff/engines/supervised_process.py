@@ -11,7 +11,7 @@ import msgspec
 
 from signoff.core.model import Model
 from signoff.core.retry import Backoff, wait_seconds
-from signoff.engine import State
+from signoff.engine import ProcessState
 from signoff.engines.jsonl import JsonLinesClient, NotDelivered
 from signoff.engines.log import ModelLog
 from signoff.engines.process import PORT_TRIES, Process, is_port_in_use, start_http, start_jsonl
@@ -247,7 +247,7 @@ class SupervisedProcess:
             instance.is_stopping = True
             instance.process.request_stop()
 
-    def state(self) -> State:
+    def state(self) -> ProcessState:
         """Return the state of the model. The owner's process appears as ready or busy."""
         instance = self._instance
         if instance is None and self._lock.port() is None:

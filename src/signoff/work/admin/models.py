@@ -9,14 +9,14 @@ import msgspec
 from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, endpoints_of, with_changes
-from signoff.engine import ProcessEngine, State
+from signoff.engine import ProcessEngine, ProcessState
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
 from signoff.work.admin.registry import NO_MODEL_KEYS, ModelKeys, register_model, unregister_model
 from signoff.work.services import Services
 
 HEALTH_SECONDS = 3
 # Best first.
-STATE_ORDER: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
+STATE_ORDER: tuple[ProcessState, ...] = ("ready", "busy", "starting", "stopped", "failed")
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """The model."""
     is_registered: bool
     """True for a model in the catalog; False for a built-in one."""
-    state: State | None
+    state: ProcessState | None
     """The state of the process on this host, the best of its replicas; None for a model without a process."""
 
 
