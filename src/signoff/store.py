@@ -29,7 +29,9 @@ from signoff.reviews import ReviewQueues, Reviews
 CachedTopic = Literal[
     "models", "people", "prices", "limits", "cache", "compositions", "functions", "streams", "policies"
 ]
+"""Kinds of rows that processes keep copies of; `compositions` are prompts and pipelines."""
 Topic = Literal["job", "due", "delivery", "batch", CachedTopic, "any"]
+"""Subjects of change notifications: see `Store.listen`."""
 InitialVerb = Literal["submit", "hit", "refuse", "present"]
 TransitionListener = Callable[[Job, Sequence["TransitionRequest"]], None]
 Listener = Callable[[Topic, str], None]

@@ -115,13 +115,6 @@ def model_add(
     _register(_with_urls(model, url or []), reads_key=key_stdin, drops_key=no_key)
 
 
-def _check_kind(kind: str) -> None:
-    from signoff.server.bootstrap import model_kinds
-
-    if kind not in model_kinds():
-        stop(f"--kind must be one of {', '.join(model_kinds())} (got {kind!r}).")
-
-
 def _with_urls(model: Model, urls: Sequence[str]) -> Model:
     if len(urls) > 1:
         return msgspec.structs.replace(model, endpoints=tuple(EndpointConfig(url=url) for url in urls))
@@ -129,7 +122,10 @@ def _with_urls(model: Model, urls: Sequence[str]) -> Model:
 
 
 def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
-    _check_kind(model.kind)
+    from signoff.server.bootstrap import model_kinds
+
+    if model.kind not in model_kinds():
+        stop(f"--kind must be one of {', '.join(model_kinds())} (got {model.kind!r}).")
     if (fault := model_fault(model)) is not None:
         stop(fault)
     if reads_key and drops_key:

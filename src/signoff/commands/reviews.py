@@ -65,7 +65,7 @@ async def _review_all(session: ReviewSession) -> None:
             async with _review_lease(session, job):
                 while result == "again":
                     _print_job(job)
-                    result = await _act(session, job, await _read_key())
+                    result = await _act(session, job, await asyncio.to_thread(_read_key))
                     job = await _reloaded(session, job)
             if result == "quit":
                 return
@@ -232,11 +232,7 @@ def _print_texts(title: str, entries: Sequence[tuple[str, str]]) -> None:
             out.print(f"    {line}")
 
 
-async def _read_key() -> str:
-    return await asyncio.to_thread(_key)
-
-
-def _key() -> str:
+def _read_key() -> str:
     """Return the next key: at once on a terminal, and otherwise the first one of the next line; empty at the end."""
     if sys.stdin.isatty():
         return _terminal_key(sys.stdin.fileno())

@@ -98,7 +98,7 @@ def _call_form(
         whole = _field(f"{name}.whole", _WHOLE, {"arguments": text}, {"arguments": call.arguments}, form, faults)
     else:
         values = original if edit is None else _edited(edit, original)
-        for number, argument in enumerate(_arguments(call, original, values)):
+        for number, argument in enumerate(arguments_of(as_object(call.schema), original, values)):
             fields.append(_field(f"{name}.{number}", argument, values, original, form if is_sent else {}, faults))
     return CallForm(
         name=name,
@@ -130,10 +130,6 @@ def _field(
         is_new=argument.name not in original,
         fault=faults.get(name, ""),
     )
-
-
-def _arguments(call: ToolCall, original: JsonObject, values: JsonObject) -> list[Argument]:
-    return arguments_of(as_object(call.schema), original, values)
 
 
 def _object(text: str) -> JsonObject | None:

@@ -95,12 +95,9 @@ async def _calls(services: Services, caller: Caller, job: Job) -> list[LoggedCal
 
 def _span(calls: list[LoggedCall]) -> int:
     """Return the time from the first start to the last end, in microseconds."""
-    starts, ends = ([at for at in times if at is not None] for times in _times(calls))
+    starts = [call.began_at for call in calls if call.began_at is not None]
+    ends = [call.ended_at for call in calls if call.ended_at is not None]
     return max(ends, default=0) - min(starts, default=0) if ends else 0
-
-
-def _times(calls: list[LoggedCall]) -> tuple[list[int | None], list[int | None]]:
-    return [call.began_at for call in calls], [call.ended_at for call in calls]
 
 
 def _bars(calls: list[LoggedCall]) -> list[PlacedCall]:

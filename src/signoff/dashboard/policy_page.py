@@ -212,13 +212,6 @@ def _sentences(result: DryRun, policy: PolicyDraft) -> dict[str, Any]:
     shares = [("would have passed", result.passed, "ok"), ("would have been held", result.held, "hold")]
     shares += [("would have been rejected", result.rejected, "bad"), ("would have asked another", result.consulted, "")]
     shares = [share for share in shares if share[1]]
-    numbers = [*range(len(policy.rules)), None]
-    by_rule = [
-        ("default" if number is None else f"rule {number + 1}", result.rules.get(_rule_key(number), 0))
-        for number in numbers
-    ]
+    by_rule = [(f"rule {number + 1}", result.rules.get(str(number), 0)) for number in range(len(policy.rules))]
+    by_rule.append(("default", result.rules.get("default", 0)))
     return {"result": result, "shares": shares, "rules": by_rule}
-
-
-def _rule_key(number: int | None) -> str:
-    return "default" if number is None else str(number)

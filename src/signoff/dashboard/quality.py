@@ -12,8 +12,9 @@ from signoff.core.access import Caller, check_admin
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureRow, FigureTotals
 from signoff.core.usage import DAY_US
 from signoff.core.wire import format_time
-from signoff.dashboard.charts import Chart, column_chart, format_number, format_percent
-from signoff.dashboard.shell import QUALITY, format_duration, page
+from signoff.dashboard.charts import Chart
+from signoff.dashboard.shell import QUALITY, page
+from signoff.dashboard.usage_times import verdict_charts
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.work.reviews.budget_report import CatchReport, list_catch_rates
 from signoff.work.reviews.history import queue_depths, recent_agreement
@@ -98,14 +99,7 @@ def _name(row: FigureRow) -> str:
 def _charts(rows: Sequence[FigureRow], since: int, days: int) -> list[Chart]:
     by_day = {row.dimensions["day"]: row.totals for row in rows}
     times = [since + index * DAY_US for index in range(days)]
-    totals = [by_day.get(at, FigureTotals()) for at in times]
-    changed = [100 * (each.edited + each.redone + each.rejected) // (each.decisions or 1) for each in totals]
-    verdict = [each.verdict_us // (each.decisions or 1) for each in totals]
-    return [
-        column_chart("Verdicts", times, [each.decisions for each in totals], format_number, "day"),
-        column_chart("Mean time to a verdict", times, verdict, format_duration, "day"),
-        column_chart("Edited, sent back or rejected", times, changed, format_percent, "day"),
-    ]
+    return verdict_charts([by_day.get(at, FigureTotals()) for at in times], times, "day")
 
 
 async def _catch_rates(services: Services, caller: Caller) -> list[tuple[str, CatchReport]]:

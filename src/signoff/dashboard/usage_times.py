@@ -79,16 +79,23 @@ async def review_view(services: Services, caller: Caller, period: Period) -> dic
     rows, totals = await review_figures(services, caller, query)
     by_time = {row.dimensions[period.unit]: row.totals for row in rows}
     figures = [by_time.get(at, FigureTotals()) for at in period.times]
-    changed = [100 * (each.edited + each.redone + each.rejected) // (each.decisions or 1) for each in figures]
-    verdict = [each.verdict_us // (each.decisions or 1) for each in figures]
-    times, unit = period.times, period.unit
     return {
         "totals": totals,
         "verdict_us": totals.verdict_us // totals.decisions if totals.decisions else None,
-        "charts": [
-            column_chart("Verdicts", times, [each.decisions for each in figures], format_number, unit),
-            column_chart("Mean time to a verdict", times, verdict, format_duration, unit),
-            column_chart("Edited, sent back or rejected", times, changed, format_percent, unit),
-        ],
+        "charts": verdict_charts(figures, period.times, period.unit),
         "export": "/api/reviews/figures?" + urlencode({"by": period.unit} | period.query | {"format": "csv"}),
     }
+
+
+def verdict_charts(figures: Sequence[FigureTotals], times: Sequence[int], unit: Unit) -> list[Chart]:
+    """Return the charts of verdicts over time: their number, the mean time to one, and the share that changed answers.
+
+    `figures` are those of the periods that begin at `times`, in microseconds since 1970.
+    """
+    changed = [100 * (each.edited + each.redone + each.rejected) // (each.decisions or 1) for each in figures]
+    verdict = [each.verdict_us // (each.decisions or 1) for each in figures]
+    return [
+        column_chart("Verdicts", times, [each.decisions for each in figures], format_number, unit),
+        column_chart("Mean time to a verdict", times, verdict, format_duration, unit),
+        column_chart("Edited, sent back or rejected", times, changed, format_percent, unit),
+    ]

@@ -203,7 +203,7 @@ def _add(tx: Tx, period: BudgetPeriod) -> BudgetPeriod:
     of_policy = budgets.c.policy == period.policy
     number = sa.update(budgets).where(of_policy).values(period=budgets.c.period + 1).returning(budgets.c.period)
     period = msgspec.structs.replace(period, number=tx.conn.execute(number).scalar_one())
-    tx.conn.execute(sa.insert(budget_periods), _row_of(period))
+    tx.conn.execute(sa.insert(budget_periods), {name: getattr(period, name) for name in _STORED})
     if period.group is not None:
         row = {"policy": period.policy, "group": period.group, "period": period.number}
         insert = insert_into(budget_groups, tx.conn.dialect.name).values(row)
@@ -322,10 +322,6 @@ def _read_counts(conn: Connection, policy: str) -> list[CatchCount]:
     columns = (catch_counts.c.reviewer, catch_counts.c.judged, catch_counts.c.caught)
     query = sa.select(*columns).where(catch_counts.c.policy == policy).order_by(catch_counts.c.reviewer)
     return [CatchCount(**row) for row in conn.execute(query).mappings()]
-
-
-def _row_of(period: BudgetPeriod) -> dict[str, Any]:
-    return {name: getattr(period, name) for name in _STORED}
 
 
 def _update(period: BudgetPeriod, **values: Any) -> sa.Update:

@@ -54,7 +54,9 @@ class SqlReceipts:
     async def public_key(self) -> bytes:
         """See `records.Receipts`."""
         row = await self._database.read(lambda conn, _: conn.execute(NEWEST_KEY).one_or_none())
-        return await self._database.write_alone(_public_key) if row is None else row.public_key
+        if row is not None:
+            return row.public_key
+        return await self._database.write_alone(lambda tx: ReceiptChain(tx).public_key)
 
     async def head(self) -> Head:
         """See `records.Receipts`."""
@@ -129,10 +131,6 @@ def append_receipts(tx: Tx, drafts: list[ReceiptDraft]) -> None:
         chain.append(receipt, job_id=before.id, round=before.round)
         tx.add(receipt_salts, {"job_id": before.id, "round": before.round, "salt": salt})
         add_figures(tx, receipt, outcome_of(before, draft.after))
-
-
-def _public_key(tx: Tx) -> bytes:
-    return ReceiptChain(tx).public_key
 
 
 def _page_statement(filters: ReceiptFilter) -> sa.Select[Any]:

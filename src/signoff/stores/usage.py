@@ -165,7 +165,7 @@ def _report_statement(query: UsageQuery) -> sa.Select[Any]:
 
 def _row_order(query: UsageQuery, rows: sa.FromClause) -> list[ColumnElement[Any]]:
     by_cost = [rows.c.cost_nanodollars.desc(), rows.c.jobs.desc()] if query.by_cost else []
-    return [*by_cost, *_nulls_first([rows.c[f"by_{name}"] for name in query.by])]
+    return [*by_cost, *(rows.c[f"by_{name}"].nulls_first() for name in query.by)]
 
 
 def _usage(query: UsageQuery) -> sa.Subquery:
@@ -214,10 +214,6 @@ def _groups(query: UsageQuery) -> sa.Select[Any]:
     totals = (_sum(usage.c[name]).label(name) for name in _TOTALS)
     source = sa.outerjoin(usage, users, users.c.id == usage.c.user_id) if "user" in query.by else usage
     return sa.select(*dimensions, *totals).select_from(source).group_by(*dimensions)
-
-
-def _nulls_first(columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
-    return [column.nulls_first() for column in columns]
 
 
 def _dimension(name: Dimension, usage: sa.Subquery) -> ColumnElement[Any]:
