@@ -46,7 +46,7 @@ async def test_a_compressed_answer_is_decoded_within_the_limit() -> None:
 
     async with serving(handle) as url:
         assert await JsonClient().get(f"{url}/small") == (200, {"a": 1})
-        with pytest.raises(RequestFailed, match="is no JSON object"):
+        with pytest.raises(RequestFailed, match="is not a JSON object"):
             await JsonClient().get(f"{url}/bomb")
 
 

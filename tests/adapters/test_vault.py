@@ -13,12 +13,12 @@ from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.infra.vault import Unreadable, Vault, drop_old_keys, existing_keys, keys_in, put_new_key_first
+from signoff.infra.vault import Unreadable, Vault, drop_old_keys, load_keys, load_or_create_keys, put_new_key_first
 
 
 def test_only_the_owner_can_read_a_new_key(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "data" / "secret.key"
-    [key] = keys_in(path)
+    [key] = load_or_create_keys(path)
     assert Fernet(key)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -27,16 +27,16 @@ def test_only_the_owner_can_read_a_new_key(tmp_path: Path) -> None:
 
 def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
-    first = keys_in(path)
+    first = load_or_create_keys(path)
     before = path.read_bytes()
-    assert keys_in(path) == first
+    assert load_or_create_keys(path) == first
     assert path.read_bytes() == before
 
 
 def test_concurrent_threads_that_create_the_key_use_the_same_one(tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(keys_in, [path] * 200))
+        results = list(pool.map(load_or_create_keys, [path] * 200))
     assert len({tuple(keys) for keys in results}) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["secret.key"]
 
@@ -45,10 +45,10 @@ def test_two_processes_that_create_the_key_at_once_use_the_same_one(tmp_path: Pa
     # given two processes that wait for a line of input
     script = f"""
 import pathlib, sys
-from signoff.infra.vault import keys_in
+from signoff.infra.vault import load_or_create_keys
 print(flush=True)
 sys.stdin.readline()
-print(keys_in(pathlib.Path({str(tmp_path / "secret.key")!r}))[0].decode())
+print(load_or_create_keys(pathlib.Path({str(tmp_path / "secret.key")!r}))[0].decode())
 """
     pipe = subprocess.PIPE
     processes = [subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
@@ -78,12 +78,12 @@ def test_a_sealed_secret_can_be_opened_and_is_not_readable(secret: str) -> None:
 def test_after_a_rotation_old_secrets_open_and_new_ones_need_the_new_key(tmp_path: Path) -> None:
     # given a secret under the first key
     path = tmp_path / "secret.key"
-    [old] = keys_in(path)
+    [old] = load_or_create_keys(path)
     sealed = Vault([old]).seal("before")
     # when an operator puts a new key above it
     new = Fernet.generate_key()
     path.write_bytes(new + b"\n" + old + b"\n\n")
-    rotated = Vault(keys_in(path))
+    rotated = Vault(load_or_create_keys(path))
     # then both open, and the new one seals
     assert rotated.open(sealed) == "before"
     assert Vault([new]).open(rotated.seal("after")) == "after"
@@ -109,14 +109,14 @@ def test_a_file_without_a_usable_key_is_refused_and_unchanged(text: bytes, tmp_p
     path = tmp_path / "secret.key"
     path.write_bytes(text)
     with pytest.raises(Unreadable, match="The secret keys are not valid"):
-        Vault(keys_in(path))
+        Vault(load_or_create_keys(path))
     assert path.read_bytes() == text
 
 
 def test_a_process_can_open_what_it_sealed_after_its_key_was_dropped(tmp_path: Path) -> None:
     # A process may hold sealed copies in memory, which no rotation can seal with the new key.
     path = tmp_path / "secret.key"
-    vault = Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
+    vault = Vault(load_or_create_keys(path), reload_keys=lambda: load_keys(path))
     sealed = vault.seal("declared")
     put_new_key_first(path, added=False)
     assert vault.open(vault.seal("new")) == "new"
@@ -124,4 +124,4 @@ def test_a_process_can_open_what_it_sealed_after_its_key_was_dropped(tmp_path: P
     assert vault.open(sealed) == "declared"
     assert not vault.is_newest(sealed)
     with pytest.raises(Unreadable):
-        Vault(keys_in(path)).open(sealed)
+        Vault(load_or_create_keys(path)).open(sealed)

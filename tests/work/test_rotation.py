@@ -28,9 +28,9 @@ from signoff.infra.vault import (
     Vault,
     add_new_key,
     drop_old_keys,
-    existing_keys,
-    keys_in,
     keys_locked,
+    load_keys,
+    load_or_create_keys,
     put_new_key_first,
 )
 from signoff.server.bootstrap import open_services
@@ -80,13 +80,13 @@ async def test_a_server_works_on_while_the_key_is_rotated(tmp_path: Path) -> Non
         ask = Ask(door="test", caller=caller, body=b'"hi"', target="echo", webhook=hook, due_seconds=600)
         job = await submit(server.services, ask)
         # when another process puts a new key first, and seals all secrets with it
-        [old] = existing_keys(settings.key_path)
+        [old] = load_keys(settings.key_path)
         async with open_services(settings) as other:
             with keys_locked(settings.key_path):
                 put_new_key_first(settings.key_path, added=False)
                 assert await rotate_secrets(other) == RotationResult(count=2, unreadable=0)
                 assert await rotate_secrets(other) == RotationResult(count=0, unreadable=0)
-        new_key = existing_keys(settings.key_path)[0]
+        new_key = load_keys(settings.key_path)[0]
         assert new_key != old
         sealed_webhook = '{"url":"https://example.com","secret":"whsec_' + "c2ln" * 8 + '"}'
         assert sorted(await decrypt_all(settings, [new_key])) == ["sk-model", sealed_webhook]
@@ -101,7 +101,7 @@ async def test_a_server_works_on_while_the_key_is_rotated(tmp_path: Path) -> Non
         status, _ = await server.ask("POST", "/api/keys", token, json={"name": "n", "key": "sk-own"})
         assert status == 201
         assert drop_old_keys(settings.key_path) == 1
-        assert sorted(await decrypt_all(settings, existing_keys(settings.key_path)))[:2] == ["sk-model", "sk-own"]
+        assert sorted(await decrypt_all(settings, load_keys(settings.key_path)))[:2] == ["sk-model", "sk-own"]
 
 
 async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: P
                 pass
         # then it has made no key that could be taken for the right one
         assert not second.key_path.exists()
-    keys_in(second.key_path)
+    load_or_create_keys(second.key_path)
     with pytest.raises(WrongKey, match=re.escape(str(second.key_path))):
         async with open_services(second):
             pass
@@ -166,14 +166,14 @@ async def test_an_added_key_decrypts_before_it_is_used_to_encrypt(tmp_path: Path
     settings = Settings(data_dir=tmp_path / "data")
     await store_secrets(settings, 1)
     path = settings.key_path
-    [first] = existing_keys(path)
+    [first] = load_keys(path)
     with pytest.raises(Conflict):
         put_new_key_first(path, added=True)
     add_new_key(path)
-    assert existing_keys(path)[0] == first
-    added = existing_keys(path)[1]
+    assert load_keys(path)[0] == first
+    added = load_keys(path)[1]
     put_new_key_first(path, added=True)
-    assert existing_keys(path) == [added, first]
+    assert load_keys(path) == [added, first]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -204,19 +204,19 @@ def test_a_killed_rotation_loses_no_secret_and_the_next_one_completes_it(tmp_pat
     settings, environment = Settings(data_dir=tmp_path / "data"), clean_environment(tmp_path / "data")
     asyncio.run(store_secrets(settings, SECRETS))
     path = settings.key_path
-    newest = {existing_keys(path)[0]}
+    newest = {load_keys(path)[0]}
 
     # when rotations are killed, each a little later after its new key is written
     for attempt in range(3):
-        before = existing_keys(path)
+        before = load_keys(path)
         rotation = PreloadedProcess((*SIGNOFF, "key", "rotate"), env=environment, stdout=subprocess.PIPE)
-        until(lambda before=before: existing_keys(path) != before or None)
+        until(lambda before=before: load_keys(path) != before or None)
         time.sleep(0.1 * attempt)
         rotation.send_signal(signal.SIGKILL)
         rotation.communicate()
-        newest.add(existing_keys(path)[0])
+        newest.add(load_keys(path)[0])
         # then the existing keys open every secret
-        assert sorted(asyncio.run(decrypt_all(settings, existing_keys(path)))) == sorted(
+        assert sorted(asyncio.run(decrypt_all(settings, load_keys(path)))) == sorted(
             f"sk-{number}" for number in range(SECRETS)
         )
     assert len(newest) == 4
@@ -226,8 +226,8 @@ def test_a_killed_rotation_loses_no_secret_and_the_next_one_completes_it(tmp_pat
     assert (result.returncode, "less than an hour ago" in result.stderr) == (1, True)
     os.utime(path, (time.time() - 4000,) * 2)
     assert "Deleted old keys: 4" in signoff(environment, "key", "drop")
-    assert len(existing_keys(path)) == 1
-    assert len(asyncio.run(decrypt_all(settings, existing_keys(path)))) == SECRETS
+    assert len(load_keys(path)) == 1
+    assert len(asyncio.run(decrypt_all(settings, load_keys(path)))) == SECRETS
 
 
 async def test_the_key_of_receipts_is_encrypted_again(tmp_path: Path) -> None:

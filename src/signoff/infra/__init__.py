@@ -1,1 +1,1 @@
-"""Infrastructure that several packages share: SSRF guard, secret storage, Redis client, logging, memory, tasks."""
+"""Infrastructure that several packages share, such as the SSRF guard, secret storage, logging, and tracing."""

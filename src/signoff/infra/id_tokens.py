@@ -13,7 +13,7 @@ from signoff.core.decode import as_object
 if TYPE_CHECKING:  # the library is imported at the first sign-in
     from joserfc.jwk import Key
 
-# Those with a public key. With the others, who knows the key that verifies can sign: `none`, and HMAC.
+# Signatures by public-key cryptography. `none` and HMAC are not accepted: whoever can verify those can also forge them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
 MIN_RSA_BITS = 2048
@@ -28,11 +28,11 @@ class IdTokenRefused(Exception):
 
 
 class KeyMissing(IdTokenRefused):
-    """No key verifies the token; the provider may have new ones."""
+    """An ID token that no known key has signed; the provider may have new keys."""
 
 
 class ClocksDiffer(IdTokenRefused):
-    """The times of the token are those of another clock."""
+    """An ID token that has expired or is not valid yet, by the clock of this server."""
 
 
 class ExpectedClaims(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,11 +45,14 @@ class ExpectedClaims(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     """Value of `nonce`."""
     now: int
-    """Seconds since 1970, UTC, between its times."""
+    """Present time in seconds since 1970, UTC; compared with `iat`, `nbf` and `exp`, with LEEWAY_SECONDS to spare."""
 
 
 def import_keys(document: Mapping[str, Any]) -> list[Key]:
-    """Return the keys of a JWK set (RFC 7517) that can verify signatures; others in it are left out."""
+    """Return the public keys of a JWK set (RFC 7517) that can verify signatures, out of its first MAX_KEYS keys.
+
+    Keys for encryption, malformed ones, and RSA keys of fewer than MIN_RSA_BITS are left out.
+    """
     from joserfc.errors import JoseError, SecurityWarning
     from joserfc.jwk import JWKRegistry
 
@@ -75,7 +78,7 @@ def verify_id_token(text: str, keys: Sequence[Key], expected: ExpectedClaims) ->
 
     Raises:
         KeyMissing: No key has the id that the token names, or the signature is not by any of the keys.
-        ClocksDiffer: The token has expired, or is of the future.
+        ClocksDiffer: The token has expired, or is not valid yet.
         IdTokenRefused: Anything else is wrong with it.
     """
     claims = _verify_signature(text, keys)
@@ -99,7 +102,7 @@ def _verify_signature(text: str, keys: Sequence[Key]) -> dict[str, Any]:
         raise IdTokenRefused("the ID token is malformed") from None
     if header.get("alg") not in ALGORITHMS:
         raise IdTokenRefused(
-            f"the ID token has the algorithm {str(header.get('alg'))[:20]!r}, which proves nothing here"
+            f"the ID token has the algorithm {str(header.get('alg'))[:20]!r}; let the provider sign with RS256"
         )
     kid = header.get("kid")
     for key in keys:
@@ -136,7 +139,7 @@ def _check_claims(claims: dict[str, Any], expected: ExpectedClaims) -> None:
         raise ClocksDiffer("the ID token has expired") from None
     except ClaimError as error:
         if error.claim in {"iat", "nbf"} and isinstance(claims.get(error.claim), int | float):
-            raise ClocksDiffer("the ID token is of the future") from None
+            raise ClocksDiffer("the ID token is not valid yet") from None
         raise IdTokenRefused(f"the claim `{error.claim}` of the ID token is missing or wrong") from None
     if not isinstance(claims["nonce"], str):  # the registry takes a list that has the value
         raise IdTokenRefused("the claim `nonce` of the ID token is missing or wrong")

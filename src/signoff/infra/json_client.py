@@ -29,9 +29,9 @@ class RequestFailed(Exception):
 
 
 class JsonClient:
-    """A sender of requests, which opens a connection for each one, because they are few.
+    """HTTP client that opens a connection for each request, because requests are few.
 
-    `total_seconds` bounds a request.
+    `total_seconds` limits the time of a request and its answer.
     """
 
     def __init__(self, proxies: Proxies = NO_PROXIES, *, total_seconds: float = TOTAL_SECONDS) -> None:
@@ -94,7 +94,7 @@ async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
         coding = ",".join(response.headers.getall("content-encoding", ()))
         return decode_json(decode_content(body, coding, MAX_ANSWER_BYTES), dict[str, Any])
     except (BadRequest, ValueError, RecursionError):
-        raise RequestFailed(f"its answer, with the status {response.status}, is no JSON object") from None
+        raise RequestFailed(f"its answer, with the status {response.status}, is not a JSON object") from None
 
 
 def _reason(error: Exception) -> str:

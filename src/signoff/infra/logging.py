@@ -1,6 +1,6 @@
 """Set-up of logging: one line for each event on stderr, as text or as JSON.
 
-What logs must not fail because of it: a line that cannot be written is lost.
+Writing a line never raises; a line that cannot be written is lost.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ USER_ID: ContextVar[int | None] = ContextVar("user_id", default=None)
 class RepeatFilter:
     """Processor that writes a warning or an error once, and again after REPEAT_SECONDS with the number of repetitions.
 
-    In an outage, each background service fails again and again; one line tells as much as a thousand.
+    In an outage, each background service logs the same failure again and again.
     """
 
     def __init__(self) -> None:
         self._counts = OrderedDict[str, tuple[float, int]]()
 
     def __call__(self, _logger: Any, method: str, event: Event) -> Event:
-        """Return the event; drop it if it was written a short time ago."""
+        """Return the event; raise DropEvent if an equal one was written less than REPEAT_SECONDS ago."""
         if method not in {"warning", "error", "exception", "critical"}:
             return event
         key, now = repr(sorted(event.items())), time.monotonic()
@@ -59,7 +59,7 @@ class RepeatFilter:
 
 
 class ErrorStream:
-    """The stderr of the moment, to which writing never fails: its disk can be full, and its reader gone."""
+    """The present `sys.stderr`; what cannot be written, as when its disk is full or its reader gone, is lost."""
 
     def write(self, text: str) -> int:
         """Write a text, or lose it."""
@@ -84,7 +84,7 @@ _STDERR = cast("TextIO", ErrorStream())
 
 
 class _Output:
-    """The set-up that this module has made, which a later call may replace."""
+    """The processors that `log_to_stderr` has set, which a later call may replace."""
 
     processors: ClassVar[list[Any] | None] = None
 

@@ -17,7 +17,7 @@ GROWN_MB = 64
 CHECK_SECONDS = 0.5
 # Checks without growth after which garbage is collected once more.
 CALM_CHECKS = 6
-# Parameter of glibc's mallopt(3), and size from which the memory of an object goes back to the system with it.
+# Parameter of glibc's mallopt(3), and the size from which the memory of an object is returned when it is freed.
 M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 1024 * 1024
 
@@ -35,17 +35,17 @@ def resident_mb() -> int:
 def collect_seldom() -> None:
     """Exempt all objects that exist from garbage collection, and collect the later ones less often.
 
-    It does not collect first: a start leaves next to no garbage, and to look for it would take a tenth of its time.
+    It does not collect first: that would take a tenth of the time of a start, and find next to no garbage.
     """
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
 
 
 def return_large_blocks() -> None:
-    """Let the memory of each large object return to the system at its end, also after larger ones have been freed.
+    """Let glibc return the memory of objects of LARGE_BYTES or more to the system when they are freed.
 
-    Without this, glibc raises the size from which it does so up to 32 MiB, and the requests of a moment with large
-    bodies leave a heap of holes. It changes nothing where the C library is another one.
+    By default, glibc raises this size up to 32 MiB as larger objects are freed, and a burst of requests with large
+    bodies leaves a fragmented heap. With another C library, this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)

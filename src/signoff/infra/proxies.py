@@ -1,8 +1,8 @@
 """Proxies for outgoing requests, from the usual environment variables.
 
 `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are read in capitals and in small letters. `NO_PROXY` lists host names, which
-stand for the names below them too, addresses, networks such as 10.0.0.0/8, or `*` for all. This machine is never
-reached through a proxy.
+stand for the names below them too, addresses, networks such as 10.0.0.0/8, or `*` for all. `localhost` and loopback
+addresses are never reached through a proxy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Proxies:
-    """The proxies by scheme of a URL; `no` is the list of hosts that are reached directly."""
+    """The proxies by the scheme of a URL, as `urllib.request.getproxies_environment` returns them.
+
+    The key `no` has the list of hosts that are reached directly. A function is called when a proxy is first looked for.
+    """
 
     def __init__(self, by_scheme: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None) -> None:
         self._source = by_scheme or {}
@@ -39,7 +42,7 @@ class Proxies:
     def find(self, url: URL) -> URL | None:
         """Return the URL of the proxy for `url`, with its user and password if it has them; None for none.
 
-        Raises ValueError if the proxy's URL is not valid, or not one of http.
+        Raises ValueError if the proxy's URL is not valid, or its scheme is neither http nor https.
         """
         proxy = self._by_scheme.get(url.scheme)
         host = url.host or ""

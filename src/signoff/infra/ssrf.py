@@ -55,8 +55,8 @@ def blocked_reason(error: BaseException) -> str | None:
 async def probe(url: str, port: int, rule: AddressRule, resolver: AbstractResolver | None = None) -> None:
     """Connect to the host of `url`, at the first of its addresses that accepts, and disconnect.
 
-    For https, check the certificate too. Raises OSError, such as ssl.SSLError, if no address accepts; AddressRefused if
-    the address may not be connected to.
+    For https, check the certificate too. Raises OSError, such as ssl.SSLError, if no address accepts; AddressBlocked if
+    the host has no address that `rule` permits; AddressRefused if the URL is not valid or has a forbidden address.
     """
     name = checked_host(url, rule)
     checked = CheckedResolver(resolver or ThreadedResolver(), rule)

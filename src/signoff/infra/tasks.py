@@ -1,4 +1,4 @@
-"""Tasks: what is repeated or completed, and the distinction of a cancelled task from an error that looks like one."""
+"""Asyncio tasks: tell a cancellation from an error that looks like one, complete work, and repeat work."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,7 +11,10 @@ log = structlog.get_logger()
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Return True if the current task was cancelled. Some clients raise CancelledError when a connection is lost."""
+    """Return True if `error` is the cancellation of the current task.
+
+    Some clients raise CancelledError when a connection is lost; then this is False.
+    """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -50,7 +53,7 @@ async def complete(work: Coroutine[Any, Any, T]) -> T:
 async def repeat(function: Callable[[], Awaitable[None]], *, seconds: float, failure: str) -> None:
     """Call `function` every `seconds`, until cancelled.
 
-    Log the event `failure` if it raises, as what it needs may be back at the next time.
+    If it raises, log a warning with the event name `failure`, and go on: the store may be back at the next call.
     """
     while True:
         try:

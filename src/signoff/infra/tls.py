@@ -23,7 +23,10 @@ def default_context() -> ssl.SSLContext:
 
 
 def tls_fault(error: BaseException) -> str | None:
-    """Return the reason of a TLS error, without names of hosts, as callers see it; None for any other error."""
+    """Return the fault and the remedy of a TLS error, for messages to callers, so without host names.
+
+    None for any other error.
+    """
     cause = _tls_error(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         if cause.verify_code in _OTHER_NAME:

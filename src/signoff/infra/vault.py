@@ -78,8 +78,11 @@ class Vault:
         try:
             fernets = [Fernet(key) for key in keys]
             self._fernet, self._first = MultiFernet(fernets), fernets[0]
-        except (ValueError, IndexError) as error:
-            raise Unreadable(f"The secret keys are not valid: {error}") from None
+        except ValueError as error:
+            message = (
+                f"The secret keys are not valid ({error}). Correct `secret_key`, or the file of `secret_key_file`."
+            )
+            raise Unreadable(message) from None
         self._keys = keys
         self._derived.clear()
 
@@ -95,12 +98,17 @@ class Vault:
         return False
 
 
-def keys_in(path: Path) -> list[bytes]:
+def load_or_create_keys(path: Path) -> list[bytes]:
     """Return the keys in a file, one per line, newest first. Create the file, for its owner only, if missing."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _draft_beside(path, [Fernet.generate_key()]) as draft, contextlib.suppress(FileExistsError):
             os.link(draft, path)  # fails if another process has created the file meanwhile
+    return load_keys(path)
+
+
+def load_keys(path: Path) -> list[bytes]:
+    """Return the keys in an existing file, newest first. Raises OSError."""
     return path.read_bytes().split()
 
 
@@ -108,26 +116,21 @@ def add_keys(path: Path, keys: list[bytes]) -> None:
     """Append the keys that the file does not have yet. Raises Unreadable for invalid keys."""
     Vault(keys)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    present = path.read_bytes().split() if path.exists() else []
+    present = load_keys(path) if path.exists() else []
     _put(path, list(dict.fromkeys([*present, *keys])))
-
-
-def existing_keys(path: Path) -> list[bytes]:
-    """Return the keys in an existing file. Raises OSError."""
-    return path.read_bytes().split()
 
 
 def add_new_key(path: Path) -> None:
     """Append a new key, which decrypts but does not encrypt yet."""
-    _put(path, [*keys_in(path), Fernet.generate_key()])
+    _put(path, [*load_or_create_keys(path), Fernet.generate_key()])
 
 
 def put_new_key_first(path: Path, *, added: bool) -> None:
-    """Make a new key, or the one that was `added` before, the first key. The others still decrypt.
+    """Make the key that `add_new_key` appended the first one if `added`, else a new key. The others still decrypt.
 
     Raises Conflict if there is no added key.
     """
-    keys = keys_in(path)
+    keys = load_or_create_keys(path)
     if added and len(keys) < 2:
         raise Conflict("No key was added: run `signoff key add` first.")
     _put(path, [keys[-1], *keys[:-1]] if added else [Fernet.generate_key(), *keys])
@@ -135,7 +138,7 @@ def put_new_key_first(path: Path, *, added: bool) -> None:
 
 def drop_old_keys(path: Path) -> int:
     """Remove all keys but the first, and return their number."""
-    first, *old = keys_in(path)
+    first, *old = load_or_create_keys(path)
     _put(path, [first])
     return len(old)
 

@@ -27,7 +27,7 @@ from signoff.errors import Overloaded, ProviderFailed, WrongKey
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.proxies import Proxies
 from signoff.infra.tracing import Tracer
-from signoff.infra.vault import Vault, existing_keys, keys_in
+from signoff.infra.vault import Vault, load_keys, load_or_create_keys
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.caller_leases import CallerLeases
@@ -333,7 +333,7 @@ def _vault(settings: Settings) -> Vault:
     path = settings.key_path
     if settings.secret_key is not None:
         return Vault(settings.secret_key.get_secret_value().encode().split())
-    return Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
+    return Vault(load_or_create_keys(path), reload_keys=lambda: load_keys(path))
 
 
 def _rules(settings: Settings) -> Rules:
