@@ -335,7 +335,7 @@ async def test_a_refusal_blames_the_endpoint_only_if_another_one_answers(status:
             attempt.refusals.append((slot, ModelAnswered(status, "unknown")))
         if is_answered:
             attempt.take(b"{}")
-        attempt.judge_refusals()
+        attempt.attribute_refusals()
 
     assert pool.statuses()[0].state == ("resting" if is_answered else "up")
 

@@ -429,7 +429,7 @@ async def test_a_broken_file_does_not_affect_other_functions(tmp_path: Path) -> 
 async def test_the_error_for_a_function_without_its_file_names_it(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
         await FunctionServer(store, tmp_path / "here").register("def f(): return 1")
-        with pytest.raises(FunctionFailed, match=r"`f` is registered, but this server cannot read it\."):
+        with pytest.raises(FunctionFailed, match=r"`f` is registered, but this server cannot load it;"):
             await FunctionServer(store, tmp_path / "there").call("f")
 
 

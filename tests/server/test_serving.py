@@ -81,7 +81,7 @@ async def test_a_server_that_is_not_ready_any_more_takes_requests_for_a_while() 
     shutdown = Shutdown(unready_seconds=1000)
     server = await started_server(listener, shutdown)
     stop = asyncio.create_task(server.shutdown([listener]))
-    while not shutdown.is_leaving:
+    while not shutdown.is_unready:
         await asyncio.sleep(0)
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -96,7 +96,7 @@ async def test_a_server_that_is_not_ready_any_more_takes_requests_for_a_while() 
 async def test_a_server_that_stops_is_not_ready(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         assert (await server.ask("GET", "/health/ready"))[0] == 200
-        server.services.runtime.shutdown.leave()
+        server.services.runtime.shutdown.mark_unready()
         status, components = await server.ask("GET", "/health/ready")
         assert (status, components["stopping"], components["store"]) == (503, True, True)
         assert not (await check_readiness(server.services, with_names=True))[0]

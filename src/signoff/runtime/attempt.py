@@ -19,8 +19,8 @@ from signoff.errors import ModelGarbled, SignoffError
 from signoff.runtime.pools import Slot
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-# Events before the first content that wait for it, such as comments; with more of them, the answer has begun.
-# The first event of a response repeats its instructions and tools.
+# Most bytes of events before the first content, such as comments, that are held back until it comes. It is large
+# because the first event of a response repeats its instructions and tools.
 MAX_PREAMBLE_BYTES = 1024 * 1024
 LAST_EVENTS = (
     b"event: response.completed\n",
@@ -31,12 +31,13 @@ LAST_EVENTS = (
 
 
 class PhaseTimes:
-    """Times of an attempt on a clock that is finer than that of uvloop, which has milliseconds: `time.perf_counter`."""
+    """Times of an attempt, in seconds of `time.perf_counter`; the clock of uvloop has whole milliseconds only."""
 
     __slots__ = ("began", "ended", "requested")
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
+        """Time at which the attempt was created."""
         self.requested: float | None = None
         """Time at which the first model was asked."""
         self.ended: float | None = None
@@ -50,8 +51,9 @@ class Attempt:
     itself. Events before the first content wait for it, because another model can be asked until then. The last event
     waits until `send_last`, because the job must be settled before its caller sees the end.
 
-    Times are the event loop's, in seconds. `started_at` and what follows it belong to the latest try: a waiting call
-    tries again after a failure that may pass.
+    Times are the event loop's, in seconds: `arrived_at` is when the attempt was created, `started_at` when the model
+    was asked, `ended_at` when its answer ended. All but the first belong to the latest try: a waiting call tries again
+    after a failure that may pass.
 
     Args:
         job: The job, leased or not stored yet.
@@ -63,6 +65,7 @@ class Attempt:
 
     def __init__(self, job: Job, *, stream: bool) -> None:
         self.initial_job: Job = job
+        """The job as it was when the attempt was created."""
         self.job: Job = job
         """The job with the model that answers, and once its usage is counted with what the attempt used."""
         self.stream = stream
@@ -102,12 +105,12 @@ class Attempt:
         """True if the job is a run that waits for its steps; its lease has been released."""
         self.is_lost = False
         """True once the lease is lost: the job was cancelled, or was rescued by another process."""
-        self._now = asyncio.get_running_loop().time  # not the wall clock, which may be set
+        self._now = asyncio.get_running_loop().time  # unlike the wall clock, it never goes back
+        self.arrived_at, self.phases = self._now(), PhaseTimes()
         self.started_at: float | None = None
         self.first_byte_at: float | None = None
         """Time of the first content of the answer."""
         self.ended_at: float | None = None
-        self.arrived_at, self.phases = self._now(), PhaseTimes()
         self._task: asyncio.Task[object] | None = None
         self._size = 0
         self._held_back: list[bytes] = []
@@ -123,7 +126,7 @@ class Attempt:
         self.phases.requested = self.phases.requested or time.perf_counter()
 
     def discard(self) -> None:
-        """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""
+        """Discard what another endpoint or model has sent; call it before each request to an endpoint."""
         self.body, self._size = None, 0
         self.events.clear()
         self.upstream_headers.clear()
@@ -183,7 +186,7 @@ class Attempt:
         self.ended_at = self.ended_at or self._now()
         self.phases.ended = self.phases.ended or time.perf_counter()
 
-    def judge_refusals(self) -> None:
+    def attribute_refusals(self) -> None:
         """Blame the endpoints that refused the request if another one answered it, and the request otherwise."""
         for slot, error in self.refusals:
             if self.has_begun:
@@ -192,7 +195,7 @@ class Attempt:
                 slot.succeeded()
         self.refusals.clear()
 
-    def serve_by(self, task: asyncio.Task[object] | None) -> None:
+    def set_task(self, task: asyncio.Task[object] | None) -> None:
         """Set the task that works on the job (None: no task). It is cancelled if the lease is lost already."""
         self._task = task
         if self.is_lost and task is not None:
@@ -201,7 +204,7 @@ class Attempt:
     def on_lease_lost(self) -> None:
         """Cancel the task that works on the job."""
         self.is_lost = True
-        self.serve_by(self._task)
+        self.set_task(self._task)
 
     def _count_bytes(self, size: int) -> None:
         self._size += size
@@ -222,7 +225,7 @@ class Attempt:
             self.job = msgspec.structs.replace(self.job, upstream_object_id=object_id)
 
     def _begin(self) -> None:
-        """Record that an answer has come, and which model sent it."""
+        """Record that the answer has begun, and which model sends it."""
         self.first_byte_at = self._now()
         if self.slot is not None:
             self.slot.succeeded()
@@ -233,5 +236,5 @@ class Attempt:
 def is_last_event(event: bytes) -> bool:
     """Return True if `event` ends the stream of a completion, a response or a message."""
     if event.startswith(b"data: {"):
-        return False  # as nearly all events
+        return False  # the usual case: a part of a chat completion
     return event.startswith(LAST_EVENTS) or sse.data_of(event) == b"[DONE]"

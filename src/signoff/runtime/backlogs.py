@@ -17,8 +17,8 @@ MAX_USERS = 10_000
 class Backlogs:
     """The backlogs of users, as far as this process knows.
 
-    The jobs of a user are counted again after FRESH_SECONDS. Until then, each submission to this process is added and
-    no end is subtracted, so the estimate is too high rather than too low, but for the submissions to other processes.
+    The jobs of a user are counted again after FRESH_SECONDS. Until then, each submission to this process is added, and
+    no end is subtracted; so the estimate is rather too high, except that submissions to other processes are missing.
     """
 
     def __init__(self, jobs: Jobs, *, max_jobs: int, max_bytes: int) -> None:
@@ -28,10 +28,13 @@ class Backlogs:
         self._users = dict[int, _UserBacklog]()
 
     async def reserve(self, user_id: int, size_bytes: int) -> "BacklogSlot":
-        """Reserve a slot for one job of this user; the job is stored within its context. Raises BacklogFull."""
+        """Reserve a slot for one job of `size_bytes`; the caller stores the job within the slot's context.
+
+        Raises BacklogFull.
+        """
         backlog = self._users.get(user_id) or self._add(user_id)
         now = asyncio.get_running_loop().time()
-        # While one submission counts, others go by the former estimate, if there is one.
+        # While one submission counts the jobs, others use the former estimate, if there is one.
         if now >= backlog.expires_at and not (backlog.is_known and backlog.lock.locked()):
             async with backlog.lock:
                 if now >= backlog.expires_at:
@@ -56,7 +59,7 @@ class Backlogs:
         return self._users.setdefault(user_id, _UserBacklog())
 
     async def _count(self, user_id: int, backlog: "_UserBacklog") -> None:
-        """Count the user's jobs. What is being stored meanwhile may or may not be among them, and is added."""
+        """Count the user's jobs. A job that is being stored meanwhile may be counted twice, and is never left out."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         jobs_before, bytes_before = backlog.jobs - backlog.storing_jobs, backlog.size_bytes - backlog.storing_bytes

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class CallerLeases:
-    """Leases of callers who wait on their connections; a caller whose lease lasts no more has left."""
+    """Leases of callers who wait on their connections; a caller whose lease has expired counts as departed."""
 
     def __init__(
         self, departures: Departures, background: Background, *, lease_seconds: float, heartbeat_seconds: float
@@ -39,7 +39,7 @@ class CallerLeases:
     def waiting(self, job: Job) -> Generator[None]:
         """Record for the duration of the block that a caller waits for the answer of `job`.
 
-        After the block, the record is no longer renewed, and so it lapses, unless it is changed.
+        After the block, the record is no longer renewed, and so it lapses unless it is deleted or replaced before.
         """
         self._jobs[job.id] = job
         self._counts[job.id] += 1
@@ -84,5 +84,5 @@ class CallerLeases:
     async def _remove(self, job_id: str) -> None:
         try:
             await self._departures.remove(job_id)
-        except Overloaded as error:  # it lapses
+        except Overloaded as error:  # the record lapses instead
             log.warning("caller_lease_not_removed", job_id=job_id, error=repr(error))

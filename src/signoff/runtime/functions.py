@@ -115,7 +115,8 @@ class FunctionRegistry:
                 loaded = await self._search(function)
         if loaded is None:
             raise FunctionFailed(
-                f"`{function.name}` is registered, but this server cannot read it{self._read_errors(function)}."
+                f"`{function.name}` is registered, but this server cannot load it{self._load_errors(function)}; "
+                "correct its file in `functions_dir` on this host."
             )
         return loaded
 
@@ -142,7 +143,7 @@ class FunctionRegistry:
     def _scanned(self, function: Function) -> LoadedFunction | None:
         return None if self._scan is None else self._scan.ready.get(function.name)
 
-    def _read_errors(self, function: Function) -> str:
+    def _load_errors(self, function: Function) -> str:
         broken = () if self._scan is None else self._scan.broken
         places = [f"{at.file}, line {at.line}: {at.message}" for at in broken if at.file == f"{function.module}.py"]
         return f" ({join_names(places)})" if places else ""

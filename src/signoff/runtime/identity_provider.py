@@ -112,7 +112,7 @@ class IdentityProvider:
 
     @contextlib.contextmanager
     def slot(self) -> Generator[None]:
-        """Admit the block, which asks the provider, unless MAX_EXCHANGES others do. Raises LimitReached."""
+        """Admit the block, which sends requests to the provider. Raises LimitReached if MAX_EXCHANGES others run."""
         if self._exchanges >= MAX_EXCHANGES:
             message = "Too many people are signing in now; try again in some seconds."
             raise LimitReached(message, retry_after_seconds=RETRY_SECONDS)
@@ -242,7 +242,7 @@ class IdentityProvider:
     def _failed(self, reason: str) -> ProviderFailed:
         error = ProviderFailed(
             f"{self.settings.name} cannot be used now: {reason}. "
-            "Try again in some minutes; if that does not help, an operator finds more by `signoff doctor`."
+            "Try again in some minutes; if that does not help, an operator can run `signoff doctor`."
         )
         error.reason = reason
         return error

@@ -14,10 +14,10 @@ log = structlog.get_logger()
 
 
 class Invalidation:
-    """Caller of `invalidate[topic]` after each change: at once, or within POLL_SECONDS if the notification is lost.
+    """Service that calls `invalidate[topic]` after each change of a topic, or within POLL_SECONDS if told of none.
 
-    It also calls those of the topics `expiring` every MAX_AGE_SECONDS, because an operator may change rows by hand; but
-    not while the store is unavailable, so that copies serve until it is back.
+    It also calls the functions of the topics in `expiring` every MAX_AGE_SECONDS, because an operator may change rows
+    by hand; but not while the store is unavailable, so that the cached copies serve until it is back.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Invalidation:
         try:
             versions = await self._store.versions()
         except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next poll retries
-            log.warning("version_check_failed", error=repr(error))
+            log.warning("cache_version_check_failed", error=repr(error))
             return
         for topic, version in versions.items():
             if self._versions.get(topic) != version and topic in self._invalidate:

@@ -29,6 +29,7 @@ class LimitCache:
 
 
 def _matching(limits: dict[str, Limit], job: Job) -> Iterable[tuple[str, Limit]]:
+    """Yield the limits for all models and for the job's model; a user's own limit replaces that of each user."""
     for model in (None, job.model):
         user = limit_name("user", job.user_id, model)
         token, everyone = limit_name("token", job.token_id, model), limit_name("all", 0, model)

@@ -1,6 +1,6 @@
-"""Metrics of this process: counts and durations that the path reports, in plain numbers, which cost next to nothing.
+"""Metrics of this process: counts and durations, which the operations report here and `work.admin.metrics` writes out.
 
-`work.admin.metrics` writes them out. No label has a value that callers choose: models count under registered names.
+No label has a value that callers choose, so models count under their registered names.
 """
 
 import asyncio
@@ -37,9 +37,13 @@ class ModelMetrics:
         self.attempts = Counter[tuple[str, str]]()
         """Attempts by lane and outcome."""
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = self.cost_nanodollars = 0
+        """Usage of all attempts."""
         self.request_duration = DurationHistogram(MODEL_BUCKETS)
+        """Times from the arrival of a waiting call to its settled answer."""
         self.first_byte = DurationHistogram(FIRST_BYTE_BUCKETS)
+        """Times from the request to the model until the first content."""
         self.duration = DurationHistogram(MODEL_BUCKETS)
+        """Times from the request to the model until the end of the answer."""
 
 
 class Metrics:

@@ -17,7 +17,10 @@ class ModelCache:
         self._snapshot = Snapshot(self._read)
 
     async def find(self, name: str | None) -> Model:
-        """Return the model for `name`, or the default model. Raises ModelNotFound, and NoDefaultModel below it."""
+        """Return the model for `name`, or the default model if it is None.
+
+        Raises ModelNotFound, or its subclass NoDefaultModel if `name` is None and no model is the default.
+        """
         index = self._snapshot.known
         if index is not None and (cached := _pick(index, name)) is not None:
             return cached
@@ -29,7 +32,7 @@ class ModelCache:
         return model
 
     def has_exact(self, name: str) -> bool:
-        """Return True if the cache has a model with exactly that name."""
+        """Return True if the cache has a model with exactly that name; unlike `contains`, do not load the models."""
         index = self._snapshot.known
         return index is not None and index.has_exact(name)
 

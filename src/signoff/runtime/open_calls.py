@@ -86,4 +86,4 @@ class OpenCalls:
             for each in list(calls):
                 each.end(failure)
         except SignoffError as error:  # the store is unavailable; the next change or expiry checks again
-            log.warning("rights_not_checked", error=repr(error))
+            log.warning("open_call_check_failed", error=repr(error))

@@ -15,9 +15,9 @@ LEASE_SECONDS = 30.0
 # This process uses no pass that is older, by its own clock, so that it does not lapse before its answer is stored.
 FRESH_SECONDS = 10.0
 MAX_PASSES = 16
-# Other processes need passes too: a lease takes at most this share of those that are left.
+# Other processes need passes too: a lease takes at most one in so many of those that are left.
 SHARES = 8
-# Groups beyond these that this process answers in turn take their passes anew.
+# Groups whose leases this process remembers.
 MAX_LEASES = 4096
 
 
@@ -25,7 +25,7 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     """The right to let one answer leave without a review, unless its coin says otherwise."""
 
     lease: str
-    """Id of the lease that it belongs to."""
+    """Id of the lease that the pass belongs to."""
     period: int
     """Number of the period of the budget."""
     audit_rate: float
@@ -33,7 +33,9 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Lease(msgspec.Struct):
-    one: Pass
+    """Passes that were taken together: `number` are left, each equal to `pass_`."""
+
+    pass_: Pass
     version: int
     number: int
     fresh_until: float
@@ -43,7 +45,7 @@ _Key = tuple[str, str | None]
 
 
 class Passes:
-    """Passes by policy and group. Those that are not used, or forgotten here, lapse by themselves."""
+    """Passes by policy and group. Those that this process does not use lapse with their lease."""
 
     def __init__(self, budgets: Budgets, new_id: Callable[[], str]) -> None:
         self._budgets = budgets
@@ -68,7 +70,7 @@ class Passes:
             if lease is None:
                 return None
             lease.number -= 1
-            return lease.one
+            return lease.pass_
 
     async def _lease(self, key: _Key, version: int, terms: BudgetTerms) -> _Lease | None:
         fresh_until = _now() + FRESH_SECONDS
@@ -88,9 +90,9 @@ class Passes:
             self._most[key] = max(1, min(MAX_PASSES, period.passes // SHARES))
         if period is None or grant.number == 0:
             return None
-        one = Pass(lease=request.lease, period=period.number, audit_rate=period.terms.audit_rate)
+        pass_ = Pass(lease=request.lease, period=period.number, audit_rate=period.terms.audit_rate)
         version = max(version, period.version)
-        lease = _Lease(one=one, version=version, number=grant.number, fresh_until=fresh_until)
+        lease = _Lease(pass_=pass_, version=version, number=grant.number, fresh_until=fresh_until)
         self._leases[key] = lease
         return lease
 

@@ -10,7 +10,7 @@ from signoff.runtime.snapshot import Snapshot
 
 
 class PolicyCache:
-    """Compiled policies. While the store is unavailable, the last known ones apply; nothing passes without any."""
+    """Compiled policies. The cached ones apply while the store is unavailable; without any, the methods raise."""
 
     def __init__(self, policies: Policies) -> None:
         self._policies = policies

@@ -117,7 +117,10 @@ class EndpointPool:
         if self._has_no_endpoint(tried):
             raise self.unavailable_error()
         if len(self._queue) >= self.model.max_waiting:
-            raise ModelBusy(f"{self.model.max_waiting} requests already wait for the model {self.model.name}.")
+            limit = self.model.max_waiting
+            raise ModelBusy(
+                f"{limit} requests already wait for the model {self.model.name} (`max_waiting`); retry later."
+            )
         return await self._wait(_Waiter(key, tried), deadline)
 
     async def _wait(self, waiter: _Waiter, deadline: float) -> Slot:
@@ -145,7 +148,10 @@ class EndpointPool:
             return ModelTimedOut(f"The model took more than {self.model.timeouts.total_seconds:g} s.")
         if all(endpoint.state != "up" for endpoint in self._endpoints):
             return self.unavailable_error()
-        return ModelBusy(f"The model {self.model.name} had no free slot within {self.model.queue_seconds:g} s.")
+        return ModelBusy(
+            f"The model {self.model.name} had no free slot within {self.model.queue_seconds:g} s (`queue_seconds`); "
+            "retry later."
+        )
 
     def unavailable_error(self, message: str | None = None) -> ModelDown:
         """Return the error for a model without usable endpoints, with the time until the first cooldown ends."""

@@ -12,8 +12,8 @@ from signoff.errors import BadRequest, Overloaded
 from signoff.infra.lru import BoundedLRUCache
 from signoff.runtime.background import Background
 
-NEAR_ENTRIES = 10_000
-NEAR_BYTES = 32 * 1024 * 1024
+MAX_LOCAL_ENTRIES = 10_000
+MAX_LOCAL_BYTES = 32 * 1024 * 1024
 # Memory of a local copy besides its answer, estimated.
 ENTRY_OVERHEAD_BYTES = 800
 MAX_PENDING_BYTES = 64 * 1024 * 1024
@@ -38,13 +38,15 @@ class LocalCopy(msgspec.Struct, frozen=True):
 
 
 class ResponseCache:
-    """Answers that can be reused. Without a `cache` there are none."""
+    """Answers that can be reused, for `ttl_seconds` each. Without a `cache` there are none."""
 
     def __init__(self, cache: Cache | None, background: Background, *, ttl_seconds: float = 0) -> None:
         self._cache = cache
         self._background = background
         self._ttl_seconds = ttl_seconds
-        self._local = BoundedLRUCache[str, LocalCopy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
+        self._local = BoundedLRUCache[str, LocalCopy](
+            max_entries=MAX_LOCAL_ENTRIES, max_bytes=MAX_LOCAL_BYTES, size_of=_size_of
+        )
         self._lookups: dict[str, list[asyncio.Future[LocalCopy | None]]] = {}
         self._pending: dict[str, CacheEntry] = {}
         self._pending_bytes = 0

@@ -1,4 +1,4 @@
-"""Cache of the review queues of reviewers, and of who asked, cleared when users or queues change."""
+"""Cache of what each look for the next answer to review needs, cleared when users or queues change."""
 
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ MAX_REVIEWERS = 10_000
 
 
 class ReviewQueueCache:
-    """Queues of reviewers, whether others may review, and emails: each look for the next answer needs them."""
+    """Queues of reviewers by email; and by id, emails of users, and which of them are the only reviewers."""
 
     def __init__(self, people: People, queues: ReviewQueues) -> None:
         self._people = people
@@ -30,7 +30,7 @@ class ReviewQueueCache:
         generation = self._generation
         return self._keep(self._queues_of, email, await self._queues.of_member(email), generation)
 
-    async def is_only_one(self, user_id: int) -> bool:
+    async def is_only_reviewer(self, user_id: int) -> bool:
         """Return True if nobody but this user may review."""
         if (known := self._is_alone.get(user_id)) is not None:
             return known

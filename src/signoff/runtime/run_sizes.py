@@ -37,7 +37,7 @@ class RunSizes:
 
     @asynccontextmanager
     async def counting(self, run: Job, load: Callable[[str], Awaitable[int]]) -> AsyncGenerator[RunSize]:
-        """Yield the size of `run`; `load` returns its bytes so far, and is called if no caller of `run` is here."""
+        """Yield the size of `run`; `load` returns its bytes so far, unless this process performs its parent run."""
         size = self._sizes.get(run.parent_id or "") or RunSize(await load(run.id), self._max_bytes)
         self._sizes[run.id] = size
         try:

@@ -1,4 +1,4 @@
-"""Gauges of the latest scrape, so that however many scrapes come, the database is read once in some seconds."""
+"""Gauges of the latest scrape, so that the database is read only once in some seconds, however often scrapes come."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +17,7 @@ class ScrapeCache:
         self._lock = asyncio.Lock()
 
     async def get(self, read: Callable[[], Awaitable[Gauges]], *, seconds: float) -> Gauges:
-        """Return what `read` returned at most so many seconds ago."""
+        """Return what `read` returned last, or call it if that was `seconds` ago. Raises what `read` raises."""
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._read_at is None or now - self._read_at >= seconds:

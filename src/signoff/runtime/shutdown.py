@@ -8,8 +8,8 @@ class Shutdown:
 
     def __init__(self, unready_seconds: float = 0) -> None:
         self.unready_seconds = unready_seconds
-        """Seconds for which the server still takes requests after `leave`."""
-        self.is_leaving = False
+        """Seconds for which the server still takes requests after `mark_unready`."""
+        self.is_unready = False
         """True once the server is not ready any more: load balancers should turn to others."""
         self.is_draining = False
         """True once no new work is begun."""
@@ -17,13 +17,13 @@ class Shutdown:
         """True once what still runs is cancelled: its callers get an error, and may retry."""
         self._began_at = 0.0
 
-    def leave(self) -> None:
-        """Begin to be not ready."""
-        self.is_leaving = True
+    def mark_unready(self) -> None:
+        """Let load balancers know that this server will stop; it still takes requests."""
+        self.is_unready = True
 
     def drain(self) -> None:
-        """Begin to finish the work."""
-        self.leave()
+        """Take no new work, and finish what has begun."""
+        self.mark_unready()
         if not self.is_draining:
             self.is_draining, self._began_at = True, asyncio.get_running_loop().time()
 
@@ -43,8 +43,8 @@ class Shutdown:
         task.uncancel()
         return True
 
-    def rest_of(self, seconds: float) -> float:
-        """Return what is left of `seconds`, which count from the begin of the stop."""
+    def seconds_left(self, seconds: float) -> float:
+        """Return what is left of `seconds` that count from `drain`; all of them before it."""
         if not self.is_draining:
             return seconds
         return max(0.0, seconds - (asyncio.get_running_loop().time() - self._began_at))

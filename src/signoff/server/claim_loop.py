@@ -49,7 +49,7 @@ class ClaimLoop(ABC, Generic[T, Group]):
                 if not await self._services.runtime.background.shielded(self._start_claimed(), self._claim_seconds):
                     await self._wait()
         finally:
-            await drain(self._running, self._services.runtime.shutdown.rest_of(self._drain_seconds))
+            await drain(self._running, self._services.runtime.shutdown.seconds_left(self._drain_seconds))
 
     async def _start_claimed(self) -> bool:
         """Claim items and start a task for each; return False if there were none."""

@@ -83,7 +83,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _leave(self, shutdown: Shutdown) -> None:
         """Say that this server is not ready, and go on serving until load balancers know it, or until Ctrl-C."""
-        shutdown.leave()
+        shutdown.mark_unready()
         clock = asyncio.get_running_loop().time
         began_at = clock()
         while clock() < began_at + shutdown.unready_seconds and not self.force_exit:  # noqa: ASYNC110 -- a signal handler sets `force_exit`

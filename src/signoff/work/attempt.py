@@ -62,7 +62,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         recorder: The recorder of the job's lane.
         perform: How to perform a leased step, if the job is a run of a pipeline.
     """
-    attempt.serve_by(asyncio.current_task())
+    attempt.set_task(asyncio.current_task())
     metrics, outer_job_id, settled = services.runtime.metrics, JOB_ID.get(), None
     figures = metrics.attempt_began(attempt)
     JOB_ID.set(attempt.job.id)
@@ -84,7 +84,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
             raise
         asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- cancelled by `on_lease_lost`
     finally:
-        attempt.serve_by(None)
+        attempt.set_task(None)
         try:
             if not attempt.is_counted:
                 await count_usage(services, attempt)

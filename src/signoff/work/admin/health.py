@@ -44,11 +44,11 @@ async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool
     """
     has_store, statuses = await services.store.is_ready(), services.caches.streams.statuses
     schema_fault = await _schema_fault(services) if has_store else None
-    is_ready = has_store and schema_fault is None and not services.runtime.shutdown.is_leaving
+    is_ready = has_store and schema_fault is None and not services.runtime.shutdown.is_unready
     components: dict[str, bool | int | str] = {"store": has_store, "broker": services.adapters.broker.is_connected}
     if schema_fault is not None:
         components["schema"] = schema_fault
-    if services.runtime.shutdown.is_leaving:
+    if services.runtime.shutdown.is_unready:
         components["stopping"] = True
     if (redis := services.adapters.deliverers.get("redis")) is not None:
         components["redis"] = await redis.is_available()

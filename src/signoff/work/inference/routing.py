@@ -86,7 +86,7 @@ async def _ask_candidates(services: Services, attempt: Attempt, model: Model) ->
             else:
                 return
     finally:
-        attempt.judge_refusals()
+        attempt.attribute_refusals()
     if isinstance(failure, ModelDown):
         failure.is_final = _has_passed(deadline - (failure.retry_after_seconds or 0))
     if failure is not None:

@@ -79,6 +79,6 @@ async def user_left_out(services: Services, caller: Caller) -> int | None:
     is_allowed = services.rules.allow_self_review
     if caller.user_id <= 0 or is_allowed:
         return None
-    if is_allowed is None and await services.caches.reviewers.is_only_one(caller.user_id):
+    if is_allowed is None and await services.caches.reviewers.is_only_reviewer(caller.user_id):
         return None
     return caller.user_id
