@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from signoff.core.access import Caller
-from signoff.errors import SignoffError, Unauthorized
+from signoff.errors import Unauthorized
 
 log = structlog.get_logger()
 
@@ -85,5 +85,5 @@ class OpenCalls:
         except Unauthorized as failure:
             for each in list(calls):
                 each.end(failure)
-        except SignoffError as error:  # the store is unavailable; the next change or expiry checks again
+        except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next change or expiry checks again
             log.warning("open_call_check_failed", error=repr(error))
