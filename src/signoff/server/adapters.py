@@ -133,7 +133,7 @@ def make_deliverers(
 
 
 def make_webhooks(allow_list: AllowList) -> HttpDeliverer:
-    """Return the sender of webhooks, which is the guardrail too."""
+    """Return the client that sends webhooks, and that asks the webhooks of policies about answers."""
     from signoff.deliverers.http import HttpDeliverer
 
     return HttpDeliverer(allow_list, proxies=Proxies.from_environment())
@@ -216,7 +216,7 @@ def _provider_settings(settings: Settings, issuer: str) -> ProviderSettings:
 def _client_secret(settings: Settings) -> str | None:
     """Return the secret in the settings or in their file; None for a public client. Raises BadSettings.
 
-    The file is read at each sign-in: it can be replaced, and commands of other accounts work without it.
+    The file is read at each sign-in, so it can be replaced, and commands work under accounts that cannot read it.
     """
     secret, path = settings.oidc_client_secret, settings.oidc_client_secret_file
     if path is None:

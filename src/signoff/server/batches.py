@@ -12,7 +12,7 @@ from signoff.work.services import Services
 
 MAX_RUNNING = 4
 CLAIM_SECONDS = 2.0
-# While batches wait for their lines; otherwise the interval of the sweeper is soon enough.
+# Interval of claims while batches wait for their lines; otherwise it is `sweep_seconds`.
 POLL_SECONDS = 0.5
 
 

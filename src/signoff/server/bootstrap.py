@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,7 @@ async def open_services(
     services = _make_services(settings, upstream)
     if settings.is_embedded:
         await services.store.migrate()
-    await _start_store(services, waits=waits)
+    await _retry_until_reachable(services.store.start, wait_seconds=math.inf if waits else 0)
     await services.caches.responses.start()
     try:
         if checks_key:
@@ -148,17 +149,6 @@ def check_data_dir(settings: Settings) -> None:
         raise BadSettings(f"The data folder {path} is not writable. Change its owner, or set SIGNOFF_DATA_DIR.")
 
 
-async def _start_store(services: Services, *, waits: bool) -> None:
-    while True:
-        try:
-            return await services.store.start()
-        except (ConnectionError, Overloaded) as error:
-            if not waits or getattr(error, "is_permanent", False):
-                raise
-            log.warning("database_unreachable", error=str(error), effect="waiting until it can be reached")
-        await asyncio.sleep(RECONNECT_SECONDS)
-
-
 async def _check_key(services: Services, settings: Settings, *, had_key_file: bool) -> None:
     try:
         await check_key(services, settings.key_path)
@@ -169,20 +159,26 @@ async def _check_key(services: Services, settings: Settings, *, had_key_file: bo
 
 
 async def migrate(settings: Settings, *, wait_seconds: float = 0) -> None:
-    """Migrate the database's schema to this version; wait so long for a database server that cannot be reached."""
-    store, clock = SqlStore(settings.store_url), asyncio.get_running_loop().time
-    deadline = clock() + wait_seconds
+    """Migrate the database's schema to this version; wait up to `wait_seconds` for a server that cannot be reached."""
+    store = SqlStore(settings.store_url)
     try:
-        while True:
-            try:
-                return await store.migrate()
-            except (ConnectionError, Overloaded) as error:
-                if clock() >= deadline or getattr(error, "is_permanent", False):
-                    raise
-                log.warning("database_unreachable", error=str(error), effect="waiting until it can be reached")
-            await asyncio.sleep(RECONNECT_SECONDS)
+        await _retry_until_reachable(store.migrate, wait_seconds=wait_seconds)
     finally:
         await store.close()
+
+
+async def _retry_until_reachable(operation: Callable[[], Awaitable[None]], *, wait_seconds: float) -> None:
+    """Call `operation`, again and again for up to `wait_seconds` while the database server cannot be reached."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + wait_seconds
+    while True:
+        try:
+            return await operation()
+        except (ConnectionError, Overloaded) as error:
+            if clock() >= deadline or getattr(error, "is_permanent", False):
+                raise
+            log.warning("database_unreachable", error=str(error), effect="waiting until it can be reached")
+        await asyncio.sleep(RECONNECT_SECONDS)
 
 
 async def check_broker(settings: Settings) -> str:
@@ -223,7 +219,7 @@ async def check_files(settings: Settings) -> str:
 
 
 def builtin_models(settings: Settings) -> list[Model]:
-    """Return `inner` if its URL is set, `local` if it is installed, and `echo`."""
+    """Return the built-in models: `inner` if its URL is set, `local` if it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
     weights = local_weights(settings.weights_dir)
     if weights is not None and is_installed():

@@ -79,7 +79,7 @@ class ClaimLoop(ABC, Generic[T, Group]):
 
     @abstractmethod
     def _group(self, item: T) -> Group:
-        """Return the value of `_running` for the item: whose share of the places it takes."""
+        """Return the group among whose running items this one counts; it is the value of the task in `_running`."""
 
     @abstractmethod
     async def _wait(self) -> None:

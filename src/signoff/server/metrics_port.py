@@ -17,7 +17,7 @@ from signoff.work.services import Services
 if TYPE_CHECKING:
     from aiohttp import web
 
-# Processes of one host that share the setting take one port each, of these that follow it.
+# Number of ports, from the setting on, of which each process of a host takes one that is free.
 PORTS = 64
 log = structlog.get_logger()
 

@@ -171,7 +171,9 @@ class HttpConnection(HttpToolsProtocol):
         if self._is_large():
             self._check_fields(len(self.url))
         if len(self.pipeline) >= limits.max_pipelined:
-            self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on one connection.")
+            self._error = Overloaded(
+                f"At most {limits.max_pipelined} requests may wait on one connection; read their responses first."
+            )
             raise self._error
         keeps_alive = self._complete_scope()
         app = cast("Any", self.app)
@@ -244,7 +246,7 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _drop_body(self) -> None:
-        """Drop the rest of the body for a while: if nobody read it, the kernel would drop the response."""
+        """Read and drop the rest of the body for a while; left unread, it would make the kernel drop the response."""
         self._seconds = self._body_seconds = self._body_bytes = 0
         if not self.cycle.keep_alive:
             self._phase, self._linger_seconds = "closing", BODY_LINGER_SECONDS
@@ -283,18 +285,20 @@ class HttpConnection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._phase == "head":
             if self._seconds >= limits.head_seconds:
-                self._refuse(RequestTimedOut(f"The head was not complete within {limits.head_seconds} seconds."))
+                text = f"The head of the request was not complete within {limits.head_seconds} seconds; send it faster."
+                self._refuse(RequestTimedOut(text))
         else:
             self._body_seconds += 1
             is_slow = self._body_bytes < self._body_seconds * limits.body_bytes_per_second
             is_answered = self.cycle.response_complete
             if self._seconds >= limits.body_pause_seconds:
-                self._refuse(RequestTimedOut(f"No part of the body came for {limits.body_pause_seconds} seconds."))
+                text = f"No part of the body came for {limits.body_pause_seconds} seconds; send it without such pauses."
+                self._refuse(RequestTimedOut(text))
             elif is_answered and self._body_seconds >= BODY_LINGER_SECONDS:
                 self.transport.close()
             elif is_slow and self._body_seconds > limits.body_grace_seconds:
                 rate = limits.body_bytes_per_second
-                self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second."))
+                self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second; send it faster."))
 
     def _tick_idle(self) -> None:
         """Close the connection if it is idle for too long, or if a client that sends no more waits for too long."""
@@ -326,13 +330,13 @@ class HttpConnection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _disconnect(self) -> None:
-        """Let the applications know; `cycle` is the request that came last, behind which others can wait."""
+        """Tell the applications that serve requests of this connection; `cycle` is the request that came last."""
         for exchange in (self._running, cast("Exchange | None", self.cycle)):
             if exchange is not None:
                 exchange.disconnect()
 
     def _is_large(self) -> bool:
-        """Return True if the parsed headers or trailers may exceed a limit, at the cost of no sum."""
+        """Return True if the parsed headers or trailers may exceed a limit; only then their sizes are summed up."""
         limits = self._limits
         received = max(self._data_bytes, self._unused_bytes)
         return received > limits.head_bytes or len(self.headers) > limits.head_fields
@@ -366,12 +370,12 @@ class HttpConnection(HttpToolsProtocol):
         """
         if self._phase == "closing" or self.transport.is_closing():
             return
-        is_heard = self._may_answer() and self.transport.can_write_eof()
+        can_answer = self._may_answer() and self.transport.can_write_eof()
         self._phase, self._seconds = "closing", 0
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         self._disconnect()
-        if not is_heard:
+        if not can_answer:
             self.transport.close()
             return
         self._send(error)

@@ -20,18 +20,16 @@ from signoff.runtime.shutdown import Shutdown
 from signoff.server.connection_limits import ConnectionLimits
 from signoff.server.protocol import ConnectionRegistry, HttpConnection
 
-# Key in the state of the ASGI lifespan of the `Shutdown` of the application.
+# Key of the application's `Shutdown` in the state of the ASGI lifespan.
 SHUTDOWN = "signoff.shutdown"
 POLL_SECONDS = 0.05
 # Time that interrupted requests get to send their errors.
 INTERRUPT_SECONDS = 2.0
-# Connections of a listening socket that are still accepted when it closes: uvicorn lets no more of them wait.
+# Connections that are still accepted from a listening socket when it closes. It is the backlog that uvicorn sets.
 MAX_ACCEPTED = 2048
 FORCED_EXIT_CODE = 128 + signal.SIGINT
 # Files that a process opens besides the connections of its clients: of the database, of upstreams, of models.
 OTHER_FILES = 512
-
-
 log = structlog.get_logger()
 
 
@@ -61,7 +59,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests end in time, interrupt the others, and close the application."""
         state, shutdown = self.server_state, self.lifespan.state.get(SHUTDOWN) or Shutdown()
-        await self._leave(shutdown)
+        await self._wait_unready(shutdown)
         await self._stop_listening(sockets or ())
         shutdown.drain()
         for connection in list(state.connections):
@@ -81,8 +79,8 @@ class DrainingServer(uvicorn.Server):
             os._exit(FORCED_EXIT_CODE)
         await self.lifespan.shutdown()
 
-    async def _leave(self, shutdown: Shutdown) -> None:
-        """Say that this server is not ready, and go on serving until load balancers know it, or until Ctrl-C."""
+    async def _wait_unready(self, shutdown: Shutdown) -> None:
+        """Report that this server is not ready, and go on serving until load balancers know it, or until Ctrl-C."""
         shutdown.mark_unready()
         clock = asyncio.get_running_loop().time
         began_at = clock()
@@ -92,7 +90,7 @@ class DrainingServer(uvicorn.Server):
     async def _stop_listening(self, listeners: Sequence[socket.socket]) -> None:
         """Close the listening sockets, and serve the connections that wait to be accepted.
 
-        Their clients may have sent a request already. The kernel would reset them.
+        Their clients may have sent a request already, and the kernel would reset these connections.
         """
         copies = [listener.dup() for listener in listeners]
         for listener in (*self.servers, *listeners):
@@ -154,7 +152,7 @@ def _call_when_answered(address: tuple[str, int], on_start: Callable[[], None]) 
 
 
 def uvicorn_options(max_connections: int, drain_seconds: float) -> dict[str, Any]:
-    """Return the options of uvicorn's `Config` for a process that may have so many connections, and stops so."""
+    """Return options of uvicorn's `Config`: limits of connections, and `drain_seconds` for requests when it stops."""
     registry = ConnectionRegistry(ConnectionLimits(max_connections=max_connections))
     return {
         "loop": "uvloop",
@@ -172,7 +170,7 @@ def uvicorn_options(max_connections: int, drain_seconds: float) -> dict[str, Any
 def allow_connections(number: int) -> int:
     """Let this process and those that it starts open the files of `number` connections.
 
-    Return `number`, or what fits into the hard limit of files: a server without files could not serve anybody.
+    Return `number`, or fewer if the hard limit of open files (RLIMIT_NOFILE) leaves none for other purposes.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = number + OTHER_FILES

@@ -107,5 +107,5 @@ def _capacities(running: Iterable[T], free: int, share: float) -> dict[T, int]:
 
 
 def _share(slots: int, share: float) -> int:
-    """Return the slots that one may use: of three or more, one is always left to others unless the share is 1."""
+    """Return how many of `slots` one model or user may use: of three or more, not all unless the share is 1."""
     return ceil(slots * share) if share == 1 or slots < 3 else min(ceil(slots * share), slots - 1)
