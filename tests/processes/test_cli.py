@@ -193,7 +193,7 @@ def test_an_account_of_a_provider_is_bound_and_unbound_by_command(tmp_path: Path
     assert [(code, output or error) for code, output, error in bound] == [
         (0, "The account ann-1 signs in as ann@example.com.\n"),
         (1, "ann@example.com is bound to another account already; unbind it first.\n"),
-        (1, "The id of the account must be 1 to 255 characters that can be printed.\n"),
+        (1, "`subject` must be 1 to 255 printable characters (got 0).\n"),
         (0, "Unbound accounts of ann@example.com: 1.\n"),
     ]
     [without] = signoff_many(tmp_path, ["user", "bind", "ann@example.com", "ann-1", ""])

@@ -5,7 +5,8 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.audit import cache_cleared
 from signoff.core.cache import CacheFilter, CacheSize
-from signoff.errors import Forbidden, NotFound
+from signoff.errors import Forbidden
+from signoff.work.admin.people import user_with_email
 from signoff.work.services import Services
 
 
@@ -48,7 +49,4 @@ async def _narrow(services: Services, caller: Caller, query: CacheFilter, email:
         return msgspec.structs.replace(query, user_id=caller.user_id)
     if email is None:
         return query
-    user = await services.store.people.user(email)
-    if user is None:
-        raise NotFound(f"There is no user {email!r}.")
-    return msgspec.structs.replace(query, user_id=user.id)
+    return msgspec.structs.replace(query, user_id=(await user_with_email(services, email)).id)

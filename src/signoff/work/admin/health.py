@@ -64,6 +64,6 @@ async def _schema_fault(services: Services) -> str | None:
         await services.store.check_schema()
     except SchemaOutdated as error:
         return error.message
-    except Overloaded:  # the next check of the store tells
+    except Overloaded:  # the store has just become unavailable, which the next check reports
         return None
     return None

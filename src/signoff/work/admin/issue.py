@@ -56,7 +56,7 @@ async def issue_token(services: Services, caller: Caller, request: TokenRequest)
         seconds_left = (caller.expires_at - services.clock()) / 1_000_000
         if seconds is None or seconds > seconds_left:
             days_left = seconds_left / DAY_SECONDS
-            raise BadRequest(f"`days` must be at most {days_left:.2f}, since your own token expires then.")
+            raise BadRequest(f"`days` must be set, and at most {days_left:.2f}, as your own token expires then.")
     token = await create_token(
         services, user, role=role, name=request.name, seconds=seconds, cache=request.cache, key_id=request.key_id
     )

@@ -1,4 +1,4 @@
-"""Latencies and failures of models, from the newest jobs. The sums of usage have means alone, and no percentiles."""
+"""Latencies and failures of models in the newest jobs; `usage.latency_report` has the latencies of whole hours."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class ModelLatency(msgspec.Struct, frozen=True, kw_only=True):
     p95_us: int | None
     """Time that 95 % of the answers did not exceed."""
     errors: tuple[tuple[str, int], ...]
-    """Latest messages of failures, each with its number."""
+    """Most frequent messages of failures, each with the number of its jobs."""
 
 
 async def recent_latencies(services: Services, caller: Caller) -> tuple[dict[str, ModelLatency], int]:

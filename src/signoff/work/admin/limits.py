@@ -9,6 +9,7 @@ from signoff.core.limits import Counter, Limit, limit_name
 from signoff.core.refusals import RefusalCount
 from signoff.core.usage import DAY_US
 from signoff.errors import BadRequest, NotFound
+from signoff.work.admin.people import user_with_email
 from signoff.work.services import Services
 
 COUNTS = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_day", "tokens_per_month")
@@ -72,7 +73,7 @@ async def remove_limit(services: Services, caller: Caller, who: str, model: str 
 
 
 async def put_limit(services: Services, limit: Limit) -> None:
-    """Set a limit, which every process applies within a second. Raises BadRequest."""
+    """Set a limit for an operator, without a caller; every process applies it within a second. Raises BadRequest."""
     if (fault := _limit_fault(limit)) is not None:
         raise BadRequest(fault)
     await services.store.quotas.put_limit(limit)
@@ -80,7 +81,7 @@ async def put_limit(services: Services, limit: Limit) -> None:
 
 
 async def delete_limit(services: Services, limit: Limit) -> None:
-    """Remove a limit. Raises NotFound."""
+    """Remove a limit for an operator, without a caller. Raises NotFound."""
     if not await services.store.quotas.drop_limit(limit.name):
         raise NotFound(f"There is no limit for {limit.name}.")
     services.caches.limits.invalidate()
@@ -98,9 +99,7 @@ async def limit_for(services: Services, who: str, model: str | None) -> Limit:
         case (("all" | "each"), ""):
             return Limit(scope=scope, model=model)
         case "user", email if email:
-            user = await services.store.people.user(email)
-            if user is None:
-                raise NotFound(f"There is no user {email!r}.")
+            user = await user_with_email(services, email)
             return Limit(scope="user", id=user.id, email=user.email, model=model)
         case "token", token_id if token_id.isascii() and token_id.isdigit() and len(token_id) < 10:
             return Limit(scope="token", id=int(token_id), model=model)
@@ -116,12 +115,11 @@ def limit_subject(limit: Limit) -> str:
 def _limit_fault(limit: Limit) -> str | None:
     """Return the reason why the limit is invalid, or None."""
     fields = msgspec.structs.asdict(limit)
-    numbers = [fields[name] for name in (*COUNTS, *COSTS) if fields[name] is not None]
+    numbers = {name: fields[name] for name in (*COUNTS, *COSTS) if fields[name] is not None}
     if not numbers:
         return f"A limit needs at least one of {', '.join((*COUNTS, *COSTS))}."
-    if any(not 0 <= number <= MAX_LIMIT for number in numbers):
-        return "The numbers of a limit must be from 0 to 2**53."
-    return None
+    wrong = next((name for name, number in numbers.items() if not 0 <= number <= MAX_LIMIT), None)
+    return None if wrong is None else f"`{wrong}` must be from 0 to 2**53."
 
 
 def _limits_of(limits: Iterable[Limit], caller: Caller) -> list[Limit]:

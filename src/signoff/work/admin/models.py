@@ -166,7 +166,7 @@ async def add_model(
 ) -> None:
     """Register a model, or replace the one of the same name unless `is_new`.
 
-    Raises Unauthorized, Forbidden, BadRequest, AddressRefused, Conflict.
+    Raises Unauthorized, Forbidden, BadRequest, AddressRefused, NameTaken.
 
     Args:
         services: The dependencies.
@@ -174,14 +174,14 @@ async def add_model(
         model: The model.
         secrets: Keys of its upstreams.
         commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
-        is_new: Raise Conflict if there is a model of this name.
+        is_new: Raise NameTaken if there is a model of this name.
     """
     check_identified(caller)
     check_admin(caller)
     if model.command and not commands:
         raise Forbidden(
             "A command can be set over HTTP only from this machine, at a loopback address and not through a proxy, or "
-            "if allow_remote_commands is set; use `signoff model add`."
+            "if `allow_remote_commands` is set; use `signoff model add`."
         )
     await register_model(services, model, secrets, is_new=is_new)
 

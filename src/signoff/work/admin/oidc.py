@@ -47,9 +47,13 @@ class ProviderAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters with which the provider sends a browser back (RFC 6749, section 4.1.2, and RFC 9207)."""
 
     state: str = ""
+    """`state` of the attempt that it answers."""
     authorization_code: str = ""
+    """`code`, which buys the tokens once; empty for an error."""
     error: str = ""
+    """Code of an error; empty for none."""
     iss: str | None = None
+    """Issuer; None if the provider does not send it."""
 
 
 class ProviderSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,7 +221,7 @@ async def bind_account(services: Services, user_id: int, subject: str) -> None:
     Raises NotFound without a provider, BadRequest, and Conflict if either is bound already.
     """
     if not is_subject(subject):
-        raise BadRequest("The id of the account must be 1 to 255 characters that can be printed.")
+        raise BadRequest(f"`subject` must be 1 to 255 printable characters (got {len(subject)}).")
     await services.store.people.bind_account(user_id, _provider(services).settings.issuer, subject)
 
 

@@ -59,7 +59,7 @@ async def change_user(services: Services, caller: Caller, user_id: int, change: 
     people = services.store.people
     user = await people.change_user(user_id, role=change.role, active=change.active) if is_id else None
     if user is None:
-        raise NotFound(f"There is no user with the id {user_id}; list them with `GET /api/users`.")
+        raise _no_user(user_id)
     return user
 
 
@@ -152,8 +152,12 @@ async def get_user(services: Services, caller: Caller, user_id: int) -> User:
     check_admin(caller)
     users = await services.store.people.users(after_id=user_id - 1, limit=1) if 0 < user_id <= MAX_ID else []
     if not users or users[0].id != user_id:
-        raise NotFound(f"There is no user with the id {user_id}.")
+        raise _no_user(user_id)
     return users[0]
+
+
+def _no_user(user_id: int) -> NotFound:
+    return NotFound(f"There is no user with the id {user_id}; list them with `GET /api/users`.")
 
 
 async def list_sessions(

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.stream import ListenerStatus, Stream, public_address, stream_fault
-from signoff.errors import BadRequest, Conflict, NotFound, name_taken
+from signoff.errors import BadRequest, Conflict, name_taken
 from signoff.work.services import Services
 
 
@@ -17,7 +17,7 @@ class StreamStatus(msgspec.Struct, frozen=True):
     stream: Stream
     """The stream."""
     is_declared: bool
-    """The settings of this server declare the stream, so it cannot be changed here."""
+    """True if the settings of this server declare the stream, so that it cannot be changed here."""
     listening: ListenerStatus | None
     """The status of the listener in this process; None if it does not listen."""
 
@@ -44,7 +44,8 @@ async def add_stream(services: Services, caller: Caller, fields: Mapping[str, An
     check_admin(caller)
     if not {"name", "url", "requests", "responses"} <= fields.keys():
         raise BadRequest("A stream needs `name`, `url`, `requests` and `responses`.")
-    if any(fields["name"] == stream.name for stream in await _reload(services)):
+    services.caches.streams.invalidate()
+    if any(fields["name"] == stream.name for stream in await services.caches.streams.all()):
         raise name_taken(fields["name"])
     blank = Stream(name="", scheme="", host="", sealed=b"", requests="", responses="")
     return await _save(services, blank, fields, is_new=True)
@@ -74,9 +75,8 @@ async def remove_stream(services: Services, caller: Caller, name: str) -> None:
 async def _get_changeable(services: Services, caller: Caller, name: str) -> Stream:
     check_identified(caller)
     check_admin(caller)
-    stream = next((each for each in await _reload(services) if each.name == name), None)
-    if stream is None:
-        raise NotFound(f"There is no stream {name!r}.")
+    services.caches.streams.invalidate()
+    stream = await services.caches.streams.find(name)
     if services.caches.streams.is_declared(name):
         raise Conflict(f"The stream {name!r} is declared in the settings of this server; change it there.")
     return stream
@@ -96,11 +96,6 @@ async def _save(services: Services, stream: Stream, fields: Mapping[str, Any], *
     await services.store.streams.put(stream, is_new=is_new)
     services.caches.streams.invalidate()
     return _status_of(services, stream)
-
-
-async def _reload(services: Services) -> list[Stream]:
-    services.caches.streams.invalidate()
-    return list(await services.caches.streams.all())
 
 
 def _status_of(services: Services, stream: Stream) -> StreamStatus:

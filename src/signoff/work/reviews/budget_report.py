@@ -22,6 +22,7 @@ from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, 
 from signoff.core.reviews.planted import CatchCount, PlantedItem
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.errors import BadRequest, NotFound
+from signoff.work.reviews.library import no_policy
 from signoff.work.services import Services
 
 MAX_ITEM_BYTES = 1024 * 1024
@@ -134,7 +135,7 @@ async def list_groups(
     if policy.budget is None or policy.budget.per is None:
         return None
     stored = await services.store.budgets.groups(name, after=after, limit=limit)
-    # After a change of `per`, those of before are there until the next answer.
+    # After a change of `per`, the groups of its former value stay stored until the next answer.
     newest = await services.store.budgets.period(name)
     are_present = newest is not None and newest.terms.per == policy.budget.per
     periods = [await _due_period(services, policy, each) for each in stored if are_present]
@@ -215,7 +216,7 @@ async def _load(services: Services, name: str) -> ReviewPolicy:
     """Return the policy, which has a budget. Raises NotFound."""
     policy = await services.store.policies.get(name)
     if policy is None:
-        raise NotFound(f"There is no policy {name!r}.")
+        raise no_policy(name)
     if policy.budget is None:
         raise NotFound(f"The policy {name!r} has no error budget; add `budget` to it.")
     return policy

@@ -50,9 +50,14 @@ async def get_policy(services: Services, caller: Caller, name: str, version: int
     check_admin(caller)
     policy = await services.store.policies.get(name, version)
     if policy is None:
-        of_version = "" if version is None else f" with the version {version}"
-        raise NotFound(f"There is no policy {name!r}{of_version}; GET /api/policies lists all policies.")
+        raise no_policy(name, version)
     return policy
+
+
+def no_policy(name: str, version: int | None = None) -> NotFound:
+    """Return the error for a policy, or a version of it, that does not exist."""
+    of_version = "" if version is None else f" with the version {version}"
+    return NotFound(f"There is no policy {name!r}{of_version}; GET /api/policies lists all policies.")
 
 
 async def list_policies(services: Services, caller: Caller, *, after: str, limit: int) -> Sequence[ReviewPolicy]:
@@ -68,7 +73,7 @@ async def list_policy_versions(
     check_admin(caller)
     versions = await services.store.policies.versions(name, before=before, limit=limit)
     if not versions and before is None:
-        raise NotFound(f"There is no policy {name!r}; GET /api/policies lists all policies.")
+        raise no_policy(name)
     return versions
 
 
@@ -76,5 +81,5 @@ async def remove_policy(services: Services, caller: Caller, name: str) -> None:
     """Delete a policy. Jobs that were submitted under it are judged by it still. Raises Forbidden, NotFound."""
     check_admin(caller)
     if not await services.store.policies.drop(name):
-        raise NotFound(f"There is no policy {name!r}; GET /api/policies lists all policies.")
+        raise no_policy(name)
     services.caches.policies.invalidate()
