@@ -256,7 +256,7 @@ async def test_a_delivery_that_never_succeeds_is_given_up_and_logged(tmp_path: P
             assert "Given up after 3 attempts" in failed["error"]
             deliveries = await server.services.store.deliveries.failed(10)
             assert [delivery.id for delivery in deliveries] == [failed["id"]]
-    assert [event["delivery"] for event in events if event["event"] == "delivery_failed"] == [failed["id"]]
+    assert [event["delivery_id"] for event in events if event["event"] == "delivery_failed"] == [failed["id"]]
 
 
 async def test_a_delivery_is_given_up_at_once_after_a_410(tmp_path: Path) -> None:

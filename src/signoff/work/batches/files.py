@@ -29,9 +29,9 @@ class UploadFields(msgspec.Struct, frozen=True, kw_only=True):
     purpose: str | None = None
     """Purpose of the file."""
     anchor: str | None = None
-    """Time from which the lifetime counts; only `created_at` is known."""
+    """Name of the time from which the lifetime counts, which must be `created_at`; None for the default lifetime."""
     seconds: str | None = None
-    """Lifetime of the file."""
+    """Lifetime of the file in seconds, as the text of the form; None for the default."""
 
 
 Fill = Callable[[BlobWriter], Awaitable[UploadFields]]
@@ -198,7 +198,7 @@ async def collect_files(services: Services) -> None:
 
 
 async def purge_partial_files(services: Services) -> None:
-    """Delete what uploads have left whose process was killed."""
+    """Delete what is left of uploads to processes that were killed, once it is older than PARTIAL_SECONDS."""
     count = await services.adapters.blobs.purge_partial(services.clock() - PARTIAL_SECONDS * 1_000_000)
     if count:
         log.info("partial_files_deleted", files=count)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+import msgspec
 import structlog
 
 from signoff.blob import BlobWriter
@@ -68,11 +69,7 @@ def _file_of(batch: Batch, kind: str) -> StoredFile:
 
 def _sized(file: StoredFile, size_bytes: int) -> StoredFile | None:
     """Return the file with its size; None for one that has no line."""
-    if not size_bytes:
-        return None
-    return StoredFile(
-        id=file.id, user_id=file.user_id, filename=file.filename, purpose=file.purpose, size_bytes=size_bytes
-    )
+    return msgspec.structs.replace(file, size_bytes=size_bytes) if size_bytes else None
 
 
 async def _write_results(

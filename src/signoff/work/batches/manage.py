@@ -79,12 +79,12 @@ async def waiting_lines(services: Services, batch: Batch) -> LineCounts:
 
 
 async def owner_of(services: Services, batch: Batch) -> str | None:
-    """Return the email of the user whose batch it is; None for nobody's."""
+    """Return the email of the user whose batch it is; None if it has no user, or they were erased."""
     return await services.caches.reviewers.email_of(batch.user_id)
 
 
 async def totals_of(services: Services, batch: Batch) -> BatchTotals:
-    """Return the numbers of a batch at present."""
+    """Return the present numbers of lines of a batch, by their results and use of tokens."""
     if batch.totals is not None:
         return batch.totals
     if batch.total is None:

@@ -41,7 +41,7 @@ async def run_batch(services: Services, batch: Batch) -> bool:
     except* Stale:  # it was cancelled or erased, or another process has the lease
         has_ended = True
     except* Exception as errors:  # noqa: BLE001 -- the store may be back at the next time
-        log.warning("batch_step_failed", batch=batch.id, errors=[repr(error) for error in errors.exceptions])
+        log.warning("batch_step_failed", batch_id=batch.id, errors=[repr(error) for error in errors.exceptions])
         after_seconds = RETRY_SECONDS
     finally:
         released = services.store.batches.release(batch.id, lease, after_seconds=after_seconds or 0.0)
@@ -57,7 +57,7 @@ async def _renew(services: Services, batch_id: str, lease: str) -> None:
         try:
             renewed = await services.store.batches.renew({batch_id: lease}, services.rules.lease_seconds)
         except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next heartbeat retries
-            log.warning("batch_lease_renewal_failed", batch=batch_id, error=repr(error))
+            log.warning("batch_lease_renewal_failed", batch_id=batch_id, error=repr(error))
             continue
         if batch_id not in renewed:
             raise Stale(f"The lease of the batch {batch_id} was lost.")
@@ -82,19 +82,19 @@ async def _advance(services: Services, batch: Batch) -> float | None:
                 batch = await finish_batch(services, batch)
             case _:
                 batch = await finish_batch(services, batch)
-    log.info("batch_ended", batch=batch.id, status=batch.status)
+    log.info("batch_ended", batch_id=batch.id, status=batch.status)
     return None
 
 
 async def _progress(services: Services, batch: Batch) -> Batch | float:
     """Submit lines, and return the batch once all have ended; else the seconds to wait. Raises Stale."""
     try:
-        await caller_of_batch(services, batch)  # its rights may be gone while its lines wait
+        await caller_of_batch(services, batch)  # raises Unauthorized if the user was disabled meanwhile
         counts = await services.store.batches.unended(batch.id, at_most=1)
         if batch.outcome is None and not counts.is_overdue:
             batch = await submit_lines(services, batch)
     except Unauthorized as error:
-        log.warning("batch_stopped", batch=batch.id, error=error.message)
+        log.warning("batch_stopped", batch_id=batch.id, error=error.message)
         cancelled = {"status": "cancelling", "outcome": "cancelled"}
         return await services.store.batches.change(
             batch.id, batch.lease or "", "in_progress", changes=cancelled, now=["cancelling_at"]

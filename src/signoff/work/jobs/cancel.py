@@ -22,5 +22,5 @@ async def cancel(services: Services, caller: Caller, job_id: str) -> Job:
         if may_review(caller):
             raise
         status = (await get_job(services, caller, job_id)).status
-        # The message of the store names the reviewer.
+        # The message of the store names the reviewer, whom this caller must not know.
         raise Stale(f"The job is {status}; `cancel` is not possible now.", job_id=job_id) from None

@@ -48,7 +48,7 @@ def delivery_targets(services: Services, ask: Ask, job_id: str) -> tuple[Deliver
 
 
 def result_mirrors(services: Services, name: str) -> tuple[DeliveryTarget, ...]:
-    """Return the Redis target for the result of the job that is called `name`; none without Redis."""
+    """Return the target of the result in Redis, at the key `redis_prefix:name`; none without Redis."""
     prefix = services.rules.redis_prefix
     return () if prefix is None else (DeliveryTarget(kind="redis", address=f"{prefix}:{name}", host="redis"),)
 
@@ -168,7 +168,7 @@ def _webhook_of(services: Services, delivery: Delivery, sealed: bytes | None) ->
 def _error_text(error: Exception, delivery: Delivery) -> str:
     if isinstance(error, SignoffError):
         return error.message
-    log.error("delivery_attempt_failed", delivery=delivery.id, job_id=delivery.job_id, exc_info=error)
+    log.error("delivery_attempt_failed", delivery_id=delivery.id, job_id=delivery.job_id, exc_info=error)
     return "The message could not be sent because of a fault in this server; see the server's log."
 
 
@@ -184,7 +184,7 @@ def _failed_outcome(services: Services, delivery: Delivery, status: int | None, 
 async def _settle(services: Services, delivery: Delivery, outcome: DeliveryOutcome) -> None:
     """Store the outcome. If that fails, the lease lapses, and the message is sent again under the same id."""
     assert delivery.lease is not None  # noqa: S101 -- claiming a delivery sets its lease
-    fields = {"delivery": delivery.id, "job_id": delivery.job_id, "host": delivery.host}
+    fields = {"delivery_id": delivery.id, "job_id": delivery.job_id, "host": delivery.host}
     try:
         is_settled = await services.store.deliveries.settle(delivery.id, delivery.lease, outcome)
     except Exception as error:  # noqa: BLE001 -- the store may be away

@@ -54,9 +54,8 @@ async def get_by_client_id(services: Services, caller: Caller, client_id: str) -
 async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds: float | None) -> Job:
     """Return the job as soon as it has ended, or as it is after `seconds` or when the server stops.
 
-    None means `hold_seconds`.
-
-    The rights of `caller` are looked at again while it waits. Raises JobNotFound, and Unauthorized once they are gone.
+    If `seconds` is None, it is `hold_seconds` of the settings. The rights of `caller` are looked at again while it
+    waits. Raises JobNotFound, and Unauthorized once they are gone.
     """
     clock = asyncio.get_running_loop().time
     deadline = clock() + (services.rules.hold_seconds if seconds is None else seconds)

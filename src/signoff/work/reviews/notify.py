@@ -76,7 +76,7 @@ async def _send_one(services: Services, notice: Notice, lease: str) -> None:
         raise
     outcome = NoticeOutcome()
     if error is not None:
-        fields = {"notice": notice.id, "queue": notice.queue, "kind": notice.kind, "error": error}
+        fields = {"notice_id": notice.id, "queue": notice.queue, "kind": notice.kind, "error": error}
         waits = services.rules.webhook_waits_seconds
         outcome = NoticeOutcome(after_seconds=scheduled_seconds(waits, notice.attempt, services.ids.random_float()))
         if outcome.after_seconds is None:
@@ -97,7 +97,7 @@ async def _error_of(services: Services, notice: Notice) -> str | None:
     except SignoffError as error:
         return error.message
     except Exception:
-        log.exception("digest_attempt_failed", notice=notice.id)
+        log.exception("digest_attempt_failed", notice_id=notice.id)
         return "The digest could not be sent because of a fault in this server; see the server's log."
     return None
 
@@ -106,7 +106,7 @@ async def _post(services: Services, notice: Notice, sealed: bytes) -> None:
     webhook = msgspec.json.decode(services.adapters.vault.open(sealed), type=QueueWebhook)
     secrets = services.rules.webhook_secrets if webhook.secret is None else (Secret(webhook.secret),)
     if not secrets:
-        raise Undelivered("The setting webhook_secret is empty, and the webhook has no secret of its own.")
+        raise Undelivered("The webhook has no secret, and the setting `webhook_secret` is empty; set one of them.")
     headers = webhook_headers(notice.id, services.clock(), notice.body, secrets)
     message = OutgoingMessage(address=webhook.url, headers=headers, body=notice.body)
     status = await services.adapters.deliverers["webhook"].send(message)
@@ -116,6 +116,6 @@ async def _post(services: Services, notice: Notice, sealed: bytes) -> None:
 
 async def _mail(services: Services, notice: Notice, queue: ReviewQueue) -> None:
     if services.adapters.mailer is None:
-        raise Undelivered("The setting smtp_url is empty, so no mail can be sent.")
+        raise Undelivered("The setting `smtp_url` is empty, so no mail can be sent; set it.")
     subject, text = digest_mail(notice.body)
     await services.adapters.mailer.send(notice.id, queue.emails, subject, text)
