@@ -283,8 +283,8 @@ async def _form(request: AnyRequest) -> VersionForm:
     return parse_form(await request.body(), VersionForm, "version")
 
 
-def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.Draft:
-    return library.Draft(
+def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.LibraryDraft:
+    return library.LibraryDraft(
         name=name,
         body=form.body.replace("\r\n", "\n"),
         model=(form.model or None) if kind == "prompt" else None,

@@ -232,11 +232,11 @@ def _page(items: Page[LibraryItem]) -> dict[str, Any]:
     return {"data": [_item_json(item) for item in items], "next": cursor}
 
 
-def _draft(kind: LibraryItemKind, version: NewVersion, name: str, old: LibraryItem | None) -> library.Draft:
+def _draft(kind: LibraryItemKind, version: NewVersion, name: str, old: LibraryItem | None) -> library.LibraryDraft:
     model = getattr(old, "model", None) if version.model is msgspec.UNSET else version.model
     if kind == "pipeline" and model is not None:
         raise BadRequest("A pipeline must not have a `model`; set the model of the prompts that it calls.")
-    return library.Draft(
+    return library.LibraryDraft(
         name=name, body=version.body, model=model, message=version.message, label=version.label, shared=version.shared
     )
 

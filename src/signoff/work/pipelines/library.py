@@ -28,7 +28,7 @@ LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 KINDS: dict[LibraryItemKind, type[Prompt | Pipeline]] = {"prompt": Prompt, "pipeline": Pipeline}
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class LibraryDraft(msgspec.Struct, frozen=True, kw_only=True):
     """A new version of a prompt or pipeline, before it is checked."""
 
     name: str
@@ -42,10 +42,10 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None = PRODUCTION
     """The label that moves to this version; None moves none."""
     shared: bool | None = None
-    """Every user may use the item; None leaves it as it was, or unshared."""
+    """True to let every user use the item; None leaves it as it was, or unshared."""
 
 
-async def create_item(services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft) -> LibraryItem:
+async def create_item(services: Services, caller: Caller, kind: LibraryItemKind, draft: LibraryDraft) -> LibraryItem:
     """Save the first version of a new prompt or pipeline of the caller.
 
     Raises BadRequest, BadPipeline, ModelNotFound, NameTaken.
@@ -68,7 +68,7 @@ async def _is_name_taken(services: Services, name: str) -> bool:
 
 
 async def save_version(
-    services: Services, caller: Caller, kind: LibraryItemKind, key: str, draft: Draft
+    services: Services, caller: Caller, kind: LibraryItemKind, key: str, draft: LibraryDraft
 ) -> LibraryItem:
     """Save a new version of an item of the caller, or for an admin of any.
 
@@ -82,7 +82,7 @@ async def save_version(
     return await _save(services, msgspec.structs.replace(item, id=old.id), draft.label)
 
 
-async def check_draft(services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft) -> LibraryItem:
+async def check_draft(services: Services, caller: Caller, kind: LibraryItemKind, draft: LibraryDraft) -> LibraryItem:
     """Check a draft as `create_item` or `save_version` does, and return it; nothing is saved.
 
     An existing item of this name says whether it is shared. Raises BadRequest, BadPipeline, ModelNotFound.
@@ -156,9 +156,8 @@ async def set_label(
     if version is None and name == PRODUCTION:
         raise BadRequest("The label production cannot be removed; move it to another version.")
     if not await services.store.library.label(item.id, name, version):
-        raise LibraryItemNotFound(
-            f"{item.name!r} has no " + (f"label {name!r}." if version is None else "such version.")
-        )
+        missing = f"label {name!r}" if version is None else f"version {version}"
+        raise LibraryItemNotFound(f"The {kind} {item.name!r} has no {missing}.")
     services.caches.library.invalidate()
     return await get_item(services, caller, kind, key, PRODUCTION if version is None else version)
 
@@ -236,7 +235,7 @@ async def _get_changeable(services: Services, caller: Caller, kind: LibraryItemK
 
 
 async def _checked_item(
-    services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft, *, user_id: int, shared: bool
+    services: Services, caller: Caller, kind: LibraryItemKind, draft: LibraryDraft, *, user_id: int, shared: bool
 ) -> LibraryItem:
     """Check the draft, and return it as a prompt or pipeline. Raises BadRequest, BadPipeline."""
     _check_texts(draft)
@@ -277,7 +276,7 @@ async def _check_shared_name(services: Services, caller: Caller, name: str, owne
         raise NameTaken(f"`name` {name!r} fits a model whose name ends in `*`; use another one, or do not share it.")
 
 
-def _check_texts(draft: Draft) -> None:
+def _check_texts(draft: LibraryDraft) -> None:
     if not 0 < len(draft.body) <= MAX_BODY_CHARACTERS:
         raise BadRequest(f"`body` must be 1 to {MAX_BODY_CHARACTERS} characters long (got {len(draft.body)}).")
     if len(draft.message) > MAX_MESSAGE_CHARACTERS:

@@ -123,7 +123,7 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     values: Values
     """The arguments of the run."""
     caller: Caller
-    """The caller for whom each call is made."""
+    """The caller with whose rights each call is made."""
 
 
 class _Run:
