@@ -106,7 +106,7 @@ def test_receipts_are_archived_and_the_key_is_replaced(folder: Path) -> None:
         ["review-figures", "--by", "model"],
     )
     assert too_old[0] == 1
-    assert "There is no receipt that is so old." in too_old[2]
+    assert "There is no receipt before that time; name a later one." in too_old[2]
     assert not (folder / "none.jsonl").exists()
     assert archived[:2] == (0, "Moved 3 receipts to old.jsonl.\n")
     assert rotated[1].startswith("Receipt 5 announces the key ")

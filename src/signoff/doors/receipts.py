@@ -10,7 +10,7 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.reviews.receipt import key_id
 from signoff.doors.dependencies import InjectedCaller, InjectedServices
 from signoff.doors.http import INTS
-from signoff.work.reviews.receipts import list_receipts, public_key, receipts_head, receipts_page
+from signoff.work.reviews.receipts import list_receipts, public_key, receipt_filter, receipts_head
 
 MAX_PAGE = 1000
 
@@ -28,7 +28,7 @@ async def get_receipts(
     `line` is the receipt as it was signed. `salt` opens its digests, in hexadecimal; it is null after the contents of
     the job were deleted.
     """
-    page = await list_receipts(services, caller, receipts_page(after_seq=after, job_id=job_id, limit=limit))
+    page = await list_receipts(services, caller, receipt_filter(after_seq=after, job_id=job_id, limit=limit))
     data = [
         {
             "receipt": msgspec.Raw(stored.line),

@@ -17,9 +17,9 @@ _PLANT, _DISGUISE = b"signoff planted coin 1", b"signoff audit disguise 1"
 
 
 async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: Sequence[ReviewPolicy]) -> Job:
-    """Return `job` with the ruling that leaves of `ruling` under the error budget: an answer passes, or is held.
+    """Return `job` with `ruling`, which the error budget may change from a pass to a hold.
 
-    Held are the answers that their coins choose, and all answers while the gate is closed.
+    An answer is held if its coin chooses it, or while the gate is closed.
 
     Args:
         services: The dependencies.
@@ -35,7 +35,7 @@ async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: S
     job = msgspec.structs.replace(job, ruling=ruling)
     if ruling.outcome == "hold":
         await _plant(services, job, budgeted)
-    elif budgeted and job.cache == "miss":  # nobody has approved it, so it goes to no other caller
+    elif budgeted and job.cache == "miss":  # an answer that nobody has approved must not be given again
         job = msgspec.structs.replace(job, cache="bypass")
     return job
 
@@ -49,10 +49,10 @@ async def _spend(services: Services, job: Job, ruling: Ruling, budgeted: Sequenc
     if len({each.name for each in budgeted}) > 1:  # an answer cannot count in two budgets
         return msgspec.structs.replace(ruling, outcome="hold")
     newest = max(budgeted, key=lambda each: each.version)
-    one = await _take_pass(services, job, newest)
-    if one is None:
+    pass_ = await _take_pass(services, job, newest)
+    if pass_ is None:
         return msgspec.structs.replace(ruling, outcome="hold")
-    return _with_coin(ruling, _coin(policy.name, one, value, ruling.audit or 0))
+    return _with_coin(ruling, _coin(policy.name, pass_, value, ruling.audit or 0))
 
 
 async def _take_pass(services: Services, job: Job, policy: ReviewPolicy) -> Pass | None:
@@ -66,14 +66,14 @@ async def _take_pass(services: Services, job: Job, policy: ReviewPolicy) -> Pass
     return await services.runtime.passes.take(policy.name, group, policy.version, terms_of(policy.budget))
 
 
-def _coin(policy: str, one: Pass, value: float, look_rate: float) -> Coin:
+def _coin(policy: str, pass_: Pass, value: float, look_rate: float) -> Coin:
     return Coin(
         value=value,
-        look_rate=max(look_rate, one.audit_rate),
-        audit_rate=one.audit_rate,
+        look_rate=max(look_rate, pass_.audit_rate),
+        audit_rate=pass_.audit_rate,
         policy=policy,
-        period=one.period,
-        lease=one.lease,
+        period=pass_.period,
+        lease=pass_.lease,
     )
 
 
@@ -88,7 +88,10 @@ def held_without_pass(job: Job) -> Job:
 
 
 def _disguised(services: Services, job: Job, ruling: Ruling, policies: Sequence[ReviewPolicy]) -> Ruling:
-    """Return the ruling with the place on the desk of a rule that holds, so that a reviewer cannot tell them apart."""
+    """Return the ruling with the queue, priority and deadline of a rule that holds.
+
+    So a reviewer cannot tell an audit from an answer that the rule has held.
+    """
     rules: list[Action] = [rule for policy in policies for rule in (*policy.rules, policy.default)]
     holding = [rule for rule in rules if rule.then == "hold"]
     if not holding:

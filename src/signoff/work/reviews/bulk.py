@@ -19,7 +19,7 @@ from signoff.core.reviews.queues import ReviewFilter, place_of
 from signoff.core.reviews.ruling import Ruling
 from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
 from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
-from signoff.work.reviews.held import user_left_out
+from signoff.work.reviews.held import is_free, user_left_out
 from signoff.work.services import Services
 
 # Answers, and bytes of their requests and answers, that a selection looks at.
@@ -61,7 +61,7 @@ async def select_bulk(services: Services, caller: Caller, selection: BulkSelecti
         page = await services.store.reviews.list(msgspec.structs.replace(filters, limit=PAGE))
         for job in page:
             examined, size_bytes = examined + 1, size_bytes + len(job.body) + len(job.response or b"")
-            is_chosen = job.user_id != left_out and _is_free(job, caller, now) and _matches(job, selection)
+            is_chosen = job.user_id != left_out and is_free(job, caller, now) and _matches(job, selection)
             if is_chosen and services.ids.random_float() >= SINGLE_SHARE and len(items) < filters.limit:
                 items.append(BulkItem(job_id=job.id, round=job.round))
         is_whole = not page or not page.may_continue
@@ -90,18 +90,13 @@ def _matches(job: Job, selection: BulkSelection) -> bool:
     )
 
 
-def _is_free(job: Job, caller: Caller, now: int) -> bool:
-    is_open = job.review_lease not in {None, caller.email} and (job.review_lease_until or 0) >= now
-    return not is_open and job.assignee in {None, caller.email}
-
-
 async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
     """Decide on each selected answer that is as it was selected, each with a decision of its own.
 
     To apply it again does nothing but what was left undone, such as after a crash. Raises NotFound.
     """
     bulk = await get_bulk(services, caller, bulk_id)
-    # Who has decided on many answers at once needs longer to see that it was wrong.
+    # A mistake in a decision on many answers takes longer to notice.
     factor = 1 + len(bulk.items) / ITEMS_PER_UNDO
 
     async def decide_one(item: BulkItem) -> Job:

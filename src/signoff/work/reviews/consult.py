@@ -139,13 +139,13 @@ async def _ask(
         log.warning("policy_consultation_failed", policy=policy.name, target=target, error=repr(error))
         return None
     ended = await load_job(services, stored.id)
-    if not ended.is_terminal:  # nobody waits for it any more
+    if not ended.is_terminal:  # it was postponed or is to be retried, and the policy waits no longer
         await _cancel(services, ended)
     return ended.response if ended.status == "success" else None
 
 
 async def _author(services: Services, author: Caller) -> Caller:
-    """Return the user who saved the policy, with the rights of an admin for the prompts of others."""
+    """Return the user who saved the policy with their present role: an admin's policy may use prompts of others."""
     user, _ = await services.store.people.user_with_token(author.user_id, author.token_id)
     return author if user is None else msgspec.structs.replace(author, role=user.role, email=user.email)
 

@@ -8,7 +8,7 @@ from signoff.errors import Forbidden, Stale
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 
-# Queues that one look for answers reads.
+# Largest number of queues among which the next answer to review is looked for.
 MAX_QUEUES_READ = 100
 
 
@@ -64,10 +64,18 @@ async def check_queue_of(services: Services, caller: Caller, queue: str) -> None
         raise Forbidden(f"You do not belong to the review queue {queue!r}.")
 
 
+def is_free(job: Job, caller: Caller, now: int) -> bool:
+    """Return True unless another reviewer has the held job open at `now`, or it is assigned to one."""
+    is_open = job.review_lease not in {None, caller.email} and (job.review_lease_until or 0) >= now
+    return not is_open and job.assignee in {None, caller.email}
+
+
 async def check_not_own(services: Services, caller: Caller, job: Job) -> None:
     """Raise Forbidden if `caller` would decide on an answer to a request of their own."""
     if job.user_id == await user_left_out(services, caller):
-        raise Forbidden("You asked for this answer yourself; another reviewer must decide on it (`allow_self_review`).")
+        raise Forbidden(
+            "You asked for this answer yourself; another reviewer must decide on it (setting `allow_self_review`)."
+        )
 
 
 async def user_left_out(services: Services, caller: Caller) -> int | None:

@@ -20,6 +20,7 @@ class PastVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict of a reviewer, and what became of it."""
 
     vote: VoteRecord
+    """The verdict."""
     decision: DecisionRecord | None
     """Decision of the round; None while others still vote."""
     later: tuple[DecisionRecord, ...]
@@ -66,7 +67,7 @@ async def open_votes(services: Services, job: Job) -> tuple[int, list[Vote]]:
 async def past_verdicts(
     services: Services, caller: Caller, *, after: tuple[int, str] | None, limit: int
 ) -> list[PastVerdict]:
-    """Return verdicts of `caller`, the newest first."""
+    """Return verdicts of `caller`, the newest first. Raises Forbidden."""
     check_may_review(caller)
     votes = await services.store.reviews.verdicts_of(caller.email, after=after, limit=limit)
     job_ids = list({vote.job_id for vote in votes})
@@ -109,6 +110,6 @@ async def recent_agreement(services: Services, caller: Caller) -> Agreement:
 
 
 async def asker_of(services: Services, caller: Caller, job: Job) -> str | None:
-    """Return the email of the user who asked for the answer; None for nobody's."""
+    """Return the email of the user who asked for the answer; None if there is no such user. Raises Forbidden."""
     check_may_review(caller)
     return await services.caches.reviewers.email_of(job.user_id)

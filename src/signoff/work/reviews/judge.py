@@ -61,7 +61,7 @@ def _take_out_logprobs(attempt: Attempt) -> None:
 
 
 async def _judge_safely(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
-    """Return what the policies say, and None, which holds, if that cannot be known."""
+    """Return what the policies say; None if they cannot be evaluated, and the answer must be held."""
     try:
         return await _judge_answer(services, attempt, perform)
     except Exception:
@@ -88,7 +88,7 @@ async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) 
 
 
 async def match_answer(compiled: CompiledPolicy, signals: AnswerSignals) -> Match:
-    """Return the first rule that matches, or the default; whatever fails holds."""
+    """Return the first rule that matches, or the default; a match that holds if a condition fails."""
     for number, condition in enumerate(compiled.conditions):
         reads = frozenset[str]() if condition is None else condition.reads
         try:

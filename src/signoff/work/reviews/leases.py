@@ -15,6 +15,7 @@ from signoff.store import TransitionRequest
 from signoff.work.reviews.held import (
     MAX_QUEUES_READ,
     check_queue_of,
+    is_free,
     load_held,
     queues_of,
     user_left_out,
@@ -54,8 +55,7 @@ async def take_first(services: Services, caller: Caller, filters: ReviewFilter, 
     """
     left_out, now = await user_left_out(services, caller), services.clock()
     for job in await services.store.reviews.list(filters):
-        is_open = job.review_lease not in {None, caller.email} and (job.review_lease_until or 0) >= now
-        if job.id in skip or job.user_id == left_out or is_open or job.assignee not in {None, caller.email}:
+        if job.id in skip or job.user_id == left_out or not is_free(job, caller, now):
             continue
         if await _has_voted(services, caller, job):
             continue

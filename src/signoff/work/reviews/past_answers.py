@@ -1,4 +1,4 @@
-"""Past answers: what models gave, which signals are stored of it, and what people decided. Nobody is asked again."""
+"""Past answers of models, with the stored signals and the decisions on them. No model and no webhook is asked again."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -27,9 +27,11 @@ class PastAnswer(msgspec.Struct, frozen=True):
     """An answer of a past job, and what became of it."""
 
     job: Job
+    """The job."""
     body: bytes
+    """The answer as the model gave it, before any edit."""
     signals: Mapping[str, Any]
-    """Values of signals that were stored when it was judged."""
+    """Values of signals that were stored when the answer was judged, by full name."""
     is_reviewed: bool = False
     """True if a person has decided on it."""
     is_wrong: bool = False
@@ -151,4 +153,4 @@ class StoredSignals(AnswerSignals):
 
 
 async def _perform_nothing(_services: Services, _job: Job) -> None:
-    raise RuntimeError("a dry run asks nobody")
+    raise RuntimeError("A dry run must not perform a job.")

@@ -30,7 +30,7 @@ class PolicyAdmission(msgspec.Struct, frozen=True):
 async def govern(services: Services, context: RequestContext, policy: Policy) -> PolicyAdmission:
     """Return what the policies of `policy`, and those that apply to the request now, say about it.
 
-    A policy that the request decides leaves the answer alone.
+    A policy that can decide by the request alone does not look at the answer.
     """
     if services.caches.policies.is_empty and not policy.named:
         return PolicyAdmission(policy)
@@ -41,7 +41,7 @@ async def govern(services: Services, context: RequestContext, policy: Policy) ->
         return PolicyAdmission(policy)
     compiled = [await services.caches.policies.version(each) for each in policy.named]
     known = [each for each in compiled if each is not None]
-    if len(known) < len(compiled):  # a version that is lost would have held, perhaps
+    if len(known) < len(compiled):  # a version that the store has lost might have held the answer
         return PolicyAdmission(msgspec.structs.replace(policy, is_judged=True, review="always"), is_cacheable=False)
     is_cacheable = all(each.is_cacheable for each in known)
     decided = [(each, match) for each in known if (match := _decide(each, context)) is not None]
@@ -79,10 +79,10 @@ async def govern_job(services: Services, job: Job, policy: Policy) -> PolicyAdmi
 
 
 async def may_stand_in(services: Services, job: Job, name: str) -> bool:
-    """Return True if the model `name` may answer a job whose answer is not looked at: no policy of it wants to look."""
-    context = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
+    """Return True if the model `name` may answer a job that cannot be held: no policy of it may hold the answer."""
     if services.caches.policies.is_empty:
         return True
+    context = msgspec.structs.replace(context_of(job), target=name, model=name, prompt=None)
     versions = [each.version for each in (await services.caches.policies.index()).find_all(context.names)]
     context = msgspec.structs.replace(context, user=await owner_email(services, job, versions))
     return not (await govern(services, context, job.policy)).policy.may_hold

@@ -71,7 +71,9 @@ def _sealed(services: Services, webhook: QueueWebhook) -> tuple[bytes, str]:
     """Return the webhook encrypted, and its host. Raises BadRequest, AddressRefused."""
     host = checked_host(webhook.url, services.rules.allow_list)
     if webhook.secret is None and not services.rules.webhook_secrets:
-        raise BadRequest("`webhook.secret` is needed (whsec_…), as the setting webhook_secret of this server is empty.")
+        raise BadRequest(
+            "`webhook` needs a `secret` (whsec_…), as the setting `webhook_secret` is empty; set one of them."
+        )
     try:
         _ = None if webhook.secret is None else Secret(webhook.secret)
     except ValueError as error:

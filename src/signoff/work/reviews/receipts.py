@@ -19,8 +19,8 @@ async def public_key(services: Services) -> bytes:
     return await services.store.receipts.public_key()
 
 
-def receipts_page(*, after_seq: int, job_id: str | None, limit: int) -> ReceiptFilter:
-    """Return the filter of a page of receipts."""
+def receipt_filter(*, after_seq: int, job_id: str | None, limit: int) -> ReceiptFilter:
+    """Return the filter of a page of receipts, for doors, which may not import `records`."""
     return ReceiptFilter(after_seq=after_seq, job_id=job_id, limit=limit)
 
 
@@ -56,7 +56,7 @@ async def last_receipt_before(services: Services, caller: Caller, time: int) -> 
     last = (await services.store.receipts.head()).count if first_kept is None else first_kept.seq - 1
     [first] = await services.store.receipts.page(ReceiptFilter(limit=1))
     if last < first.seq:
-        raise Conflict("There is no receipt that is so old.")
+        raise Conflict("There is no receipt before that time; name a later one.")
     return last
 
 

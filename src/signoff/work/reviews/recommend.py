@@ -112,7 +112,7 @@ async def recommend(
     score = await asyncio.to_thread(fit_score, answers, names)
     validation, scores = await asyncio.to_thread(validate, answers, names)
     used = {term.signal for term in score.terms}
-    left_out |= {signal: "tells less than the others" for signal in names if signal not in used}
+    left_out |= {signal: "adds nothing to the signals of the score" for signal in names if signal not in used}
     thresholds = _thresholds(assessed, score, fitted, scores)
     threshold = _chosen(thresholds, caught)
     return Recommendation(
@@ -139,7 +139,7 @@ def draft_at(services: Services, policy: ReviewPolicy, score: RiskScore, thresho
     """
     is_lower = f"{expression_of(score)} < {threshold!r}"
     is_held = policy.default.then == "hold"
-    # an answer without a score is held, one way or the other
+    # Both rules hold an answer without a score.
     rule = Rule(if_=is_lower, then="pass") if is_held else Rule(if_=f"!({is_lower})", then="hold")
     members: dict[str, Any] = {field: getattr(policy, field) for field in PolicyDraft.__struct_fields__}
     members["rules"] = (*policy.rules, rule)
@@ -240,9 +240,9 @@ def _thresholds(
     coming = [score.of(each.values) for each in assessed if each.comes_to_rule]
     ordered = sorted((each for each in coming if each is not None and not math.isnan(each)), reverse=True)
     places = [math.ceil(share * len(ordered)) - 1 for share in HELD_SHARES]
-    # rounded down, so that the answer at the place is held
     if not ordered:
         raise Conflict("A rule of the policy decides about each past answer, so none would come to a further rule.")
+    # Rounded down, so that the answer at the place is held.
     values = dict.fromkeys(math.floor(ordered[max(0, place)] * 1e6) / 1e6 for place in places)
     wrong = [(each, at) for each, at in zip(fitted, scores, strict=True) if each.is_wrong]
     rows = list[Threshold]()
