@@ -25,7 +25,7 @@ from signoff.core.price import Price, cost_of
 from signoff.core.tokens import Usage
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.usage import add_price
-from signoff.work.inference.ownership import owner_of
+from signoff.work.inference.ownership import storing_model
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, chat, client, live, until, words
 from support.processes import free_port
@@ -411,7 +411,7 @@ async def test_a_fallback_with_a_wildcard_is_recorded_by_the_requested_name(tmp_
         job = await until(lambda: only_ended_job(server))
         assert (job.target, job.model) == ("mine", "alt-3")
         assert job.cost_nanodollars == cost_of(prices[1], Usage(prompt_tokens=job.prompt_tokens)) > 0
-        assert owner_of(job) == "alt-3"
+        assert storing_model(job) == "alt-3"
 
 
 async def only_ended_job(server: Live) -> Job | None:

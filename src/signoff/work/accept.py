@@ -64,7 +64,8 @@ async def accept(services: Services, ask: Ask, message: IncomingMessage, error: 
     client_id = f"{ask.reply_to}:{fingerprint((message.id or '').encode(), message.body)}"
     ask = msgspec.structs.replace(ask, client_id=client_id)
     if error is None and len(message.body) > services.rules.max_body_bytes:
-        error = TooLarge(f"The message is larger than {services.rules.max_body_bytes} bytes.")
+        limit = services.rules.max_body_bytes
+        error = TooLarge(f"The message must not be larger than {limit} bytes (setting `max_body_bytes`); send less.")
     new, verb = await _new_job(services, ask, message, error)
     job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb)
     if job.id == new.id:

@@ -24,7 +24,7 @@ from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, Not
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
 from signoff.work.inference.headers import requested_headers
-from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
+from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, storing_model
 from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.reviews.policies import PolicyAdmission, govern
@@ -58,7 +58,7 @@ async def _admitted_job(services: Services, ask: Ask) -> Job:
         return await _pipeline_job(services, ask, ask.pipeline)
     references = NO_REFERENCES if creates_no_object(ask.path) else await find_references(services, ask)
     if references.subject is not None:
-        ask = msgspec.structs.replace(ask, target=owner_of(references.subject))
+        ask = msgspec.structs.replace(ask, target=storing_model(references.subject))
     # The usual case: a model of exactly this name needs no look-up of prompts and pipelines.
     if ask.target is None or services.caches.models.has_exact(ask.target):
         return await _model_job(services, ask, await services.caches.models.find(ask.target), sampling, references)

@@ -1,6 +1,6 @@
 """The path of every job, in both lanes.
 
-Its steps: reserve, ask the model, count the usage, revalidate, judge, settle, cache, release.
+Its steps: reserve, ask the model, count the usage, revalidate, judge, settle, release, cache.
 The lanes differ in their recorder, which writes down what came of the attempt, and in the attempt's sink.
 """
 
@@ -24,7 +24,7 @@ from signoff.infra.logging import JOB_ID
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.caching import revalidate, store_answer
 from signoff.work.inference.metering import count_usage, record_wasted, usage_columns
-from signoff.work.inference.ownership import check_not_held, judge_again
+from signoff.work.inference.ownership import check_not_held, tighten_policy
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
@@ -105,7 +105,7 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
     """Return the answer or the error of the job's model or pipeline. Raises RunParked."""
     try:
         if not attempt.job.is_waiting_call:
-            attempt.job = await judge_again(services, attempt.job)
+            attempt.job = await tighten_policy(services, attempt.job)
         check_not_rejected(attempt.job)
         await reserve(services, attempt)
         await _ask(services, attempt, perform)
@@ -159,7 +159,7 @@ async def _ask_other(services: Services, attempt: Attempt, name: str) -> bool:
             await ask_model(services, other)
             other.outcome = _answer_of_attempt(other)
         except Exception as error:  # noqa: BLE001 -- the first answer stays, and a person looks at it
-            log.warning("policy_ask_failed", job_id=job.id, model=name, error=repr(error))
+            log.warning("policy_model_failed", job_id=job.id, model=name, error=repr(error))
         await count_usage(services, other)
     finally:
         await release_reservation(services, other)

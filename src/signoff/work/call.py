@@ -257,10 +257,7 @@ async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | 
 
 
 def _awaits_person(call: Call, body: bytes | None) -> bool:
-    """Return True if the caller waits for a review.
-
-    The job may be held, or is: a person was asked in place of a model. Or it is a run that was parked for its steps.
-    """
+    """Return True if the caller waits for a review: the job may be held, is held, or is a run that was parked."""
     job, shared = call.job, call.shared
     if job.policy.may_hold or job.status == "human":
         return True
@@ -288,7 +285,7 @@ async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
 
 
 def _taken_failure(attempt: Attempt) -> SignoffError:
-    """Return the error of the attempt, and take it from there: once raised, it refers to frames that refer to it."""
+    """Return the error of the attempt, and remove it there: once raised, it would refer to itself by its frames."""
     failure, attempt.outcome = attempt.outcome, None
     assert isinstance(failure, SignoffError)  # noqa: S101 -- the caller has checked it
     return failure

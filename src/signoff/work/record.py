@@ -83,7 +83,7 @@ class CallRecorder:
 
 
 async def _record_end(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
-    """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job."""
+    """Settle the job if it is stored, else store it with its outcome. Return None if the lease was lost."""
     services.runtime.inflight_calls.drop(inflight)
     if inflight.writing is None and inflight.job.ruling is not None and inflight.job.ruling.outcome == "hold":
         persist(services, inflight)  # a person has been asked in place of the model, and the job must survive
@@ -227,7 +227,7 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
         except Stale:  # the job has ended
             return
         except JobNotFound:
-            # Another job may have the key; and a job that was stored has been deleted.
+            # Another job may have the idempotency key; and a job that is known to be stored has been deleted.
             if is_stored or inflight.job.idempotency_key is not None or _may_be_deleted(services, inflight):
                 return
         else:
@@ -241,7 +241,7 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
 
 
 def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:
-    """Return the end of a job that is stored only now. An answer that a policy has not let pass is not stored so."""
+    """Return the job with its outcome, if it is stored only now; INTERRUPTED for an answer that no policy let pass."""
     is_passed = job.ruling is not None and job.ruling.outcome == "pass"
     if isinstance(outcome, Answer) and job.policy.may_hold and not is_passed:
         return msgspec.structs.replace(job, status="fail", error=INTERRUPTED, lease=None)

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 @contextlib.contextmanager
 def waiting(services: Services, job: Job) -> Generator[None]:
-    """Record for the duration of the block that a caller waits for `job`, which departs if this process is killed."""
+    """Record for the duration of the block that a caller waits for `job`, so that others know if this process dies."""
     with services.runtime.caller_leases.waiting(job) if _is_rejoinable(job) else contextlib.nullcontext():
         yield
 
@@ -34,7 +34,7 @@ def forget_caller(services: Services, job: Job) -> None:
 async def record_departure(services: Services, job: Job) -> None:
     """Record that the caller of `job` left without its answer, also if the current task is cancelled meanwhile.
 
-    Does nothing for a job whose review no caller waits for, or another caller of this process waits for.
+    Does nothing if no equal request could join the job, or if another caller of this process waits for it.
     """
     if not _is_rejoinable(job) or services.runtime.caller_leases.is_waiting(job.id):
         return

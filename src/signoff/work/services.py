@@ -53,7 +53,7 @@ from signoff.transport import Transport
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers that operations go by. Each comes from the setting of the same name, unless a field says otherwise."""
+    """Settings that operations use. Each field is the setting of its name, unless its description says otherwise."""
 
     lease_seconds: float = 15
     """Time for which a worker or a waiting call holds a job without renewing its lease."""
@@ -114,7 +114,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adapters(msgspec.Struct, frozen=True, kw_only=True):
-    """Ways to what is outside this process."""
+    """Clients of what is outside this process."""
 
     broker: Broker
     """Sender and receiver of wake-ups for workers."""
@@ -131,7 +131,7 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     vault: Vault
     """Encryption of stored secrets."""
     guardrail: Callable[[], Guardrail] | None = None
-    """Function that returns the way to the webhooks of policies; None if there is none."""
+    """Function that returns the client for the webhooks of policies; None if there is none."""
     proxies: Proxies = NO_PROXIES
     """Proxies for requests to models."""
 
@@ -152,7 +152,7 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
     callers: CallerCache
     """Callers by token."""
     reviewers: ReviewQueueCache
-    """Queues of reviewers."""
+    """Queues of reviewers, and emails of users."""
     streams: StreamCache
     """Streams by name, those of the settings included."""
     limits: LimitCache
@@ -209,7 +209,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ids(msgspec.Struct, frozen=True, kw_only=True):
-    """Sources of ids, secrets and chance."""
+    """Sources of ids, secrets and random numbers."""
 
     new_id: Callable[[], str]
     """Return a new UUIDv7."""
@@ -233,8 +233,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     runtime: Runtime
     """In-process state: pools, leases, reservations, calls in flight."""
     ids: Ids
-    """Sources of ids, secrets and chance."""
+    """Sources of ids, secrets and random numbers."""
     clock: Callable[[], int]
     """Return the current time in microseconds since 1970, UTC."""
     rules: Rules
-    """Numbers from the settings."""
+    """Settings that operations use."""

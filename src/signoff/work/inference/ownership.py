@@ -32,7 +32,7 @@ class References(msgspec.Struct, frozen=True):
     changing_ids: tuple[str, ...] = ()
     """Ids of the objects that the request may add to."""
     is_held: bool = False
-    """An answer under review may be in one of the objects, so the answer must be reviewed too."""
+    """True if an answer under review may be in one of the objects, so that this answer must be reviewed too."""
 
 
 NO_REFERENCES = References()
@@ -67,7 +67,7 @@ async def find_references(services: Services, ask: Ask) -> References:
     )
 
 
-async def judge_again(services: Services, job: Job) -> Job:
+async def tighten_policy(services: Services, job: Job) -> Job:
     """Return a queued job under the stricter of its policy and the one that applies now.
 
     Its model may have come under review since its admission, or an object that it names, or other policies may apply.
@@ -82,9 +82,8 @@ async def judge_again(services: Services, job: Job) -> Job:
         return msgspec.structs.replace(job, ruling=governed.ruling) if governed.ruling != job.ruling else job
     if governed.policy.may_hold and job.pipeline_id is None:
         await hold_objects(services, [each for each in _ids_of(job.path, job.body) if can_change(each)])
-    cache = None if job.pipeline_id is not None else "bypass"
-    changes = {"policy": governed.policy, "ruling": governed.ruling, "cache": job.cache if cache is None else cache}
-    return msgspec.structs.replace(job, **changes)
+    cache = "bypass" if job.pipeline_id is None else job.cache
+    return msgspec.structs.replace(job, policy=governed.policy, ruling=governed.ruling, cache=cache)
 
 
 async def hold_objects(services: Services, object_ids: Sequence[str]) -> None:
@@ -111,7 +110,8 @@ async def check_not_held(services: Services, job: Job) -> None:
     """Raise ObjectHeld if an answer under review came into an object that `job` names since its admission."""
     if not job.policy.may_hold and await names_held_object(services, job):  # else its answer is judged
         raise ObjectHeld(
-            "An answer that waits for a review was written into an object that this request names; send it again.",
+            "An answer that waits for a review was written into an object that this request names; send the request "
+            "again.",
             job_id=job.id,
         )
 
@@ -133,7 +133,7 @@ class CheckedSink:
         await self._sink.send(events)
 
 
-def owner_of(job: Job) -> str:
+def storing_model(job: Job) -> str:
     """Return the model that stores the object of `job`: the one that answered, or the target for a wildcard model."""
     return job.target if job.model.endswith("*") else job.model
 
@@ -153,7 +153,7 @@ async def _is_any_held(services: Services, ids: Sequence[str], creators: Iterabl
 
 
 def _may_be_held(creator: Job) -> bool:
-    """Return True unless the answer of `creator` needed no review: its policies say so, of the request or of it."""
+    """Return True unless the answer of `creator` needed no review, by its policy or by the ruling on it."""
     is_passed = creator.status == "success" and creator.ruling is not None and creator.ruling.outcome == "pass"
     return creator.policy.may_hold and not is_passed
 

@@ -41,7 +41,7 @@ async def reserve(services: Services, attempt: Attempt, *, request_id: str | Non
 
 
 async def _reserve(services: Services, request: ReservationRequest) -> Reservation:
-    task = services.runtime.background.spawn(_reserve_and_hold(services, request))
+    task = services.runtime.background.spawn(_reserve_and_track(services, request))
     try:
         result = await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -91,7 +91,7 @@ async def _request_for(services: Services, job: Job, limits: tuple[tuple[str, Li
     )
 
 
-async def _reserve_and_hold(services: Services, request: ReservationRequest) -> Reservation | Denial:
+async def _reserve_and_track(services: Services, request: ReservationRequest) -> Reservation | Denial:
     result = await services.store.quotas.reserve(request)
     if isinstance(result, Reservation):
         services.runtime.reservations.add(result)
@@ -136,13 +136,13 @@ async def _release_unclaimed(services: Services, task: asyncio.Task[Reservation 
 
 async def _settle(services: Services, reservation: Reservation, tokens: int, cost: int, *, reached_model: bool) -> None:
     """Settle the reservation, and retry while the store is away, as usage must not be lost."""
-    # A renewal after the settlement would hold the reservation again, so renewing stops first.
+    # A renewal after the settlement would restore the reservation, so renewing stops first.
     services.runtime.reservations.drop(reservation)
     while True:
         try:
             await services.store.quotas.settle(reservation, tokens=tokens, cost=cost, was_sent=reached_model)
         except Overloaded as error:
-            log.warning("usage_settlement_deferred", job_id=reservation.request.id, error=repr(error))
+            log.warning("usage_settlement_deferred", reservation_id=reservation.request.id, error=repr(error))
             await asyncio.sleep(RETRY_SECONDS)
         else:
             return

@@ -21,9 +21,7 @@ async def resolve_target(services: Services, caller: Caller, name: str | None) -
     prompt or pipeline may end in `@` and a label or version. None is the default model.
     Raises ModelNotFound, also for an item that the caller may not see.
     """
-    if name is None or services.caches.models.has_exact(name):
-        return await services.caches.models.find(name)
-    if await services.caches.models.contains(name):  # loads the models, in case they are not cached yet
+    if name is None or await services.caches.models.contains(name):
         return await services.caches.models.find(name)
     item = await _find_item(services, caller, name, refresh=False)
     if item is not None and await precedes_patterns(services, caller, item, name):

@@ -47,7 +47,7 @@ NO_ROUTE = {404, 405}
 # Statuses with which servers refuse a parameter.
 REFUSED_REQUEST = {400, 422}
 NAMED_ROUTES = KNOWN - {MESSAGES, COUNT_TOKENS}
-# The time between two readings of the clock.
+# Tolerance for the time between two readings of the clock.
 SLACK_SECONDS = 0.01
 log = structlog.get_logger()
 
@@ -227,11 +227,11 @@ async def _ask_with_logprobs(
     attempt.wants_logprobs, attempt.translated_logprobs, attempt.has_asked_for_logprobs = False, None, False
     if not attempt.job.policy.is_judged or not await needs_logprobs(services, attempt.job):
         return await ask_engine(services, engine, model, request, attempt)
-    wishing, attempt.translated_logprobs = with_logprobs(request.path, request.body), []
-    attempt.wants_logprobs = wishing is not None
+    extended_body, attempt.translated_logprobs = with_logprobs(request.path, request.body), []
+    attempt.wants_logprobs = extended_body is not None
     try:
-        wanted = msgspec.structs.replace(request, body=wishing or request.body)
-        return await ask_engine(services, engine, model, wanted, attempt)
+        extended = msgspec.structs.replace(request, body=extended_body or request.body)
+        return await ask_engine(services, engine, model, extended, attempt)
     except ModelAnswered as error:
         has_asked = attempt.wants_logprobs or attempt.has_asked_for_logprobs
         if attempt.has_begun or not has_asked or error.status not in REFUSED_REQUEST:

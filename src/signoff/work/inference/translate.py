@@ -1,6 +1,6 @@
 """Translations: ask a model at the endpoint that a request is for, or with a chat if the model has no such endpoint.
 
-The pairs of formats are in `core/…_to_chat.py`.
+The pairs of formats are in `core/dialects/…_to_chat.py`.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -24,7 +24,7 @@ from signoff.work.services import Services
 
 # Statuses with which servers say that they have no such endpoint.
 UNKNOWN_ENDPOINT = {404, 405, 501}
-# Endpoints that models of a kind never have, programs that speak JSON lines, and those that serve HTTP.
+# Endpoints that models never have, by kind. For `subprocess`, it depends on what the program speaks.
 _NEVER = {"echo": TRANSLATED - {RESPONSES}, "anyllm": TRANSLATED, "http": frozenset({COUNT_TOKENS})}
 _NEVER_IN_JSON_LINES = frozenset({MESSAGES, COUNT_TOKENS})
 _NEVER_IN_HTTP = frozenset[str]()
@@ -126,8 +126,8 @@ async def _ask_as_chat(
             body = responses_to_chat.to_chat(request.body, name)
         case _:
             body = edits_to_chat.to_chat(request.body)
-    if attempt.translated_logprobs is not None and (wishing := with_logprobs(CHAT, body)) is not None:
-        body, attempt.has_asked_for_logprobs = wishing, True
+    if attempt.translated_logprobs is not None and (extended := with_logprobs(CHAT, body)) is not None:
+        body, attempt.has_asked_for_logprobs = extended, True
     return await _translate_answer(services, engine, model, request, attempt, chat=body)
 
 
@@ -170,7 +170,7 @@ async def _translate_answer(
 
 
 def _new_name(services: Services) -> str:
-    """Return the rest of an id after its prefix. Equal requests get different ids, as they may be of two users."""
+    """Return a new id without its prefix, such as `msg_`. Equal requests get different ids, as users may differ."""
     return responses_to_chat.ID_MARK + services.ids.new_id().replace("-", "")
 
 

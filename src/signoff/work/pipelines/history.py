@@ -14,7 +14,7 @@ from signoff.core.price import NANO, dollars
 from signoff.core.reviews.policy import stricter
 from signoff.core.usage import UsageTotals
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
-from signoff.work.inference.ownership import judge_again
+from signoff.work.inference.ownership import tighten_policy
 from signoff.work.jobs.query import get_job, may_see_steps, redacted
 from signoff.work.jobs.retry import copy_for_retry
 from signoff.work.pipelines.run import pipeline_of
@@ -232,7 +232,7 @@ async def _may_be_held(services: Services, step: Job) -> bool:
     if step.policy.may_hold:
         return True
     if step.pipeline_id is None:
-        return (await judge_again(services, step)).policy.may_hold
+        return (await tighten_policy(services, step)).policy.may_hold
     below = await services.store.runs.steps(step.id)
     return any([await _may_be_held(services, each) for each in below])
 
