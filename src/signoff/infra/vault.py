@@ -62,7 +62,7 @@ class Vault:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Digests that identify the keys and give nothing of them away, that of the first key first."""
+        """Digests that identify the keys without revealing them, in the order of the keys."""
         return [fingerprint(b"signoff key", key) for key in self._keys]
 
     def derive_key(self, purpose: bytes) -> bytes:

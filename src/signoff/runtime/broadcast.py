@@ -65,7 +65,7 @@ class Broadcast:
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing of an answer has come: the call ended without one, such as one that is held."""
+        """True if no part of an answer has come, as when the answer is held."""
         return self._body is None and not self._events
 
     @property

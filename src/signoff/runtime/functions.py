@@ -22,6 +22,7 @@ from signoff.runtime.threads import WorkerThreads, WorkFailed
 MAX_CONCURRENT = 32
 MAX_RESULT_CHARACTERS = 64 * 1024 * 1024
 Prompts = Callable[[], Awaitable[list[str]]]
+"""Function that returns the names of the prompts that a caller may use."""
 log = structlog.get_logger()
 
 

@@ -14,6 +14,7 @@ class InflightCall:
     def __init__(self, attempt: Attempt, *, actor: str) -> None:
         self.attempt = attempt
         self.actor = actor
+        """Actor of the transitions of its job."""
         self.is_over = False
         """True once the outcome is being recorded: a row that is inserted later does not keep its lease."""
         self.is_recorded = False

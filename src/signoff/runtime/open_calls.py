@@ -20,6 +20,7 @@ class OpenCall:
         self.caller = caller
         self.task = asyncio.current_task()
         self.failure: Unauthorized | None = None
+        """Error for which the call was cancelled; None unless the caller has lost their rights."""
 
     def end(self, failure: Unauthorized) -> None:
         """Cancel the task; see `take_cancellation`."""

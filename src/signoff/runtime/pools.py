@@ -258,24 +258,29 @@ class EndpointStatus(msgspec.Struct, frozen=True):
 
 
 class Endpoint:
-    """Endpoint of a model. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
-
-    `generation` counts the cooldowns, so that the outcome of a request from before one does not count after it.
-    `soft_failures` counts failures in a row that the request may have caused.
-    """
+    """Endpoint of a model. After a cooldown it is `waking`: it gets one request at a time, until one succeeds."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        """The model as it is configured for this endpoint."""
         self.name = endpoint_name(model)
         self.key = endpoint_key(self.name)
+        """Key of the name for the choice by hash."""
         self.state: State = "up"
         self.load = 0
+        """Requests in progress."""
         self.generation = 0
+        """Number of all cooldowns: the outcome of a request that began before the latest one does not count."""
         self.soft_failures = 0
+        """Number of failures in a row that the requests may have caused."""
         self.cooldowns = 0
+        """Number of cooldowns since the last success; each one is longer."""
         self.cooldown_ends_at = 0.0
+        """End of the latest cooldown, in seconds on the loop's clock."""
         self.fault: str | None = None
+        """Message of the error that began the latest cooldown."""
         self.probes = 0
+        """Requests in progress that began while the endpoint was `waking`."""
 
     @property
     def is_open(self) -> bool:

@@ -190,7 +190,7 @@ class ResponseCache:
     async def _lookup_remote(
         self, cache: Cache, lookups: Mapping[str, list[asyncio.Future[LocalCopy | None]]]
     ) -> Mapping[str, CacheHit]:
-        """Look the keys up again while entries were deleted during the lookup, unless nobody waits any more."""
+        """Look the keys up; do so again if entries were deleted meanwhile, as long as a lookup waits for the result."""
         while any(not future.done() for futures in lookups.values() for future in futures):
             generation = self._generation
             hits = await cache.lookup(list(lookups))

@@ -31,7 +31,7 @@ class ReviewQueueCache:
         return self._keep(self._queues_of, email, await self._queues.of_member(email), generation)
 
     async def is_only_reviewer(self, user_id: int) -> bool:
-        """Return True if nobody but this user may review."""
+        """Return True if no other user may review."""
         if (known := self._is_alone.get(user_id)) is not None:
             return known
         generation = self._generation

@@ -10,7 +10,7 @@ class Shutdown:
         self.unready_seconds = unready_seconds
         """Seconds for which the server still takes requests after `mark_unready`."""
         self.is_unready = False
-        """True once the server is not ready any more: load balancers should turn to others."""
+        """True once load balancers should send requests to other servers."""
         self.is_draining = False
         """True once no new work is begun."""
         self.is_interrupting = False

@@ -23,6 +23,6 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_per_second: int = 1024
     """Minimum average rate of a body."""
     read_pause_seconds: int = 60
-    """Maximum seconds for which a client may read nothing of a response that waits for it."""
+    """Maximum seconds for which a client may not read while a part of its response waits to be read."""
     unread_bytes: int = 512 * 1024 * 1024
     """Bytes of all responses that wait to be read, above which the connections with the most are closed."""

@@ -99,7 +99,7 @@ class Worker(ClaimLoop[Job, Owner]):
 
 
 def _capacities(running: Iterable[T], free: int, share: float) -> dict[T, int]:
-    """Return for each model or user of the running jobs how many more of them it may have.
+    """Return how many more jobs each model or user of the running jobs may have.
 
     A share is a part of the slots that others leave, so the second one whose jobs hang gets less than the first.
     """

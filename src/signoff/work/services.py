@@ -82,7 +82,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     release_after_seconds: float = 5
     """Time for which a verdict of the desk can be undone before it takes effect."""
     allow_self_review: bool | None = None
-    """Let reviewers decide on their own requests; None for only while nobody else may review."""
+    """True to let reviewers decide on their own requests; None: only while there is no other reviewer."""
     public_url: str | None = None
     """Address of this server for links in messages; None for messages without links."""
     coalesce: bool = False

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: those of this process, and gauges from the database, which are read at most every 5 seconds.
+"""Metrics for Prometheus: of this process, and gauges from the database, which are read at most every FRESH_SECONDS.
 
 No gauge counts history: each is read from an index of what is open, up to a bound.
 """
@@ -146,7 +146,7 @@ def _model_samples(models: Mapping[str, ModelMetrics]) -> dict[Metric, Samples]:
 
 
 async def _stored_samples(services: Services) -> Mapping[Metric, Samples]:
-    """Return the gauges from the database, maybe those of a moment ago; none but STORE_UP if it does not answer."""
+    """Return the gauges from the database, at most FRESH_SECONDS old; only STORE_UP if the database does not answer."""
     return await services.runtime.scrape.get(lambda: _read_stored(services), seconds=FRESH_SECONDS)
 
 

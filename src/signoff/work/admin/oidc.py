@@ -166,7 +166,7 @@ async def _check_answer(provider: IdentityProvider, answer: ProviderAnswer, atte
 async def _completed(
     provider: IdentityProvider, tokens: ProviderTokens, claims: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the claims with those of the user information, if any that decides is missing."""
+    """Return the claims, with those of the user information if one that the settings need is missing."""
     if is_complete(claims, provider.settings) or tokens.access_token is None:
         return claims
     more = await provider.user_information(tokens.access_token, claims["sub"])
@@ -180,12 +180,12 @@ async def _admit(services: Services, provider: IdentityProvider, account: Provid
     try:
         user = await services.store.people.sign_in(account, provider.settings)
     except SignInRefused:
-        # Whoever has lost the role at the provider, and tries to sign in, must not go on with an older session.
+        # An account that has lost its role at the provider must not go on with an older session.
         bound = await services.store.people.user_of_account(account.issuer, account.subject)
         if bound is not None and bound.active:
             await services.store.people.end_sessions(bound.id)
         raise
-    except Conflict as error:  # the last active admin would not be one any more
+    except Conflict as error:  # the provider takes the role from the last active admin
         raise SignInRefused(error.message) from None
     try:
         return await create_token(services, user, kind="session", name=OIDC_SESSION, seconds=SESSION_SECONDS)

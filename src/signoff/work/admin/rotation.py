@@ -74,7 +74,7 @@ async def rotate_secrets(services: Services) -> RotationResult:
 
 
 def _is_safe(services: Services, secret: SealedSecret) -> bool:
-    """Return True if nothing of the secret is in clear, or encrypted with an old key."""
+    """Return True if no part of the secret is in clear text or encrypted with an old key."""
     return not secret.clear_url and (not secret.sealed or services.adapters.vault.is_newest(secret.sealed))
 
 

@@ -101,7 +101,7 @@ async def _complete(services: Services, file: StoredFile, lifetime_seconds: floa
 
 
 async def _discard(services: Services, file: StoredFile) -> None:
-    """Delete what is left of an upload. If that fails, the sweeper does so in a day."""
+    """Delete what is left of an upload. If that fails, the sweeper deletes it after a day."""
     with contextlib.suppress(SignoffError):
         await services.adapters.blobs.delete(file.blob)
         await services.store.files.purge([file.id])
@@ -183,7 +183,7 @@ async def delete_file(services: Services, caller: Caller, file_id: str) -> None:
     await find_file(services, caller, file_id)
     if not await services.store.files.delete(file_id):
         raise _no_file(file_id)
-    with contextlib.suppress(SignoffError):  # else the sweeper does so
+    with contextlib.suppress(SignoffError):  # the sweeper tries again
         await collect_files(services)
 
 

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 async def finish_batch(services: Services, batch: Batch) -> Batch:
     """Write the results of a leased batch whose jobs have ended, and end the batch; return it.
 
-    Raises Stale if the lease was lost; then another process does so.
+    Raises Stale if the lease was lost; then another process finishes the batch.
     """
     output, errors = _file_of(batch, "output"), _file_of(batch, "errors")
     totals, sizes = await _write_results(services, batch, output, errors)

@@ -41,7 +41,7 @@ from signoff.work.reviews.policies import may_stand_in, needs_logprobs
 from signoff.work.services import Services
 from signoff.work.tracing import traced_call, usage_attributes
 
-# Fallbacks of one request, those of fallbacks included.
+# Largest number of fallbacks for one request, with the fallbacks of fallbacks.
 MAX_FALLBACKS = 8
 NO_ROUTE = {404, 405}
 # Statuses with which servers refuse a parameter.
@@ -244,7 +244,7 @@ async def _ask_with_logprobs(
 def _ask_person(attempt: Attempt, model: Model, name: str) -> None:
     """Leave the answer to a person; only the number of tokens of a message is estimated here at once.
 
-    Raises BadRequest for a request that nobody can answer in words, or that refers to what only an upstream has.
+    Raises BadRequest for a request that a person cannot answer in words, or that refers to objects of an upstream.
     """
     job = attempt.job
     path = path_for(model, job.path, job.body)

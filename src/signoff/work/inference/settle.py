@@ -47,7 +47,7 @@ def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionReques
         changes["cache"] = job.cache
     changes |= usage_columns(job)
     ruling = job.ruling
-    if ruling is None and job.policy.may_hold:  # an answer that nobody has ruled on leaves by a person alone
+    if ruling is None and job.policy.may_hold:  # an answer without a ruling may leave only by a verdict
         ruling = Ruling(outcome="hold")
     if ruling is None:
         return TransitionRequest(verb="succeed", actor=services.ids.actor, lease=job.lease, changes=changes)

@@ -193,7 +193,7 @@ class ChatTranslator(Protocol):
 class _TranslatingSink:
     """Sink of a chat stream that sends what a translator makes of it; without a translator, no stream is expected.
 
-    Events that are named in the way of Anthropic's API pass as they are.
+    A stream that is one of Anthropic's API already passes unchanged.
     """
 
     def __init__(self, translator: ChatTranslator | None, sink: Sink, logprobs: list[float] | None = None) -> None:
@@ -226,7 +226,7 @@ class _TranslatingSink:
 class _MessageSink:
     """Sink of a stream of a message that adds the beginning if the server has left it out.
 
-    llama.cpp does so if the first token is no text yet, such as the first half of a character.
+    llama.cpp leaves it out if the first token is not text yet, such as the first half of a character.
     """
 
     def __init__(self, services: Services, request: ModelRequest, sink: Sink) -> None:

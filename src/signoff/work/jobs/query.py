@@ -251,7 +251,7 @@ def redacted(caller: Caller, job: Job) -> Job:
 
     Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage. Nobody sees
     before the verdict why an answer is held, and reviewers do not see it afterwards. The author of a policy who may not
-    review any more sees nothing of what it asked, as that contains answers of others.
+    review any more does not see the contents of its consultations, as they contain answers of other users.
     """
     if not sees_marks(caller, job):
         job = without_marks(job)

@@ -51,8 +51,8 @@ def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
         key_id=old.key_id,
         headers=old.headers,
         max_attempts=services.rules.later_attempts,
-        # A retry skips the lookup, and its answer replaces the cached one. One that bypassed the cache does so again: a
-        # reviewer may have edited its request, so that its key is that of another request.
+        # A retry skips the lookup, and its answer replaces the cached one. A job that bypassed the cache bypasses it
+        # again: a reviewer may have edited its request, and the key is that of the unedited request.
         cache="miss" if old.pipeline_id is None and old.cache == "hit" else old.cache,
         cache_key=old.cache_key,
     )

@@ -100,7 +100,7 @@ async def await_step(services: Services, step: Job, perform: PerformStep) -> Job
 
 
 async def _advance(services: Services, step: Job, perform: PerformStep, due_in: float) -> None:
-    """Perform the step if it is due and nobody has its lease; else wait a while for it to change."""
+    """Perform the step if it is due and has no lease; else wait for a change of it, at most MAX_POLL_SECONDS."""
     if step.lease is None and due_in <= 0 and (claimed := await _claim(services, step)) is not None:
         await perform(services, claimed)
         return

@@ -49,7 +49,7 @@ async def select_bulk(services: Services, caller: Caller, selection: BulkSelecti
     """Select the answers for a bulk decision, and return it for a preview; nothing is decided yet.
 
     Left out are answers that others have open, that the caller asked for, that have a draft, and that need single
-    decisions; and of the others a random share, so that nobody can tell which of them those are.
+    decisions. A random share of the other answers is left out too, so that reviewers cannot tell which need them.
     """
     check_may_review(caller)
     verdict, reason, filters = selection.verdict, selection.reason, selection.filters
@@ -91,9 +91,9 @@ def _matches(job: Job, selection: BulkSelection) -> bool:
 
 
 async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
-    """Decide on each selected answer that is as it was selected, each with a decision of its own.
+    """Decide on each answer that is still in the round of the selection, each with a decision of its own.
 
-    To apply it again does nothing but what was left undone, such as after a crash. Raises NotFound.
+    A repeated call decides only on answers that the earlier one has not reached, as after a crash. Raises NotFound.
     """
     bulk = await get_bulk(services, caller, bulk_id)
     # A mistake in a decision on many answers takes longer to notice.

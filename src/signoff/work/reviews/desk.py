@@ -154,7 +154,7 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
 
 
 def _check_draft_is_there(caller: Caller, job: Job, events: Sequence[Event]) -> None:
-    """Raise Stale if another voter, whose draft or vote nobody sees, has replaced the draft that `caller` saved."""
+    """Raise Stale if another voter, whose draft is hidden from `caller`, has replaced the draft that `caller` saved."""
     if job.draft is not None:
         return
     is_saved = False

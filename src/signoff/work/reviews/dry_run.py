@@ -53,7 +53,7 @@ class DryRun(msgspec.Struct, kw_only=True):
 async def dry_run(
     services: Services, caller: Caller, name: str, *, last: int, draft: PolicyDraft | None = None
 ) -> DryRun:
-    """Judge the `last` answers of the policy's target by `draft`, or else by the policy as it is.
+    """Judge the `last` answers of the policy's target by `draft`, or by the stored policy if that is None.
 
     Raises Forbidden, NotFound, and BadRequest for a draft that is not valid.
     """

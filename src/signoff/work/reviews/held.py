@@ -81,8 +81,8 @@ async def check_not_own(services: Services, caller: Caller, job: Job) -> None:
 async def user_left_out(services: Services, caller: Caller) -> int | None:
     """Return the id of the user whose requests `caller` may not decide on: their own; None if they may.
 
-    Requests without a user, those of anonymous callers and of commands, are nobody's own. Without a setting, a user may
-    decide on their own requests as long as there is nobody else who could.
+    Requests of anonymous callers and of commands belong to no user. If `allow_self_review` is not set, users may decide
+    on their own requests as long as they are the only reviewer.
     """
     is_allowed = services.rules.allow_self_review
     if caller.user_id <= 0 or is_allowed:

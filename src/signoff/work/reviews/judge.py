@@ -36,7 +36,7 @@ class _Judgement(NamedTuple):
 
 
 async def judge(services: Services, attempt: Attempt, perform: Perform, ask_other: AskOther) -> None:
-    """Give the job of `attempt` the ruling of its policies on its answer; leave it as it is if they look at nothing.
+    """Give the job of `attempt` the ruling of its policies on its answer; change nothing if the job cannot be held.
 
     The strictest of all that applies counts. Log-probabilities that only the policies wanted are taken out of the
     answer.

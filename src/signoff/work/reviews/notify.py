@@ -39,7 +39,7 @@ async def run_notifier(services: Services) -> None:
 
 
 async def write_digests(services: Services) -> None:
-    """Store a digest for each receiver of a queue with news; of several processes, one does so."""
+    """Store a digest for each receiver of a queue with news; if several processes try, one of them succeeds."""
     for news in await services.store.review_queues.news(lag_seconds=LAG_SECONDS):
         if not news.is_empty:
             await services.store.review_queues.add_notices(news, _notices(services, news))

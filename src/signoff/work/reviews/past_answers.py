@@ -37,7 +37,7 @@ class PastAnswer(msgspec.Struct, frozen=True):
     is_wrong: bool = False
     """True if that person rejected it, sent it back, or edited more than what is harmless."""
     coin: Coin | None = None
-    """Coin by which it was held; None if rules, a closed gate or a review mode held it, or nobody did."""
+    """Coin by which it was held; None if it was not held, or by a rule, a closed gate or a review mode."""
 
 
 async def past_answers(services: Services, compiled: CompiledPolicy, last: int) -> AsyncIterator[list[PastAnswer]]:

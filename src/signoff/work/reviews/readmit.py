@@ -55,7 +55,7 @@ def _edited_model(job: Job, body: bytes) -> str | None:
 
 
 async def _owner(services: Services, job: Job) -> Caller:
-    """Return the owner of `job` with the rights of its token; those of a user if either is gone, or never was."""
+    """Return the owner of `job` with the rights of its token; with those of a plain user if either does not exist."""
     user, token = await services.store.people.user_with_token(job.user_id, job.token_id)
     role, email = ("user", "") if user is None or token is None else (lower_role(token.role, user.role), user.email)
     return Caller(user_id=job.user_id, token_id=job.token_id, role=role, email=email)
