@@ -100,8 +100,9 @@ class ResponseCache:
             await asyncio.wait([self._write_task], timeout=STORE_WAIT_SECONDS)
 
     async def delete(self, which: CacheFilter) -> int:
-        """Delete the matching entries and return their number. Raises BadRequest, and Overloaded if the cache is
-        unavailable.
+        """Delete the matching entries and return their number.
+
+        Raises BadRequest for a filter with a NUL character (PostgreSQL), and Overloaded if the cache is unavailable.
         """
         if self._cache is None:
             return 0
@@ -120,9 +121,7 @@ class ResponseCache:
             self._drop_local(which)  # a lookup may have read entries before they were deleted
 
     async def size(self, which: CacheFilter) -> CacheSize:
-        """Return the number and size of the matching entries. Raises BadRequest, and Overloaded if the cache is
-        unavailable.
-        """
+        """Return the number and size of the matching entries. Raises what `delete` raises."""
         if self._cache is None:
             return CacheSize()
         await self.until_stored()

@@ -5,7 +5,7 @@ The lanes differ in their recorder, which writes down what came of the attempt, 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -30,11 +30,10 @@ from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
 from signoff.work.reviews.judge import judge
 from signoff.work.reviews.policies import check_not_rejected
-from signoff.work.services import Services
+from signoff.work.services import Perform, Services
 
 # A waiting caller gets the error at once if the model asks for a longer wait before the next try.
 MAX_RETRY_WAIT_SECONDS = 5.0
-Perform = Callable[[Services, Job], Awaitable[None]]
 log = structlog.get_logger()
 
 

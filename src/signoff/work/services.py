@@ -1,6 +1,6 @@
 """Services: the frozen dependency container that every operation takes first. It has no methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -9,6 +9,7 @@ from signoff.broker import Broker
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
 from signoff.core.headers import DEFAULT_HEADERS
+from signoff.core.job import Job
 from signoff.core.retry import Backoff
 from signoff.core.reviews.policy import Policy
 from signoff.core.signing import Secret
@@ -238,3 +239,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """Return the current time in microseconds since 1970, UTC."""
     rules: Rules
     """Settings that operations use."""
+
+
+Perform = Callable[[Services, Job], Awaitable[None]]
+"""Function that answers and settles a leased job: `work.perform.perform`, passed down to avoid circular imports."""

@@ -29,8 +29,8 @@ from signoff.work.inference.settle import job_error
 from signoff.work.jobs.query import load_job
 from signoff.work.pipelines.functions import call_function
 from signoff.work.pipelines.library import callees_of
-from signoff.work.pipelines.step import PerformStep, PlacedCall, await_step, new_step
-from signoff.work.services import Services
+from signoff.work.pipelines.step import PlacedCall, await_step, new_step
+from signoff.work.services import Perform, Services
 
 MAX_PARALLEL_CALLS = 64
 STOP_SECONDS = 5.0
@@ -46,7 +46,7 @@ class RunParked(Exception):
         self.job = job
 
 
-async def run_pipeline(services: Services, job: Job, perform: PerformStep) -> Answer:
+async def run_pipeline(services: Services, job: Job, perform: Perform) -> Answer:
     """Run the pipeline of `job`, and return its answer. `job` is leased, and `perform` performs one leased step.
 
     Raises:
@@ -129,7 +129,7 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Run:
     """A pass through the tree of calls, as far as it can go now."""
 
-    def __init__(self, services: Services, job: Job, plan: _Plan, perform: PerformStep, size: RunSize) -> None:
+    def __init__(self, services: Services, job: Job, plan: _Plan, perform: Perform, size: RunSize) -> None:
         self._services = services
         self._job = job
         self._plan = plan

@@ -1,6 +1,6 @@
 """Steps: jobs for the calls of a run, of a prompt or another pipeline, until they have ended or wait."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,10 +19,9 @@ from signoff.store import TransitionRequest
 from signoff.work.inference.caching import cache_key_for, lookup_answer
 from signoff.work.jobs.query import load_job, wait_until
 from signoff.work.reviews.policies import govern, govern_job
-from signoff.work.services import Services
+from signoff.work.services import Perform, Services
 from signoff.work.tracing import carry_trace
 
-PerformStep = Callable[[Services, Job], Awaitable[None]]
 MAX_POLL_SECONDS = 1.0
 MIN_POLL_SECONDS = 0.02
 # A queued run gives its worker back while a step is postponed for longer than this.
@@ -79,7 +78,7 @@ def step_error(step: Job) -> StepFailed:
     return failure
 
 
-async def await_step(services: Services, step: Job, perform: PerformStep) -> Job:
+async def await_step(services: Services, step: Job, perform: Perform) -> Job:
     """Return the step once it has succeeded, or while it waits for a review, is parked or postponed.
 
     `perform` is called with the step whenever it is due and has no lease. Raises StepFailed.
@@ -99,7 +98,7 @@ async def await_step(services: Services, step: Job, perform: PerformStep) -> Job
                 await _advance(services, step, perform, due_in)
 
 
-async def _advance(services: Services, step: Job, perform: PerformStep, due_in: float) -> None:
+async def _advance(services: Services, step: Job, perform: Perform, due_in: float) -> None:
     """Perform the step if it is due and has no lease; else wait for a change of it, at most MAX_POLL_SECONDS."""
     if step.lease is None and due_in <= 0 and (claimed := await _claim(services, step)) is not None:
         await perform(services, claimed)

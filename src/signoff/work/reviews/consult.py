@@ -7,7 +7,6 @@ It is never held and judged by no policy, so that no policy waits for itself.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -28,10 +27,9 @@ from signoff.errors import BadRequest, JobNotFound, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.admit import admit
 from signoff.work.jobs.query import load_job
-from signoff.work.services import Services
+from signoff.work.services import Perform, Services
 
 CONSULT_SECONDS = 120.0
-Perform = Callable[[Services, Job], Awaitable[None]]
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 log = structlog.get_logger()
 

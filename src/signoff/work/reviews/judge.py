@@ -17,10 +17,9 @@ from signoff.errors import ModelNotFound
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.ownership import names_held_object
 from signoff.work.reviews.budget import apply_budget
-from signoff.work.reviews.consult import Perform
 from signoff.work.reviews.policies import owner_email
 from signoff.work.reviews.signals import AnswerSignals
-from signoff.work.services import Services
+from signoff.work.services import Perform, Services
 
 AskOther = Callable[[str], Awaitable[bool]]
 """A function that asks the model with this name too; True if its answer has replaced that of the attempt."""

@@ -13,8 +13,8 @@ from signoff.core.reviews.request_values import context_of, request_values
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.schema_check import meets_schema
 from signoff.core.reviews.stored_signals import storable
-from signoff.work.reviews.consult import Perform, judge_score, moderation_of, webhook_answer
-from signoff.work.services import Services
+from signoff.work.reviews.consult import judge_score, moderation_of, webhook_answer
+from signoff.work.services import Perform, Services
 
 NANODOLLARS = 1_000_000_000
 
