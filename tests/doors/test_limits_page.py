@@ -44,7 +44,7 @@ async def test_a_limit_is_set_changed_and_deleted_on_the_page(server: Live) -> N
     ("form", "fault"),
     [
         ({"who": "somebody", "parallel": "1"}, "`who` must be all, each"),
-        ({"who": "user:nobody@example.com", "parallel": "1"}, "no user"),
+        ({"who": "user:nobody@example.com", "parallel": "1"}, "No user has the e-mail address"),
         ({"who": "all", "parallel": "-1"}, "`parallel` must be a whole number"),
         ({"who": "all", "cost_per_day": "much"}, "`cost_per_day` is not valid"),
         ({"who": "all"}, "needs at least one of"),
@@ -54,7 +54,7 @@ async def test_a_fault_is_shown_above_the_form_as_it_was_filled_in(
     server: Live, form: dict[str, str], fault: str
 ) -> None:
     admin = await signed_in(server, "admin", "faulty")
-    page = await admin.submit("/dashboard/limits", status=404 if "no user" in fault else 400, **form)
+    page = await admin.submit("/dashboard/limits", status=404 if "No user" in fault else 400, **form)
     assert fault in words(page.partition('role="alert">')[2].partition("</p>")[0])
     assert all(f'value="{value}"' in page for value in form.values())
 

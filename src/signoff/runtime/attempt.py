@@ -56,7 +56,7 @@ class Attempt:
     after a failure that may pass.
 
     Args:
-        job: The job, leased or not stored yet.
+        job: The job, leased or not stored yet; `initial_job` stays as it is, and `job` changes with the attempt.
         stream: Ask the model for a stream.
     """
 
@@ -65,7 +65,6 @@ class Attempt:
 
     def __init__(self, job: Job, *, stream: bool) -> None:
         self.initial_job: Job = job
-        """The job as it was when the attempt was created."""
         self.job: Job = job
         """The job with the model that answers, and once its usage is counted with what the attempt used."""
         self.stream = stream

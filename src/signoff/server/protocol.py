@@ -171,9 +171,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._is_large():
             self._check_fields(len(self.url))
         if len(self.pipeline) >= limits.max_pipelined:
-            self._error = Overloaded(
-                f"At most {limits.max_pipelined} requests may wait on one connection; read their responses first."
-            )
+            self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on a connection; retry later.")
             raise self._error
         keeps_alive = self._complete_scope()
         app = cast("Any", self.app)
@@ -285,15 +283,15 @@ class HttpConnection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._phase == "head":
             if self._seconds >= limits.head_seconds:
-                text = f"The head of the request was not complete within {limits.head_seconds} seconds; send it faster."
-                self._refuse(RequestTimedOut(text))
+                self._refuse(RequestTimedOut(f"The request's head took over {limits.head_seconds} s; send it faster."))
         else:
             self._body_seconds += 1
             is_slow = self._body_bytes < self._body_seconds * limits.body_bytes_per_second
             is_answered = self.cycle.response_complete
             if self._seconds >= limits.body_pause_seconds:
-                text = f"No part of the body came for {limits.body_pause_seconds} seconds; send it without such pauses."
-                self._refuse(RequestTimedOut(text))
+                self._refuse(
+                    RequestTimedOut(f"The body paused for {limits.body_pause_seconds} s; send it without pauses.")
+                )
             elif is_answered and self._body_seconds >= BODY_LINGER_SECONDS:
                 self.transport.close()
             elif is_slow and self._body_seconds > limits.body_grace_seconds:
