@@ -19,8 +19,8 @@ from signoff.errors import ModelGarbled, SignoffError
 from signoff.runtime.pools import Slot
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-# Most bytes of events before the first content, such as comments, that are held back until it comes. It is large
-# because the first event of a response repeats its instructions and tools.
+# Largest size of the events before the first content, such as comments, which wait for it. The first event of a
+# response repeats its instructions and tools.
 MAX_PREAMBLE_BYTES = 1024 * 1024
 LAST_EVENTS = (
     b"event: response.completed\n",

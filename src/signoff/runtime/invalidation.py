@@ -14,10 +14,11 @@ log = structlog.get_logger()
 
 
 class Invalidation:
-    """Service that calls `invalidate[topic]` after each change of a topic, or within POLL_SECONDS if told of none.
+    """Service that calls `invalidate[topic]` after each change of a topic.
 
-    It also calls the functions of the topics in `expiring` every MAX_AGE_SECONDS, because an operator may change rows
-    by hand; but not while the store is unavailable, so that the cached copies serve until it is back.
+    If a notification is lost, it does so within POLL_SECONDS. It also calls the functions of the topics in `expiring`
+    every MAX_AGE_SECONDS, because an operator may change rows by hand; but not while the store is unavailable, so that
+    the cached copies serve until it is back.
     """
 
     def __init__(

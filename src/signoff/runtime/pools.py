@@ -274,7 +274,7 @@ class Endpoint:
         self.soft_failures = 0
         """Number of failures in a row that the requests may have caused."""
         self.cooldowns = 0
-        """Number of cooldowns since the last success; each one is longer."""
+        """Number of cooldowns since the last success, by which the next one is longer."""
         self.cooldown_ends_at = 0.0
         """End of the latest cooldown, in seconds on the loop's clock."""
         self.fault: str | None = None
