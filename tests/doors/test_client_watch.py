@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Connection:
-    """Connection as `server.protocol.HttpConnection` has it."""
+    """Connection as `server.protocol.ClientConnection` has it."""
 
     def __init__(self) -> None:
         self.is_gone = False

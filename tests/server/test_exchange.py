@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.test_protocol import GET, LIMITS, Transport
-from signoff.server.protocol import ConnectionRegistry, HttpConnection
+from signoff.server.protocol import ClientConnection, ConnectionRegistry
 from signoff.server.serving import uvicorn_options
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ def body(data: bytes = b"", *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-async def exchange(messages: Sequence[dict[str, Any]], request: bytes = GET) -> tuple[Writes, str, HttpConnection]:
+async def exchange(messages: Sequence[dict[str, Any]], request: bytes = GET) -> tuple[Writes, str, ClientConnection]:
     """Return the transport, the message of the error, and the connection after an application has sent `messages`."""
     failure, is_over = "", asyncio.Event()
 
@@ -55,7 +55,7 @@ async def exchange(messages: Sequence[dict[str, Any]], request: bytes = GET) -> 
 
     config = uvicorn.Config(application, interface="asgi3", **uvicorn_options(1, drain_seconds=1))
     loop, registry = asyncio.get_running_loop(), ConnectionRegistry(LIMITS)
-    connection, transport = HttpConnection(config, ServerState(), {}, loop, registry=registry), Writes()
+    connection, transport = ClientConnection(config, ServerState(), {}, loop, registry=registry), Writes()
     connection.connection_made(transport)
     connection.data_received(request)
     await is_over.wait()

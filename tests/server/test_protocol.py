@@ -18,8 +18,8 @@ from signoff.server.protocol import (
     HALF_CLOSED_SECONDS,
     LAST_HEAD_SECONDS,
     LINGER_SECONDS,
+    ClientConnection,
     ConnectionRegistry,
-    HttpConnection,
 )
 from signoff.server.serving import uvicorn_options
 from support.live_server import ANSWER_SECONDS, live
@@ -106,9 +106,9 @@ class Server:
         self.state = ServerState()
         self.config = uvicorn.Config(self._serve, interface="asgi3", **uvicorn_options(1, drain_seconds=1))
 
-    def connect(self) -> tuple[HttpConnection, Transport]:
+    def connect(self) -> tuple[ClientConnection, Transport]:
         """Return a new connection and its transport."""
-        connection = HttpConnection(self.config, self.state, {}, asyncio.get_running_loop(), registry=self.registry)
+        connection = ClientConnection(self.config, self.state, {}, asyncio.get_running_loop(), registry=self.registry)
         transport = Transport()
         connection.connection_made(transport)
         return connection, transport
@@ -605,9 +605,9 @@ class Timers:
             callback()
 
 
-def timed_connection(server: Server, timers: Timers) -> HttpConnection:
+def timed_connection(server: Server, timers: Timers) -> ClientConnection:
     """Return a new connection whose loop has these timers."""
-    connection = HttpConnection(server.config, server.state, {}, timers, registry=server.registry)  # type: ignore[arg-type]
+    connection = ClientConnection(server.config, server.state, {}, timers, registry=server.registry)  # type: ignore[arg-type]
     connection.connection_made(Transport())
     return connection
 

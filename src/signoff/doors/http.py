@@ -34,7 +34,7 @@ INTS = 2**31
 BIGINTS = 2**63 - 1
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
-# Key in the extensions of a request's scope of its connection: a `server.protocol.HttpConnection`.
+# Key in the extensions of a request's scope of its connection: a `server.protocol.ClientConnection`.
 CONNECTION = "signoff.connection"
 # Key in a request's scope of the path at which another application has mounted this one.
 MOUNT = "signoff.mount"

@@ -40,14 +40,14 @@ class ConnectionRegistry:
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self._connections = set["HttpConnection"]()
+        self._connections = set["ClientConnection"]()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Return the number of open connections."""
         return len(self._connections)
 
-    def add(self, connection: "HttpConnection") -> bool:
+    def add(self, connection: "ClientConnection") -> bool:
         """Add `connection`, or return False if as many are open as there may be."""
         if len(self._connections) >= self.limits.max_connections:
             return False
@@ -56,7 +56,7 @@ class ConnectionRegistry:
             self._timer = connection.loop.call_later(TICK_SECONDS, self._tick_again, connection.loop)
         return True
 
-    def discard(self, connection: "HttpConnection") -> None:
+    def discard(self, connection: "ClientConnection") -> None:
         """Remove `connection`, if it is there."""
         self._connections.discard(connection)
 
@@ -82,7 +82,7 @@ class ConnectionRegistry:
         self.tick()  # last, so that a fault does not stop the timer
 
 
-class HttpConnection(HttpToolsProtocol):
+class ClientConnection(HttpToolsProtocol):
     """HTTP connection within limits, which calls back when its client leaves, so that no request needs a task for it.
 
     Trailers are dropped: uvicorn would add them to the headers of a request that may be running already.

@@ -18,7 +18,7 @@ from uvicorn.supervisors import multiprocess
 
 from signoff.runtime.shutdown import Shutdown
 from signoff.server.connection_limits import ConnectionLimits
-from signoff.server.protocol import ConnectionRegistry, HttpConnection
+from signoff.server.protocol import ClientConnection, ConnectionRegistry
 
 # Key of the application's `Shutdown` in the state of the ASGI lifespan.
 SHUTDOWN = "signoff.shutdown"
@@ -156,7 +156,7 @@ def uvicorn_options(max_connections: int, drain_seconds: float) -> dict[str, Any
     registry = ConnectionRegistry(ConnectionLimits(max_connections=max_connections))
     return {
         "loop": "uvloop",
-        "http": functools.partial(HttpConnection, registry=registry),
+        "http": functools.partial(ClientConnection, registry=registry),
         "ws": "none",  # no door takes WebSockets, and such a connection would have no limits
         "log_config": None,
         "access_log": False,

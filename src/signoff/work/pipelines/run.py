@@ -29,7 +29,7 @@ from signoff.work.inference.settle import job_error
 from signoff.work.jobs.query import load_job
 from signoff.work.pipelines.functions import call_function
 from signoff.work.pipelines.library import callees_of
-from signoff.work.pipelines.step import PlacedCall, await_step, new_step
+from signoff.work.pipelines.step import NodeCall, await_step, new_step
 from signoff.work.services import Perform, Services
 
 MAX_PARALLEL_CALLS = 64
@@ -250,7 +250,7 @@ class _Run:
             # A prompt counts before it is rendered, because many calls may be rendered at the same time.
             text_bytes = rendered_bytes(callee.body, values) if isinstance(callee, Prompt) else 0
             self._size.add(text_bytes)
-            new = await new_step(services, job, self._plan.caller, PlacedCall(node, callee, values))
+            new = await new_step(services, job, self._plan.caller, NodeCall(node, callee, values))
             self._size.add(len(new.body) - text_bytes + len(new.metadata) + len(new.response or b""))
             self._steps[node] = await services.store.runs.add_step(
                 new, actor=services.ids.actor, run_lease=job.lease or "", lease_seconds=services.rules.lease_seconds

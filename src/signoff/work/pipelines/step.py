@@ -28,7 +28,7 @@ MIN_POLL_SECONDS = 0.02
 MAX_POSTPONED_SECONDS = 2.0
 
 
-class PlacedCall(NamedTuple):
+class NodeCall(NamedTuple):
     """A call in the tree of a run."""
 
     node: str
@@ -39,7 +39,7 @@ class PlacedCall(NamedTuple):
     """The arguments by name."""
 
 
-async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedCall) -> Job:
+async def new_step(services: Services, run: Job, caller: Caller, placed: NodeCall) -> Job:
     """Return the job of a call, leased, which is not stored yet. Raises ModelNotFound, BadRequest."""
     callee = placed.callee
     kind = "prompt" if isinstance(callee, Prompt) else "pipeline"
