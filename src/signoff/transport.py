@@ -18,10 +18,10 @@ class Transport(Protocol):
         """True if only one process at a time may call `listen`; the caller sees to that with `Streams.acquire_lead`."""
         ...
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """Receive the messages of the stream's request topic until an error occurs; never return normally.
 
-        Connect, call `is_up` once when messages can arrive, and await `on_message` for each message: for at most
+        Connect, call `on_ready` once when messages can arrive, and await `on_message` for each message: for at most
         `max_handlers` of the stream at the same time. Acknowledge a message after `on_message` returned. When the call
         ends or is cancelled, give running handlers a few seconds to finish. The broker delivers messages again that
         were not acknowledged, so a message may come more than once.

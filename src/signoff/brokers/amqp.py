@@ -1,4 +1,4 @@
-"""Connection to RabbitMQ that reconnects when it is lost; declaration of its queue; descriptions of its errors."""
+"""RabbitMQ: a connection that reconnects when it is lost, the declaration of a queue, and descriptions of errors."""
 
 import asyncio
 import contextlib
@@ -24,24 +24,23 @@ from signoff.core.retry import Backoff, wait_seconds
 from signoff.infra.tasks import was_cancelled
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=15)
+# A connection that lasted longer than this starts the backoff again from its first wait.
 STABLE_SECONDS = 10.0
 HEARTBEAT_SECONDS = 5  # the client gives up after a little more than three heartbeats, the server after two
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 5.0  # limit of each request to RabbitMQ
 CLOSE_SECONDS = 0.5
 QUEUE_ARGUMENTS: Arguments = {"x-queue-type": "quorum", "x-max-length": 10_000}
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 Session = Callable[[AbstractConnection, Callable[[], None]], Awaitable[None]]
+"""Use of one connection until it fails. It calls its second argument once the connection can be used."""
 log = structlog.get_logger()
-# Their warnings repeat what `describe_error` puts in one line.
+# The warnings of these libraries repeat what `describe_error` puts in one line.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
 
 
 class AmqpConnection:
-    """Connection that runs `session` and reconnects whenever that ends, with BACKOFF.
-
-    The session receives the connection, and a function to call once it works, which sets `is_up`.
-    """
+    """Connection that runs `session`, and after its end connects again, with BACKOFF, and runs it again."""
 
     def __init__(self, url: str, name: str, session: Session, random_float: Callable[[], float]) -> None:
         self._url = url
@@ -51,6 +50,7 @@ class AmqpConnection:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self.is_up = False
+        """True from the time at which the session reports that the connection can be used, until it is lost."""
 
     @property
     def is_open(self) -> bool:
@@ -79,7 +79,7 @@ class AmqpConnection:
             started_at = loop.time()
             try:
                 async with open_connection(self._url, self._name) as connection:
-                    await self._session(connection, self._set_up)
+                    await self._session(connection, self._mark_up)
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
                     raise
@@ -90,7 +90,7 @@ class AmqpConnection:
             attempt = 1 if loop.time() - started_at > STABLE_SECONDS else attempt + 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
-    def _set_up(self) -> None:
+    def _mark_up(self) -> None:
         self.is_up = True
 
 
@@ -155,7 +155,7 @@ def forget_cancellations() -> None:
 
 
 def describe_error(error: BaseException, url: str) -> str:
-    """Return the cause and, if known, the remedy of an error, without the password."""
+    """Return a clause with the server, the cause and, if known, the remedy of `error`; never the password of `url`."""
     error = first_error(error)
     address = urlsplit(url)
     server = f"{address.hostname}:{address.port or DEFAULT_PORTS[address.scheme]}"

@@ -16,11 +16,14 @@ from signoff.brokers.amqp import ANSWER_SECONDS, AmqpConnection, ensure_connecte
 
 APP_ID = "signoff"
 MAX_UNSENT = 10_000
+# Bounds of one batch of wake-ups.
 MAX_MESSAGES = 8
 MAX_IDS_PER_MESSAGE = 100
 PREFETCH = 32
+# Time without a call of `poll` after which this process stops to consume, so that others get the messages.
 IDLE_SECONDS = 0.25
 FLUSH_SECONDS = 1.5
+# Least time between two log events about dropped wake-ups.
 REPORT_SECONDS = 60.0
 log = structlog.get_logger()
 
@@ -89,15 +92,15 @@ class WakeUpPublisher:
 
     async def flush(self, seconds: float) -> None:
         """Wait until all ids are sent, at most `seconds`."""
-        await wait_for(seconds, self._all_sent)
+        await wait_until_set(self._all_sent, seconds)
 
-    async def publish_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
+    async def publish_on(self, connection: AbstractConnection, on_ready: Callable[[], None]) -> None:
         """Publish ids on `connection` until an error occurs, and raise that."""
         connection.close_callbacks.add(self._on_close)
         async with asyncio.timeout(ANSWER_SECONDS):
             await ensure_queue(connection, self._queue_name)
             channel = await connection.channel(on_return_raises=True)
-        is_up()
+        on_ready()
         while True:
             ensure_connected(connection)
             while self._unsent:
@@ -155,7 +158,9 @@ class WakeUpConsumer:
         self._pollers = 0
         self._changed = asyncio.Event()
         self.wake_up = asyncio.Event()
-        # The last message that arrived, was polled, and was followed by a claim. Each includes all before it.
+        """Set when a wake-up has come that no call of `poll` has returned yet."""
+        # The newest message that has arrived, that `poll` has returned, and whose jobs were claimed after that. Each
+        # stands for all earlier messages too.
         self._received: AbstractIncomingMessage | None = None
         self._polled: AbstractIncomingMessage | None = None
         self._claimed: AbstractIncomingMessage | None = None
@@ -168,7 +173,7 @@ class WakeUpConsumer:
         self._pollers += 1
         self._changed.set()
         try:
-            if not await wait_for(seconds, self.wake_up):
+            if not await wait_until_set(self.wake_up, seconds):
                 return False
         finally:
             self._pollers -= 1
@@ -177,12 +182,12 @@ class WakeUpConsumer:
         self._polled, self._received = self._received, None
         return True
 
-    async def consume_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
+    async def consume_on(self, connection: AbstractConnection, on_ready: Callable[[], None]) -> None:
         """Consume messages on `connection` while a worker polls, until an error occurs, and raise that."""
         connection.close_callbacks.add(self._on_close)
         async with asyncio.timeout(ANSWER_SECONDS):
             await ensure_queue(connection, self._queue_name)
-        is_up()
+        on_ready()
         while True:
             ensure_connected(connection)
             if self._pollers:
@@ -197,7 +202,7 @@ class WakeUpConsumer:
         """Consume until no worker has polled for IDLE_SECONDS. Messages not claimed by then return to the queue."""
         async with asyncio.timeout(ANSWER_SECONDS):
             channel = await self._start_consumer(connection)
-        while await wait_for(None if self._pollers else IDLE_SECONDS, self._changed):
+        while await wait_until_set(self._changed, None if self._pollers else IDLE_SECONDS):
             self._changed.clear()
             ensure_connected(connection)
             if self._failure:
@@ -217,7 +222,7 @@ class WakeUpConsumer:
 
         async def handle(message: AbstractIncomingMessage) -> None:
             if message.app_id != APP_ID:
-                fail(f"the queue {self._queue_name} has a message of another program: set another `queue_name`")
+                fail(f"the queue {self._queue_name} has a message of another program; set another `queue_name`")
             elif not channel.is_closed:
                 self._received = message
                 self.wake_up.set()
@@ -240,8 +245,8 @@ class WakeUpConsumer:
                 await message.ack(multiple=True)
 
 
-async def wait_for(seconds: float | None, event: asyncio.Event) -> bool:
-    """Return True if `event` is set within `seconds` (None: no limit)."""
+async def wait_until_set(event: asyncio.Event, seconds: float | None) -> bool:
+    """Return True once `event` is set, and False after `seconds` (None: no limit)."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

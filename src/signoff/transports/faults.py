@@ -14,7 +14,7 @@ USER_INFO = re.compile(r"(?<=://)[^\s/]*@")
 
 @contextlib.contextmanager
 def described_faults(url: str) -> Generator[None]:
-    """Raise each error of a library in the block as a ConnectionError, with a text that may be shown."""
+    """Convert errors of a client library in the block to ConnectionErrors, whose texts have no secrets."""
     try:
         yield
     except Exception as error:
@@ -24,7 +24,7 @@ def described_faults(url: str) -> Generator[None]:
 
 
 def describe(error: BaseException, url: str) -> str:
-    """Return the type and the text of `error`, without the user and the password of `url`; of a group, the first."""
+    """Return the type and the text of `error`, or of the first error of a group, without the secrets in `url`."""
     if isinstance(error, BaseExceptionGroup):
         return describe(error.exceptions[0], url)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     text = USER_INFO.sub(f"{HIDDEN}@", str(error).replace(url, HIDDEN))

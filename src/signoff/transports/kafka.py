@@ -34,14 +34,14 @@ class KafkaTransport:
         self._stream = stream
         self._publisher = PublisherConnection(lambda _: self.broker(), KafkaBroker.start)
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, broker = LivenessWatch(), self.broker()
         self.subscribe(broker, on_message, watch)
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS * 3):  # joining a group takes longer than other requests
                 await broker.start()
-            is_up()
+            on_ready()
             await watch.run(lambda: _ensure_connected(broker))
 
     def subscribe(self, broker: KafkaBroker, on_message: OnMessage, watch: LivenessWatch) -> None:

@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from signoff.infra.tasks import check_cancelled, complete
 from signoff.transports.options import GRACE_SECONDS
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 10.0  # limit of each request to a message broker
 CHECK_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
 
 
 class LivenessWatch:
-    """Detector of failures, by a periodic check or reported by a callback."""
+    """Detector of failures of a connection: a periodic check fails, or a callback reports one."""
 
     def __init__(self) -> None:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -33,7 +33,7 @@ class MqttTransport:
         self._stream = stream
         self._publisher = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`. The first messages of a resumed session count as redelivered: MQTT does not say
         which are.
         """
@@ -66,7 +66,7 @@ class MqttTransport:
         async with stopping(broker.stop), stopping(lambda: _disconnect(broker)):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await broker.start()
-            is_up()
+            on_ready()
             await watch.run(lambda: _ensure_connected(broker))
 
     async def publish(self, message: OutgoingMessage) -> None:

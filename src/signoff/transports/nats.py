@@ -24,6 +24,7 @@ from signoff.transports.publisher import PublisherConnection
 FETCH_SECONDS = 1.0
 # JetStream sends a message again after this time without an acknowledgement or an `in_progress`.
 ACK_SECONDS = 30.0
+# Time for which JetStream drops an answer with an id that it has stored already.
 DUPLICATE_SECONDS = 120.0
 RETENTION_SECONDS = 7 * 24 * 3600.0
 
@@ -39,7 +40,7 @@ class NatsTransport:
         self._answer_stream: str | None = None  # name of the JetStream stream that answers go to
         self._publisher = PublisherConnection(self._broker, lambda broker: complete(broker.connect()))
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, requests = LivenessWatch(), self._stream.requests
         durable = f"signoff-{self._stream.name.replace('.', '_')}"
@@ -77,7 +78,7 @@ class NatsTransport:
                         await message.in_progress()
 
                 await broker.start()
-            is_up()
+            on_ready()
             await watch.run(check)
 
     async def publish(self, message: OutgoingMessage) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from faststream import AckPolicy
 from faststream.message import StreamMessage
 
-# How long FastStream waits for handlers when a broker stops. They have at most one transaction to finish.
+# How long FastStream waits for handlers when a broker stops. A handler has at most one transaction to finish.
 GRACE_SECONDS = 2.0
 
 

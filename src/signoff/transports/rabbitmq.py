@@ -40,7 +40,7 @@ class RabbitTransport:
         confirmed = Channel(publisher_confirms=True, on_return_raises=True)
         self._publisher = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._connect)
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch = LivenessWatch()
         broker = self._broker(watch, Channel(prefetch_count=self._stream.max_handlers))
@@ -65,7 +65,7 @@ class RabbitTransport:
                 await broker.start()
                 channel = await broker.config.channel_manager.get_channel()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType, reportAttributeAccessIssue]
                 await _watch_channel(channel, watch, self._stream.requests)
-            is_up()
+            on_ready()
             await watch.run(lambda: _ensure_consumed(connection, self._stream.requests))
 
     async def publish(self, message: OutgoingMessage) -> None:

@@ -26,6 +26,7 @@ CLAIM_POLL_MILLISECONDS = 2000
 IDLE_MILLISECONDS = 15_000
 # Every process leaves a consumer in the group. Consumers idle for longer are deleted.
 STALE_CONSUMER_MILLISECONDS = 3_600_000
+# Fields of a message that may have its body, in order of preference.
 FIELDS = (b"__data__", b"data", b"message", b"body")
 FASTSTREAM_FIELD = b"__data__"
 
@@ -41,7 +42,7 @@ class RedisTransport:
         self._consumer = consumer
         self._publisher = PublisherConnection(lambda _: self._broker(), RedisBroker.connect)
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, requests, broker, unacked = LivenessWatch(), self._stream.requests, self._broker(), set[bytes]()
         async with stopping(broker.stop):
@@ -68,7 +69,7 @@ class RedisTransport:
                 self._subscribe(broker, handle, max_records=self._stream.max_handlers)
                 self._subscribe(broker, handle, min_idle_time=IDLE_MILLISECONDS)
                 await broker.start()
-            is_up()
+            on_ready()
             await watch.run(check)
 
     async def publish(self, message: OutgoingMessage) -> None:
@@ -132,7 +133,7 @@ end
 async def _ensure_group_exists(client: Any, stream: str) -> None:
     groups = await client.xinfo_groups(stream)
     if GROUP.encode() not in [group["name"] for group in groups]:
-        raise ConnectionError(f"The consumer group {GROUP} was deleted.")
+        raise ConnectionError(f"The consumer group {GROUP} of the stream {stream} was deleted.")
 
 
 async def _ensure_consumed(client: Any, broker: RedisBroker, stream: str) -> None:

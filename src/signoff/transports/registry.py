@@ -9,7 +9,7 @@ from signoff.transports.faults import described_faults
 
 
 class DescribedTransport:
-    """Transport whose errors of a library become ConnectionErrors with a text that may be shown."""
+    """Transport that converts errors of its client library to ConnectionErrors, whose texts have no secrets."""
 
     def __init__(self, transport: Transport, url: str) -> None:
         self._transport = transport
@@ -20,10 +20,10 @@ class DescribedTransport:
         """See `transport.Transport`."""
         return self._transport.is_exclusive
 
-    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         with described_faults(self._url):
-            await self._transport.listen(on_message, is_up)
+            await self._transport.listen(on_message, on_ready)
 
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
