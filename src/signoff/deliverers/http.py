@@ -27,7 +27,7 @@ class HttpDeliverer:
     """A sender of HTTP POST requests; see `deliverer.Deliverer`.
 
     A host name is resolved once for each message, and the connection goes to the address that was checked.
-    `total_seconds` bounds an attempt.
+    `resolver` is asked for addresses; None for the one of the system. `total_seconds` bounds an attempt.
     """
 
     def __init__(
@@ -80,7 +80,11 @@ class HttpDeliverer:
         return body
 
     async def _post(self, message: OutgoingMessage, *, max_bytes: int) -> tuple[int, bytes]:
-        """Send `message`, and return the status of the answer, and up to `max_bytes` and one of its body."""
+        """Send `message`, and return the status and the body of the answer.
+
+        At most `max_bytes` + 1 bytes of the body are read, so that the caller sees that it is too large; none if that
+        is 0.
+        """
         if self._session is None:
             raise RuntimeError("HttpDeliverer.start() was not awaited")
         url = _parse_url(message.address)
@@ -92,16 +96,18 @@ class HttpDeliverer:
             session = self._session if proxy is None else self._proxy_session or self._session
             async with session.post(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response:
                 return response.status, await _read(response, max_bytes)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Undelivered(f"The receiver accepted no connection within {CONNECT_SECONDS:g} s.") from error
         except TimeoutError as error:
-            raise Undelivered("The receiver did not answer in time.") from error
+            raise Undelivered(f"The receiver did not answer within {self._total_seconds:g} s.") from error
         except aiohttp.ClientConnectorDNSError as error:
-            # The same as for a name inside of this network, as callers must not learn which names exist there.
+            # The same error as for a name inside of this network: callers must not learn which names exist there.
             raise AddressRefused(blocked_reason(error) or self._allow_list.refusal(url.host or "")) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _mapped(error) from error
+            raise _map_error(error) from error
 
     async def withdraw(self, addresses: Sequence[str]) -> None:
-        """See `deliverer.Deliverer`. What was received is out of reach."""
+        """See `deliverer.Deliverer`. Do nothing: receivers keep what they have received."""
 
     async def is_available(self) -> bool:
         """See `deliverer.Deliverer`."""
@@ -118,7 +124,7 @@ class HttpDeliverer:
         """Return the proxy for `url`; None if it has none, or if this server itself must check the address.
 
         A proxy resolves names itself, so only a host that the operator allowed by name goes through it, or one that is
-        an address, which was checked. Raises ValueError.
+        an address, which was checked. Raises ValueError if the URL of the proxy is not valid.
         """
         host = url.host or ""
         if not self._proxies or not (self._allow_list.names(host) or parse_literal(host) is not None):
@@ -127,6 +133,7 @@ class HttpDeliverer:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return the decoded body; see `_post`. Raises Undelivered if it is not what `Content-Encoding` says."""
     body = b""
     while 0 < max_bytes >= len(body) and (chunk := await response.content.read(max_bytes + 1 - len(body))):
         body += chunk
@@ -146,7 +153,7 @@ def _parse_url(url: str) -> URL:
         raise AddressRefused("The address of the webhook is not a valid URL.") from None
 
 
-def _mapped(error: Exception) -> SignoffError:
+def _map_error(error: Exception) -> SignoffError:
     """Return the error that callers see: the cause by name, without details of this network."""
     if (refusal := blocked_reason(error)) is not None:
         return AddressRefused(refusal)

@@ -19,14 +19,14 @@ log = structlog.get_logger()
 class RedisDeliverer:
     """A writer of results to Redis; see `deliverer.Deliverer`.
 
-    `send` waits while Redis is away. Few messages are held in memory then; all others wait in the store.
+    `send` waits while Redis is unavailable. Few messages are held in memory then; all others wait in the store.
     """
 
     def __init__(self, url: str, *, ttl_seconds: int, random_float: Callable[[], float]) -> None:
         self._redis = make_client(url, answer_seconds=ANSWER_SECONDS)
         self._ttl_seconds = ttl_seconds
         self._random_float = random_float
-        self._is_away = False
+        self._is_unavailable = False
 
     async def start(self) -> None:
         """See `deliverer.Deliverer`. The client connects with the first message."""
@@ -73,11 +73,11 @@ class RedisDeliverer:
 
     def _report(self, error: Exception | None) -> None:
         """Log that Redis has become unavailable or available, once for each change."""
-        if error is not None and not self._is_away:
+        if error is not None and not self._is_unavailable:
             log.warning("redis_delivery_unavailable", error=repr(error))
-        if error is None and self._is_away:
+        if error is None and self._is_unavailable:
             log.info("redis_delivery_available")
-        self._is_away = error is not None
+        self._is_unavailable = error is not None
 
 
 async def describe_redis(url: str) -> str:
@@ -87,7 +87,7 @@ async def describe_redis(url: str) -> str:
         info = await redis.info("server")
     except (RedisError, OSError) as error:
         reason = str(error).rstrip(".")
-        raise ConnectionError(f"Redis is not usable: {reason}. Check the address and the password.") from error
+        raise ConnectionError(f"Redis cannot be used: {reason}. Check `redis_url`.") from error
     finally:
         await redis.aclose()
     return f"Redis {info['redis_version']}"

@@ -34,7 +34,8 @@ class SmtpMailer:
         try:
             await asyncio.to_thread(self._send, message)
         except (OSError, smtplib.SMTPException) as error:
-            raise Undelivered(f"The mail server did not accept the message: {type(error).__name__}.") from error
+            reason = f"{type(error).__name__}; check `smtp_url` and `smtp_from`"
+            raise Undelivered(f"The mail server {self._host} did not accept the message: {reason}.") from error
 
     def _send(self, message: EmailMessage) -> None:
         context = ssl.create_default_context()

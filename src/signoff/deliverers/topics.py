@@ -19,8 +19,8 @@ class TopicDeliverer:
     """A publisher of answers to streams; see `deliverer.Deliverer`.
 
     The address of a message is the name of its stream. `find` returns a stream by name and raises NotFound, `connect`
-    creates a transport. `send` waits while the broker is away. Few messages are held in memory then; all others wait in
-    the store.
+    creates a transport. `send` waits while the broker is unavailable. Few messages are held in memory then; all others
+    wait in the store.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TopicDeliverer:
         self._connect = connect
         self._random_float = random_float
         self._open: dict[str, tuple[Stream, Transport]] = {}
-        self._away = set[str]()
+        self._unavailable = set[str]()
 
     async def start(self) -> None:
         """See `deliverer.Deliverer`. A transport is created with the first message of its stream."""
@@ -47,7 +47,7 @@ class TopicDeliverer:
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def withdraw(self, addresses: Sequence[str]) -> None:
-        """See `deliverer.Deliverer`. What was received is out of reach."""
+        """See `deliverer.Deliverer`. Do nothing: topics keep what was published."""
 
     async def is_available(self) -> bool:
         """See `deliverer.Deliverer`."""
@@ -71,7 +71,7 @@ class TopicDeliverer:
             await transport.publish(answer)
         except Undelivered:
             raise
-        except Exception as error:  # noqa: BLE001 -- any other error means that the broker is away
+        except Exception as error:  # noqa: BLE001 -- any other error means that the broker is unavailable
             self._report(stream, error)
             return False
         self._report(stream, None)
@@ -93,7 +93,7 @@ class TopicDeliverer:
             try:
                 await self._find(name)
             except NotFound:
-                self._away.discard(name)
+                self._unavailable.discard(name)
                 if (unused := self._open.pop(name, None)) is not None:
                     await unused[1].close()
 
@@ -102,10 +102,10 @@ class TopicDeliverer:
 
         The text of a ConnectionError may be shown; that of another error may contain a password.
         """
-        if error is not None and stream.name not in self._away:
+        if error is not None and stream.name not in self._unavailable:
             text = str(error) if type(error) is ConnectionError else type(error).__name__
             log.warning("stream_delivery_unavailable", stream=stream.name, error=text)
-            self._away.add(stream.name)
-        if error is None and stream.name in self._away:
+            self._unavailable.add(stream.name)
+        if error is None and stream.name in self._unavailable:
             log.info("stream_delivery_available", stream=stream.name)
-            self._away.discard(stream.name)
+            self._unavailable.discard(stream.name)
