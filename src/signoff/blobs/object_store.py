@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
-# In a folder, a blob that is being written has a number after its name.
+# `LocalStore` writes a blob as `NAME#NUMBER` until it is complete.
 _PARTIAL = re.compile(r"[A-Za-z0-9._-]+#\d+")
 SCHEMES = ("s3", "gs", "az", "file")
 _PROBE = "probe/signoff"
@@ -39,7 +39,7 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with _mapped(name):
+        with _map_errors(name):
             if self._folder is not None:
                 await asyncio.to_thread(_make_folder, (self._folder / name).parent)
             async with obstore.open_writer_async(self._store, name, buffer_size=BUFFER_BYTES) as file:
@@ -52,7 +52,7 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with _mapped(name):
+        with _map_errors(name):
             if offset:
                 head = await obstore.head_async(self._store, name)
                 if offset >= head["size"]:
@@ -68,7 +68,7 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with contextlib.suppress(BlobMissing), _mapped(name):
+        with contextlib.suppress(BlobMissing), _map_errors(name):
             await obstore.delete_async(self._store, name)
 
     async def purge_partial(self, before: int) -> int:
@@ -82,7 +82,7 @@ class ObjectBlobs:
         content = b"".join([chunk async for chunk in self.read(_PROBE)])
         await self.delete(_PROBE)
         if content != b"signoff":
-            raise Overloaded(f"The blob store {self._description} returned other bytes than were written to it.")
+            raise Overloaded(f"{self._description} returned other bytes than were written to it; check `blob_url`.")
         return f"{self._description} can be written and read"
 
 
@@ -96,7 +96,7 @@ class ObjectWriter:
 
     async def write(self, data: bytes) -> None:
         """See `blob.BlobWriter`."""
-        with _mapped(self._name):
+        with _map_errors(self._name):
             await self._file.write(data)
         self.size_bytes += len(data)
 
@@ -114,7 +114,7 @@ def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return ObjectBlobs(LocalStore(path), description=f"the folder {path}", folder=path)
     if url.partition("://")[0] not in SCHEMES:
-        raise ValueError(f"`blob_url` must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}.")
+        raise ValueError(f"`blob_url` must begin with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}.")
     try:
         return ObjectBlobs(from_url(url, client_options={"allow_http": True}), description=url.partition("?")[0])
     except Exception as error:  # noqa: BLE001 -- each provider has errors of its own
@@ -123,18 +123,20 @@ def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
 
 def _check_name(name: str) -> None:
     if not BLOB_NAME.fullmatch(name):
-        raise ValueError(f"The name of a blob must have letters, digits and -_./ only (got {name[:100]!r}).")
+        raise ValueError(f"The name of a blob must consist of letters, digits and `-_./` (got {name[:100]!r}).")
 
 
 @contextlib.contextmanager
-def _mapped(name: str) -> Generator[None]:
-    """Convert errors of the object store. Raises BlobMissing, Overloaded."""
+def _map_errors(name: str) -> Generator[None]:
+    """Convert errors of the object store in the block to BlobMissing and Overloaded."""
     from obstore.exceptions import BaseError
 
     try:
         yield
     except FileNotFoundError:
-        raise BlobMissing(f"The contents of {name} are missing from the blob store.") from None
+        raise BlobMissing(
+            f"The blob {name} is missing from the blob store; restore it, or upload the file again."
+        ) from None
     except (BaseError, OSError) as error:
         raise Overloaded(f"The blob store cannot be used now: {str(error).splitlines()[0]}") from error
 
@@ -145,7 +147,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Write a file, which nobody else can read, and its entry in the folder to the disk."""
+    """Make a file readable for this user alone, and flush it and its entry in the folder to the disk."""
     path.chmod(0o600)
     for each, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
         descriptor = os.open(each, flags)

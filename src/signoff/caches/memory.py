@@ -17,15 +17,14 @@ class StoredEntry(msgspec.Struct, frozen=True):
 
     entry: CacheEntry
     """The entry."""
-
-    at: float
-    """The time of the monotonic clock when the entry was stored, in seconds."""
+    stored_at: float
+    """Time of the monotonic clock when the entry was stored, in seconds."""
 
 
 class MemoryCache:
     """A cache of this process alone; see `cache.Cache`.
 
-    `now` is a monotonic clock in seconds. Each entry counts as its answer and a fixed overhead in `max_bytes`.
+    `now` is a monotonic clock in seconds. In `max_bytes`, an entry counts as its answer and ENTRY_OVERHEAD_BYTES.
     """
 
     is_shared = False
@@ -33,7 +32,7 @@ class MemoryCache:
     def __init__(self, bounds: CacheBounds, *, now: Callable[[], float]) -> None:
         self._bounds = bounds
         self._now = now
-        self._entries = _empty(bounds)
+        self._entries = _make_entries(bounds)
 
     async def start(self) -> None:
         """See `cache.Cache`."""
@@ -45,7 +44,7 @@ class MemoryCache:
             stored = self._entries.get(key)
             if stored is None:
                 continue
-            age = self._now() - stored.at
+            age = self._now() - stored.stored_at
             if age < self._bounds.ttl_seconds:
                 hits[key] = CacheHit(stored.entry, age, self._bounds.ttl_seconds - age)
             else:
@@ -75,17 +74,17 @@ class MemoryCache:
 
     def on_remote_delete(self) -> None:
         """See `cache.Cache`. Which entries were deleted is not known, so drop all."""
-        self._entries = _empty(self._bounds)
+        self._entries = _make_entries(self._bounds)
 
     async def close(self) -> None:
         """See `cache.Cache`."""
 
     def _drop_expired(self) -> None:
         expired_at = self._now() - self._bounds.ttl_seconds
-        self._entries.drop_where(lambda stored: stored.at <= expired_at)
+        self._entries.drop_where(lambda stored: stored.stored_at <= expired_at)
 
 
-def _empty(bounds: CacheBounds) -> BoundedLRUCache[str, StoredEntry]:
+def _make_entries(bounds: CacheBounds) -> BoundedLRUCache[str, StoredEntry]:
     return BoundedLRUCache(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
 
 

@@ -24,15 +24,19 @@ class EntryLabel(msgspec.Struct, frozen=True, array_like=True):
     """
 
     user_id: int
+    """Owner of the entry."""
     model: str
+    """Model that answered."""
     target: str
+    """Name that the request gave."""
     size_bytes: int
+    """Size of the answer."""
 
 
 class RedisCache:
     """A cache in Redis, shared by all processes with the same URL and prefix; see `cache.Cache`.
 
-    Each command waits for at most a second, and is not retried.
+    Each command waits for at most ANSWER_SECONDS, and is not retried.
     """
 
     is_shared = True
@@ -118,6 +122,7 @@ class RedisCache:
 _encode = msgspec.msgpack.encode
 _decode = msgspec.msgpack.Decoder(CacheEntry).decode
 
+# KEYS are the index, the labels and the total size; ARGV[1] is the prefix of the keys of entries.
 _DROP = """
 local prefix = ARGV[1]
 local function drop(key)
@@ -131,7 +136,7 @@ end
 
 # The scores of the index are the times when entries were stored, in microseconds of Redis' clock; `ttl` is in
 # milliseconds. A call drops at most 100 expired entries, so that it stays short. If the index is empty but the total is
-# not, the total was wrong and is reset. The index outlives its entries, and then vanishes by itself.
+# not, the total was wrong and is reset. The index expires after two lifetimes of an entry, so it outlives them all.
 _STORE = (
     _DROP
     + """
