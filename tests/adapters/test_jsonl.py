@@ -474,6 +474,18 @@ class _Answering:
         self._reader.feed_data(self._lines.replace("ID", request_id).encode() + b"\n")
 
 
+async def test_an_answer_that_ends_too_late_is_not_said_to_be_missing() -> None:
+    reader = asyncio.StreamReader()
+    writer: Any = _Answering(reader, '{"id": "ID", "delta": "a"}')
+    client = jsonl.JsonLinesClient("m", reader, writer, prefix="p", disconnect=lambda: None)
+    reading = asyncio.ensure_future(client.read_responses())
+    async with aclosing(client.ask("POST", b"{}", Timeouts(total_seconds=0.1))) as messages:
+        assert (await anext(messages)).kind == "delta"
+        with pytest.raises(ModelTimedOut, match=r"took more than 0\.1 s"):
+            await anext(messages)
+    reading.cancel()
+
+
 async def messages_of(lines: str) -> list[tuple[str, str]]:
     """Return kind and JSON of the messages of the answer that `lines` are."""
     reader = asyncio.StreamReader()

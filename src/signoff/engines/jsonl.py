@@ -25,12 +25,13 @@ from signoff.errors import (
 MAX_LINE_BYTES = 32 * 2**20
 MAX_BODY_BYTES = MAX_LINE_BYTES - 4096
 MAX_WAITING = 4096
-QUOTED_CHARS = 100
+QUOTED_CHARS = 100  # of a faulty line, in an error message
 # Timers may fire a little early.
 SLACK_SECONDS = 0.05
 
 Kind = Literal["delta", "body", "error", "failure"]
 FINAL_KINDS: tuple[Kind, ...] = ("failure", "error", "body")
+# Values of a member that count as absent. A `body` may be null, as the end of a stream.
 NULLS = {b"", b"null"}
 EMPTY_VALUES: dict[Kind, set[bytes]] = {"delta": NULLS, "failure": NULLS, "error": NULLS, "body": {b""}}
 ABSENT = msgspec.Raw(b"")
@@ -68,9 +69,13 @@ class _PendingRequest:
         self.id = request_id
         self.queue = asyncio.Queue[ProgramMessage | SignoffError]()
         self.is_abandoned = False
+        """True once its caller has left."""
         self.is_in_order = False
+        """True while it waits for an answer that is matched by order."""
         self.sent_at = 0.0
+        """Time of the event loop when it was written."""
         self.has_pieces = False
+        """True once a `delta` has come."""
         self._size_bytes = 0
 
     def put(self, message: ProgramMessage) -> None:
@@ -97,7 +102,7 @@ class JsonLinesClient:
 
     Each request is written as `{"id", "operation", "body"}`. The first line that comes back determines the protocol: if
     it has the id of a request, answers are matched by id; any other JSON is the answer to the oldest request, and so
-    on.
+    on. `by_id` is True if that is known before. Ids begin with `prefix`. `disconnect` ends the connection.
     """
 
     def __init__(
@@ -158,12 +163,13 @@ class JsonLinesClient:
                     return
                 due, seconds = min(end, loop.time() + timeouts.between_chunks_seconds), timeouts.between_chunks_seconds
         except TimeoutError:
+            fault = f"sent nothing for {seconds:g} s"
             if due == end:
-                seconds = timeouts.total_seconds
+                seconds, fault = timeouts.total_seconds, f"took more than {timeouts.total_seconds:g} s"
             if self._is_stuck(loop.time(), seconds):
                 self._abort_stuck()
             self._start_stall_timer(started_at, timeouts.total_seconds)
-            raise ModelTimedOut(f"The model {self._name} sent nothing for {seconds:g} s.") from None
+            raise ModelTimedOut(f"The model {self._name} {fault}.") from None
         finally:
             self._abandon(pending)
 
@@ -318,7 +324,7 @@ class JsonLinesClient:
                 pending.queue.put_nowait(_copy_of(error))
 
     def close_crashed(self, reason: str) -> None:
-        """Fail all requests, because the program has ended."""
+        """Fail all requests, because the program has ended. `reason` continues a sentence that begins with its name."""
         self.close(ModelCrashed(f"The model {self._name} {reason}"))
 
 
