@@ -1,13 +1,14 @@
-"""Engine of models that are processes: one a host, started on first use and after a crash, stopped when idle."""
+"""Engine of models that are processes: one per host, started on first use and after a crash, stopped when idle."""
 
 import asyncio
 import errno
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from signoff.core.model import Model
 from signoff.engine import ModelRequest, ProcessState, Sink
@@ -21,7 +22,7 @@ from signoff.engines.upstream import UpstreamClient
 from signoff.errors import BadRequest, ModelUnreachable
 
 MAX_ATTEMPTS = 5
-_logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 def _ignore_line(_name: str, _line: str) -> None:
@@ -60,7 +61,7 @@ class SubprocessEngine:
     async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
         """Return or send the model's answer, once it is ready. Raises BadRequest, ModelFailed and its subclasses."""
         if not model.command:
-            raise BadRequest(f"The model {model.name} has no `command`.")
+            raise BadRequest(f"The model {model.name} has no `command`; set it.")
         process = self._process_of(model)
         if model.serve:
             return await self._ask_over_http(process, model, request, sink)
@@ -102,9 +103,10 @@ class SubprocessEngine:
         if process is None or _program(process.model) != _program(model):
             if process is not None:
                 process.is_retired = True
-            log = self._logs.setdefault(model.name, ModelLog(partial(self._on_log_line, model.name)))
+            model_log = self._logs.setdefault(model.name, ModelLog(partial(self._on_log_line, model.name)))
+            start_task = partial(self._tasks.start, model.name)
             process = SupervisedProcess(
-                model, self._run_dir, log=log, start_task=self._tasks.start, monotonic=self._monotonic
+                model, self._run_dir, log=model_log, start_task=start_task, monotonic=self._monotonic
             )
             self._processes[model.name] = process
         process.model = model
@@ -150,12 +152,12 @@ class _Tasks:
         self._tasks = set[asyncio.Task[None]]()
         self._is_closed = False
 
-    def start(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Start `coroutine` as a task. Raises ModelUnreachable after `close`."""
+    def start(self, model_name: str, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Start `coroutine` as a task of a model. Raises ModelUnreachable after `close`."""
         if self._is_closed:
             coroutine.close()
             raise ModelUnreachable("The server is stopping.")
-        task = asyncio.get_running_loop().create_task(coroutine)
+        task = asyncio.get_running_loop().create_task(coroutine, name=model_name)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
         return task
@@ -164,7 +166,7 @@ class _Tasks:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _logger.error("model_supervision_failed", exc_info=error)
+            log.error("model_supervision_failed", model=task.get_name(), exc_info=error)
 
     async def close(self) -> None:
         """Cancel all tasks and wait for their end. May be called more than once."""

@@ -45,7 +45,9 @@ class SupervisedProcess:
         self, model: Model, run_dir: Path, *, log: ModelLog, start_task: StartTask, monotonic: Callable[[], float]
     ) -> None:
         self.model = model
+        """The model; the engine replaces it when settings change that need no new process."""
         self.is_retired = False
+        """True after a change that needs a new process: this one ends once it is idle for RETIRED_SECONDS."""
         self._lock = ProcessLock(run_dir, model)
         self._log = log
         self._start_task = start_task
@@ -271,7 +273,10 @@ class ProcessAddress(msgspec.Struct, frozen=True):
 
 
 class _Instance:
-    """Life of one process of ours: `startup_done` is set once it is ready or has failed, `ended` once it is gone."""
+    """Life of one process of ours: `startup_done` is set once it is ready or has failed, `ended` once it is gone.
+
+    `error` is the rest of a sentence that begins with the model's name; None without an error.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
