@@ -1,4 +1,4 @@
-"""HTTP client for models: sends requests, passes on answers, and maps every failure to one of our errors."""
+"""HTTP client for models: it sends requests, passes answers on, and maps every failure to one of our errors."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from signoff.infra.ssrf import CheckedResolver
 MAX_BODY_BYTES = 64 * 2**20
 TOO_LARGE = f"The model's answer is larger than {MAX_BODY_BYTES} bytes."
 MAX_EVENT_BYTES = 8 * 2**20
-# After the last event only the end of the body is due. Reading it makes the connection reusable.
+# After the last event, only the end of the body remains. A connection can be used again once that has been read.
 LINGER_SECONDS = 0.1
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 class UpstreamClient:
@@ -81,9 +81,10 @@ class UpstreamClient:
 
         Unless `json_only`, a body that is not JSON becomes a `BinaryBody`, and an event may contain any text. A stream
         ends after `[DONE]` or the event that ends a response, or at the end of its body; if `json_only`, its answer
-        must be whole there, and gets the last event that it lacks. JSON in place of a stream is returned, and events in
-        place of JSON are collected. Else no byte is changed, except that a part of a character that no client can read
-        becomes U+FFFD. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
+        must be complete there, and a missing last event is added. If JSON comes in place of a stream, it is returned;
+        if events come in place of JSON, they are combined to one body. All other bytes stay as they are, except that
+        U+FFFD replaces lone surrogates and invalid UTF-8. Raises ModelFailed and its subclasses. Cancelling the call
+        closes the connection at once.
         """
         call = _Call(timeouts)
         try:
@@ -143,10 +144,10 @@ class UpstreamClient:
 
         A Retry-After is a number of seconds or a date.
         """
-        if _SECONDS.fullmatch(milliseconds := headers.get("retry-after-ms", "")):
+        if _NUMBER.fullmatch(milliseconds := headers.get("retry-after-ms", "")):
             return float(milliseconds) / 1000
         retry_after = headers.get("retry-after", "")
-        if _SECONDS.fullmatch(retry_after):
+        if _NUMBER.fullmatch(retry_after):
             return float(retry_after)
         try:
             date = parsedate_to_datetime(retry_after)
@@ -263,7 +264,7 @@ async def _read_whole(call: _Call) -> bytes:
 
 
 async def _pass_on_events(call: _Call, sink: Sink, *, json_only: bool) -> bytes | None:
-    """Send the events to `sink`, those of one read together; or return the body, if it is one of JSON after all."""
+    """Send the events to `sink`, those of one read together; or return the body if it is JSON instead of events."""
     stream = EventStream(MAX_EVENT_BYTES, json_only=json_only)
     while not stream.is_ended and (data := await call.read()):
         try:
@@ -283,7 +284,7 @@ async def _pass_on_events(call: _Call, sink: Sink, *, json_only: bool) -> bytes 
 
 
 async def _collect_events(call: _Call) -> bytes:
-    """Return the answer that a stream adds up to which the request did not ask for."""
+    """Return the answer in a stream that the request did not ask for."""
     events = EventSink()
     body = await _pass_on_events(call, events, json_only=True)
     return _collect(events.received) if body is None else body
@@ -296,7 +297,7 @@ def _collect(events: Sequence[bytes]) -> bytes:
 
 
 def _is_stream(content_type: str, *, json_only: bool) -> bool:
-    """Return True if the body is a stream: some servers ignore `stream`, some label events as plain text."""
+    """Return True if the body may be a stream: some servers label events as plain text, or not at all."""
     if content_type == sse.CONTENT_TYPE or not json_only:
         return content_type == sse.CONTENT_TYPE
     return content_type == DEFAULT_CONTENT_TYPE or (content_type.startswith("text/") and content_type != "text/html")
@@ -310,7 +311,7 @@ def _to_body(head: ResponseHead, body: bytes, *, json_only: bool) -> bytes:
 
 
 def _check_json(body: bytes) -> bytes:
-    """Return the JSON body without a byte order mark; events are collected.
+    """Return the JSON body without a byte order mark; if it is a stream of events, the answer in it.
 
     Raises ModelGarbled, ModelCut, ModelAnswered.
     """

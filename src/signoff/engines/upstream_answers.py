@@ -1,6 +1,6 @@
-"""Answers of a model that are none: errors with status 200, and JSON that is no answer of the endpoint.
+"""Check of answers with status 200: some are errors, and some are JSON that is no answer of the endpoint.
 
-Aggregators answer so when their provider fails, and gateways when they have no answer at all.
+Aggregators send these when their provider fails, and gateways when they have no answer at all.
 """
 
 import re
@@ -25,7 +25,7 @@ from signoff.core.endpoints import (
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 
-# Members of which an answer has one.
+# Members of an answer by endpoint; an answer has at least one of them.
 _ANSWER_MEMBERS = {
     CHAT: ("choices",),
     COMPLETIONS: ("choices",),
@@ -42,10 +42,10 @@ _USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBE
 _STRICT = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
 _MARKS_OF_FAILURE = (b'"error"', b'"failed"', b'"cancelled"')
-_NO_SUCCESS = ("failed", "cancelled")
+_FAILED_STATUSES = ("failed", "cancelled")
 _MESSAGE = b'"message"'
-# What follows the name of a member that has nothing.
-_NOTHING = re.compile(rb"\s*:\s*(?:null|\[\s*\]|\{\s*\})")
+# An empty value, after the name of its member.
+_EMPTY_VALUE = re.compile(rb"\s*:\s*(?:null|\[\s*\]|\{\s*\})")
 # Members by which an object describes an error without `error`; the last is MiniMax's.
 _DESCRIPTIONS = ("detail", "message", "msg", "errors", "error_code", "error_message", "error_msg", "base_resp")
 # Members of which an event of a stream has one, unless it only describes an error.
@@ -77,7 +77,7 @@ def check_answer(path: str, body: bytes) -> None:
         ModelGarbled: it is no answer.
     """
     is_known = path in KNOWN
-    is_usual = not is_known or _has_something(body, _USUAL_MEMBER.get(path))
+    is_usual = not is_known or _has_value(body, _USUAL_MEMBER.get(path))
     if is_usual and all(body.find(mark) < 0 for mark in _MARKS_OF_FAILURE):
         return
     payload = decode_with_surrogates(body)
@@ -87,18 +87,21 @@ def check_answer(path: str, body: bytes) -> None:
     else:
         error = find_error(payload) or _described_error(payload, path)
     if error is not None:
-        raise answered(error)
+        raise as_model_answered(error)
     if is_known and (not payload or (path in _STRICT and not _is_answer(path, payload))):
-        raise ModelGarbled("The model's answer is not an answer of this endpoint.")
+        raise ModelGarbled(f"The model's answer is not an answer of the endpoint {path}.")
 
 
-def _has_something(body: bytes, name: bytes | None) -> bool:
-    """Return True if the JSON `body` has a member `name`, in quotes, with a value, and no message without one."""
+def _has_value(body: bytes, name: bytes | None) -> bool:
+    """Return True if `body` has the text `name`, a member in quotes, with a value, and no `message` with an empty one.
+
+    Search the bytes of the JSON, which costs less than to decode it. Return True if `name` is None.
+    """
     if name is None:
         return True
     at, message = body.find(name), body.find(_MESSAGE)
-    has_message = message < 0 or not _NOTHING.match(body, message + len(_MESSAGE))
-    return at >= 0 and has_message and not _NOTHING.match(body, at + len(name))
+    is_empty_message = message >= 0 and _EMPTY_VALUE.match(body, message + len(_MESSAGE))
+    return at >= 0 and not is_empty_message and not _EMPTY_VALUE.match(body, at + len(name))
 
 
 def _is_answer(path: str, payload: object) -> bool:
@@ -122,7 +125,7 @@ def find_error(payload: object) -> object:
     if (error := own_error(payload)) is not None:
         return error
     for response in (payload, _member(payload, "response")):
-        if (status := _member(response, "status")) in _NO_SUCCESS:
+        if (status := _member(response, "status")) in _FAILED_STATUSES:
             return _meaningful(_member(response, "error")) or {
                 "message": f"The model's response has the status {status}."
             }
@@ -141,7 +144,7 @@ def own_error(payload: object) -> object:
     return payload if error is None and "error" in (_member(payload, "type"), _member(payload, "object")) else error
 
 
-def answered(error: object) -> ModelAnswered:
+def as_model_answered(error: object) -> ModelAnswered:
     """Return the error that a model describes with `error`: an object, or a text."""
     body = msgspec.json.encode({"error": error})
     names = [str(_member(error, name)).lower() for name in ("code", "type", "status")]
@@ -150,18 +153,18 @@ def answered(error: object) -> ModelAnswered:
 
 
 def described_event_error(payload: object) -> object:
-    """Return the payload of an event if it describes an error, and is nothing else; None otherwise."""
+    """Return the payload of an event if it only describes an error; None otherwise."""
     return _described_error(payload, "") if is_description(payload) else None
 
 
 def is_description(payload: object) -> bool:
-    """Return True if the payload of an event is an object that has nothing of an answer."""
+    """Return True if the payload of an event is an object without any member of an answer."""
     members = as_object(payload)
     return bool(members) and not _has_any(members, _EVENT_MEMBERS)
 
 
 def _described_error(payload: object, path: str) -> object:
-    """Return `payload` if it describes an error, and has nothing of an answer; None otherwise."""
+    """Return `payload` if it describes an error, and has no member of an answer of `path`; None otherwise."""
     if any(_member(payload, name) is not None for name in _ANSWER_MEMBERS.get(path, ())):
         return None
     return payload if any(_meaningful(_member(payload, name)) for name in _DESCRIPTIONS) else None

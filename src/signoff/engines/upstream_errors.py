@@ -1,4 +1,4 @@
-"""Errors of a model, in any of the usual formats."""
+"""Errors of a model, read from bodies and events in any of the usual formats."""
 
 import codecs
 import html
@@ -19,7 +19,7 @@ MAX_ERRORS = 5
 MAX_DEPTH = 8
 DENIED = {401, 403}
 CLIENT_ERRORS = {400, 422}
-# Anthropic says so of credit, and Google of keys, with status 400 and the code of a wrong request.
+# Texts of errors of the account that have the status and the code of a malformed request: Anthropic's and Google's.
 ACCOUNT_PHRASES = ("credit balance is too low", "api key not valid", "api key expired")
 # Members that hold a message, best first: OpenAI, Anthropic and Google nest it in `error`, FastAPI and problem details
 # (RFC 9457) have `detail`, OAuth has `error_description`, Cloudflare `errors`. A text in `error` may be a mere code.
@@ -53,7 +53,7 @@ class UpstreamError(msgspec.Struct, frozen=True):
     status: int | None
     """Status of the error; None if the body has none."""
     codes: frozenset[str]
-    """Codes and types of the error."""
+    """Codes and types of the error, in lower case."""
 
 
 def answered_error(

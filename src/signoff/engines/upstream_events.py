@@ -1,4 +1,4 @@
-"""Events of a model: which one ends its stream, which one is an error, and what a stream without last event lacks."""
+"""Events of a model's stream: detection of the last event and of errors, and addition of a missing last event."""
 
 import msgspec
 
@@ -13,7 +13,13 @@ from signoff.core.dialects.surrogates import (
     replace_lone_surrogates,
 )
 from signoff.core.dialects.text_events import TextEvent, text_event
-from signoff.engines.upstream_answers import answered, described_event_error, find_error, is_description, own_error
+from signoff.engines.upstream_answers import (
+    as_model_answered,
+    described_event_error,
+    find_error,
+    is_description,
+    own_error,
+)
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
 
 
@@ -41,7 +47,7 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
         kind = _kind_of(data)
     except (ValueError, RecursionError) as error:
         if is_error:
-            raise answered(data.decode(errors="replace")) from error
+            raise as_model_answered(data.decode(errors="replace")) from error
         if not json_only:
             return False
         raise ModelGarbled("The model sent an event that is not a JSON object.") from error
@@ -50,11 +56,11 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
         payload = decode_with_surrogates(data)
         reported = find_error(payload) if json_only else own_error(payload)
         if reported is not None or is_error:
-            raise answered(reported or payload)
+            raise as_model_answered(reported or payload)
     if json_only and kind == NULL and b'"choices"' not in data:
         reported = described_event_error(decode_with_surrogates(data))
         if reported is not None:
-            raise answered(reported)
+            raise as_model_answered(reported)
     return json_only and kind in _FINAL_TYPES
 
 
@@ -85,7 +91,7 @@ class EventStream:
         self._taken = 0
         self._has_data = False
         self._latest: TextEvent | None = None
-        """The latest event, if others that differ in their text alone are neither a last event nor an error."""
+        """The latest event, if an event that differs from it in the text alone needs no further check; else None."""
 
     def feed(self, data: bytes) -> None:
         """Add the next bytes of the body, up to the last event. Raises ModelAnswered, ModelGarbled."""
@@ -110,7 +116,7 @@ class EventStream:
         if self._body_start() in _STARTS_OF_JSON:
             return body
         if self._body_start() == b"<":
-            raise ModelGarbled("The model's answer is a page, and no stream of events.")
+            raise ModelGarbled("The model's answer is a page (HTML or XML), and not a stream of events.")
         return None
 
     def _body_start(self) -> bytes:
@@ -141,9 +147,10 @@ class EventStream:
         """Return the error for a stream that is not whole; one that has only described an error is that error."""
         payloads = [payload for payload in decode_payloads(self._events) if not is_without_answer(payload)]
         described = is_description(payloads[0]) if len(payloads) == 1 else False
-        return answered(payloads[0]) if described else ModelCut()
+        return as_model_answered(payloads[0]) if described else ModelCut()
 
     def _add(self, event: bytes) -> None:
+        """Add one event, and before it what a stream lacks. Raises ModelAnswered, ModelGarbled."""
         if self._latest is not None and self._latest.text_in(event) is not None:
             self._events.append(event)
             return
@@ -156,7 +163,7 @@ class EventStream:
             last = missing_end(self._events, has_mark=False)
             if last is None:
                 raise
-            self.is_ended = True  # after a whole answer, it is a mark of the end, as some servers write it
+            self.is_ended = True  # some servers end a complete answer with an event of their own
             self._events.append(last)
             return
         is_mark = self.is_ended and sse.data_of(event).startswith(b"[DONE]")
