@@ -510,7 +510,7 @@ async def test_closing_the_pool_ends_the_calls_on_it(
     ],
 )
 def test_only_the_name_of_the_model_is_ever_changed(body: bytes, sent: bytes) -> None:
-    assert openai.named(body, "m") == sent
+    assert openai.with_model(body, "m") == sent
 
 
 @pytest.mark.parametrize("base", ["", "/v1"])

@@ -74,9 +74,9 @@ class AnyLLMEngine:
         except SignoffError:
             raise
         except TimeoutError as error:
-            raise ModelTimedOut("The model took too long.") from error
+            raise ModelTimedOut from error
         except Exception as error:
-            raise _failure(error, began=False) from error
+            raise _map_error(error, has_begun=False) from error
         await sink.send([sse.DONE])
         return None
 
@@ -183,7 +183,7 @@ async def _pass_on_events(stream: Any, sink: Sink, limits: Timeouts, end: float)
             except TimeoutError:
                 raise
             except Exception as error:
-                raise _failure(error, began=has_begun) from error
+                raise _map_error(error, has_begun=has_begun) from error
             if chunk is None:
                 return
             has_begun = True
@@ -196,8 +196,8 @@ def _model_error(status: int, message: str) -> ModelAnswered:
     return answered_error(status, body)
 
 
-def _failure(error: Exception, *, began: bool) -> ModelFailed:
-    """Map an error of the library to an error of ours."""
+def _map_error(error: Exception, *, has_begun: bool) -> ModelFailed:
+    """Return the error of ours for an error of the library; `has_begun` is True after the first chunk of a stream."""
     message = str(getattr(error, "message", "") or error)[:MAX_ERROR_CHARS]
     status = getattr(error, "status_code", None)
     match type(error).__name__:
@@ -211,7 +211,7 @@ def _failure(error: Exception, *, began: bool) -> ModelFailed:
             return _model_error(404, "The provider does not support this endpoint.")
         case "MissingApiKeyError" | "UnsupportedProviderError" | "ImportError" | "ModuleNotFoundError":
             return ModelFailed(message)
-        case _ if began:
+        case _ if has_begun:
             return ModelCut()
         case _:
             return ModelUnreachable(f"The model cannot be reached: {type(_cause(error)).__name__}.")

@@ -23,11 +23,11 @@ def map_connection_error(error: Exception) -> ModelFailed:
         return ModelUnreachable(f"The proxy refused to connect to the model (status {error.status}).")
     if blocked_reason(error) is not None:
         return ModelFailed(ADDRESS_NOT_ALLOWED)
-    what, cause = "The model", error
+    subject, cause = "The model", error
     if isinstance(error, ProxyUnreachable) and isinstance(error.__cause__, Exception):
-        what, cause = "The model's proxy", error.__cause__
+        subject, cause = "The model's proxy", error.__cause__
     fault = tls_fault(cause)
-    unreachable = ModelUnreachable(f"{what} cannot be reached: {fault or _reason(cause)}.")
+    unreachable = ModelUnreachable(f"{subject} cannot be reached: {fault or _reason(cause)}.")
     unreachable.retryable = fault is None  # no retry mends a certificate
     return unreachable
 

@@ -15,20 +15,18 @@ from signoff.core import endpoints, sse
 from signoff.core.model import Model
 from signoff.core.tokens import Usage
 from signoff.engine import ModelRequest, Sink
-from signoff.engines.echo_endpoints import EchoResponse, embeddings, moderations, ranks
+from signoff.engines.echo_endpoints import PIECE, EchoResponse, embeddings, moderations, ranks
 from signoff.engines.upstream_errors import answered_error
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
-# A word with the space before it, so that the pieces join to the whole text.
-_PIECE = re.compile(r"\s*\S+|\s+")
 _WORD = re.compile(r"\S+")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of an echo, which are part of the model's name: `echo/delay=0.2,status=503`."""
+    """Options of an echo, which are part of the model's name: `echo/delay=0.2,status=503`. Times are in seconds."""
 
     delay: Seconds = 0
     """Time before the first byte."""
@@ -37,7 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
     """HTTP status to fail with; None: success."""
     retry_after: Seconds | None = None
-    """Retry-After of a failure with `status`."""
+    """Time in the header `Retry-After` of a failure with `status`; None for no header."""
     hang: bool = False
     """True to send nothing until the time limit."""
     cut: bool = False
@@ -49,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class EchoEngine:
     """Engine that answers with the last user message, the prompt or the input, or else with the body itself.
 
-    With `faults`, callers may request delays and failures too, which hold places of workers.
+    With `faults`, callers may also request delays, which occupy workers, and failures.
     """
 
     def __init__(self, *, faults: bool = False) -> None:
@@ -232,7 +230,7 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True):
         """Yield the role (in a chat), the words, the finish reason, the usage if requested, and `[DONE]`."""
         if self.is_chat:
             yield self._event(_choice({"delta": {"role": "assistant", "content": ""}}))
-        for piece in _PIECE.finditer(self.text):
+        for piece in PIECE.finditer(self.text):
             yield self._event(_choice({"delta": {"content": piece[0]}} if self.is_chat else {"text": piece[0]}))
         yield self._event(_choice({"delta": {}} if self.is_chat else {"text": ""}, finish="stop"))
         if self.usage_wanted:

@@ -17,8 +17,9 @@ from signoff.errors import BadRequest
 
 T = TypeVar("T")
 MAX_INPUTS = 2048
+# A word with the space before it, so that the pieces join to the whole text.
+PIECE = re.compile(r"\s*\S+|\s+")
 _WORD = re.compile(r"\w+")
-_PIECE = re.compile(r"\s*\S+|\s+")
 _CATEGORIES = (
     "harassment",
     "harassment/threatening",
@@ -40,9 +41,13 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of `/v1/responses`, streamed as one event per word."""
 
     digest: str
+    """Suffix of the id, derived from the request."""
     model: str
+    """Name that the request gave."""
     text: str
+    """Text of the answer."""
     usage: Usage
+    """Tokens of the input and of the answer."""
 
     def whole(self) -> bytes:
         """Return the response as one JSON body."""
@@ -50,7 +55,7 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     def events(self) -> Iterator[bytes]:
         """Yield the response as raw server-sent events."""
-        for event in response.events_of(self._object(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
+        for event in response.events_of(self._object(), lambda text: (piece[0] for piece in PIECE.finditer(text))):
             yield response.response_event(event)
 
     def _object(self) -> JsonObject:
@@ -58,7 +63,7 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
         return response.response_from_text(self.text, self.digest, self.model) | {"usage": usage}
 
 
-class _Embed(msgspec.Struct):
+class _EmbeddingRequest(msgspec.Struct):
     input: str | list[str | int | list[int]]
     dimensions: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
     encoding_format: Literal["float", "base64"] = "float"
@@ -66,7 +71,7 @@ class _Embed(msgspec.Struct):
 
 def embeddings(body: bytes, model: str) -> bytes:
     """Return a unit vector for each input, derived from its digest, so equal inputs are equal. Raises BadRequest."""
-    options = _parse(body, _Embed)
+    options = _parse(body, _EmbeddingRequest)
     inputs = _split_inputs(options.input)
     data: list[JsonObject] = [
         {"object": "embedding", "index": index, "embedding": _encode_vector(_vector(each, options.dimensions), options)}
@@ -95,19 +100,19 @@ def _vector(text: str | list[int], dimensions: int) -> tuple[float, ...]:
     return struct.unpack(f"<{dimensions}f", struct.pack(f"<{dimensions}f", *(number / length for number in numbers)))
 
 
-def _encode_vector(vector: tuple[float, ...], options: _Embed) -> object:
+def _encode_vector(vector: tuple[float, ...], options: _EmbeddingRequest) -> object:
     if options.encoding_format == "float":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-class _Moderate(msgspec.Struct):
+class _ModerationRequest(msgspec.Struct):
     input: str | list[str | JsonObject]
 
 
 def moderations(body: bytes, model: str) -> bytes:
     """Return a result for each input, in which nothing is flagged. Raises BadRequest."""
-    value = _parse(body, _Moderate).input
+    value = _parse(body, _ModerationRequest).input
     count = len(value) if isinstance(value, list) and value and isinstance(value[0], str) else 1
     if count > MAX_INPUTS:
         raise BadRequest(f"`input` must have at most {MAX_INPUTS} items (got {count}).")
@@ -125,7 +130,7 @@ class _Document(msgspec.Struct):
     text: str
 
 
-class _Rank(msgspec.Struct):
+class _RerankRequest(msgspec.Struct):
     query: str
     documents: Annotated[list[str | _Document], msgspec.Meta(max_length=MAX_INPUTS)]
     top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -136,7 +141,7 @@ def ranks(body: bytes, model: str) -> bytes:
 
     Raises BadRequest.
     """
-    options = _parse(body, _Rank)
+    options = _parse(body, _RerankRequest)
     query_words = set(_WORD.findall(options.query.lower()))
     texts = [each if isinstance(each, str) else each.text for each in options.documents]
     scores = [len(query_words & set(_WORD.findall(text.lower()))) / (len(query_words) or 1) for text in texts]

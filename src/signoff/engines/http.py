@@ -22,13 +22,13 @@ class HttpEngine:
     async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
         """Return or send the model's answer to the body, whatever its path. Raises ModelFailed and its subclasses."""
         if not model.url:
-            raise ModelUnreachable(f"The model {model.name} has no `url`.")
+            raise ModelUnreachable(f"The model {model.name} has no `url`; set it.")
         headers = _headers(request.key) | dict(request.headers)
         upstream_request = UpstreamRequest("POST", model.url, request.body, headers, request.response_headers)
         return await self._upstream.ask(upstream_request, sink, timeouts=model.timeouts, stream=request.stream)
 
     async def operate(self, model: Model, operation: str, key: str | None) -> bytes | None:
-        """See `engine.OperationEngine`: a GET for what reads, else a POST, at the path of the operation below `url`."""
+        """See `engine.OperationEngine`. GET for `get…`, else POST, to the path of the operation below `url`."""
         if not model.url:
             return None
         base, _, query = model.url.partition("?")

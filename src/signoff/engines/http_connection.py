@@ -64,7 +64,8 @@ class ResponseHead(NamedTuple):
 class HttpConnection(asyncio.Protocol):
     """Connection to a server.
 
-    Every wait ends at a time of the event loop, `due`: whoever has the set `waiting` calls `expire` regularly.
+    Every wait ends at `due`, a time of the event loop. The connection is in the set `waiting` while it waits, and the
+    owner of the set calls `expire` regularly.
     """
 
     def __init__(self, waiting: set["HttpConnection"]) -> None:
@@ -86,6 +87,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers = list[tuple[str, str]]()
         self._head_bytes = 0
         self._bytes_without_body = 0
+        """Bytes received since the last ones of a body: of a head, or between two chunks."""
         self._unread = list[bytes]()
         self._unread_bytes = 0
         self._is_ended = False
@@ -146,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         return data
 
     def expire(self, now: float) -> None:
-        """End the wait with TimeoutError if it is over."""
+        """End the wait with TimeoutError if its end has come. `now` is the time of the event loop."""
         if now >= self._due and self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(TimeoutError())
 

@@ -28,10 +28,11 @@ TICK_SECONDS = 0.05
 # Pause before the next address of a name is tried beside the first one (RFC 8305).
 NEXT_ADDRESS_SECONDS = 0.25
 
+# As of `socket.getaddrinfo`.
 AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[str, int]]
 
 
-# Ends with a connection that another request has used, or with None if one may be opened.
+# Wait of a request for its turn. The result is a connection that another request has used; None to open one.
 _Turn = asyncio.Future[HttpConnection | None]
 
 
@@ -53,15 +54,20 @@ class ProxyRefused(OSError):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+        """HTTP status of the proxy's answer."""
 
 
 class Origin(NamedTuple):
     """A server, and the proxy on the way to it."""
 
     is_tls: bool
+    """True for https."""
     host: str
+    """Host name or IP address."""
     port: int
+    """TCP port."""
     proxy: URL | None = None
+    """URL of the proxy; None for a direct connection."""
 
 
 class HttpPool:
@@ -86,7 +92,8 @@ class HttpPool:
     async def take(self, origin: Origin, *, connect_seconds: float, due: float, is_new: bool) -> HttpConnection:
         """Return a connection; unless `is_new`, one that was used before, if there is any. Give it back with `release`.
 
-        Raises TimeoutError at `due`, ConnectTimeout, UnknownName, ProxyUnreachable, ProxyRefused, and OSError.
+        `due` is a time of the event loop. Raises TimeoutError then, ConnectTimeout after `connect_seconds`,
+        UnknownName, ProxyUnreachable, ProxyRefused, and OSError.
         """
         idle = self._idle.get(origin)
         while idle and not is_new:

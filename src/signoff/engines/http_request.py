@@ -10,7 +10,7 @@ from signoff.engines.http_pool import Origin, basic_credentials
 from signoff.engines.url import parse_model_url
 
 DEFAULT_HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "signoff"}
-# Headers that say where a request ends; they are written here.
+# Headers of framing, which this module sets; those of a request are dropped.
 FRAMING = {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 WITHOUT_BODY = {"DELETE", "GET", "OPTIONS"}
 
@@ -19,9 +19,13 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     """Request to a model."""
 
     method: str
+    """HTTP method, in capitals."""
     url: str
+    """URL with http or https."""
     body: bytes
+    """Body as it is sent; empty for none."""
     headers: dict[str, str]
+    """Headers besides those of `DEFAULT_HEADERS` and `FRAMING`."""
     response_headers: dict[str, str] = {}
     """Receiver of the headers about rate limits, with names in lower case."""
 
@@ -34,7 +38,7 @@ class PreparedRequest(NamedTuple):
     line: str
     """The request line."""
     headers: dict[str, str]
-    """Headers that those of a request replace."""
+    """Default headers; a header of the request replaces the one of its name."""
 
 
 def prepare(find_proxy: Callable[[URL], URL | None] | None, method: str, url: str) -> PreparedRequest:

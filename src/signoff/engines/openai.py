@@ -26,7 +26,7 @@ class OpenAIEngine:
     async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
         """Return or send the model's answer, byte for byte. Raises ModelFailed and its subclasses."""
         if not model.url:
-            raise ModelUnreachable(f"The model {model.name} has no `url`.")
+            raise ModelUnreachable(f"The model {model.name} has no `url`; set it.")
         return await ask(self._upstream, model.url, model, request, sink)
 
     async def start(self) -> None:
@@ -56,7 +56,7 @@ async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: Mo
 
 
 def _known_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
-    body = named(request.body, upstream_name(model, request.target))
+    body = with_model(request.body, upstream_name(model, request.target))
     headers = {"content-type": "application/json"}
     return UpstreamRequest("POST", endpoint_url(base_url, request.path), body, headers, request.response_headers)
 
@@ -65,12 +65,12 @@ def _other_request(base_url: str, model: Model, request: ModelRequest) -> Upstre
     """Return a request for an endpoint that is not in KNOWN.
 
     It has any method, may have a query, and has a body of any kind: JSON, a `BinaryBody`, or none, which a job stores
-    as null.
+    as null. A JSON body without a member "model" gets none.
     """
     route = parse_route(request.path) or Route("POST", request.path, None)
     name, binary = upstream_name(model, request.target), decode_binary(request.body)
     if binary is None:
-        body = named(request.body, name) if asks_for_a_model(request.body) else request.body
+        body = with_model(request.body, name) if has_model(request.body) else request.body
     else:
         body = with_field(binary, "model", name)
     headers = dict[str, str]()
@@ -91,31 +91,31 @@ def _add_headers(headers: dict[str, str], base_url: str, request: ModelRequest) 
             headers[name] = f"Bearer {request.key}" if name == "authorization" else request.key
 
 
-def asks_for_a_model(body: bytes) -> bool:
-    """Return True if `body` has a member "model". For unknown endpoints, none is added to a body without one."""
+def has_model(body: bytes) -> bool:
+    """Return True if `body` is a JSON object with a member "model"."""
     try:
         return "model" in _MEMBERS.decode(body)
     except (ValueError, RecursionError):
         return False
 
 
-def named(body: bytes, name: str) -> bytes:
+def with_model(body: bytes, name: str) -> bytes:
     """Return `body` with `name` as its "model". All other members keep their bytes.
 
     A body that is not a JSON object is returned unchanged.
     """
     model = msgspec.Raw(msgspec.json.encode(name))
     try:
-        if _WITH_MODEL.decode(body).model == model:
+        if _MODEL.decode(body).model == model:
             return body
         return msgspec.json.encode(_MEMBERS.decode(body) | {"model": model})
     except (ValueError, RecursionError):
         return body
 
 
-class _WithModel(msgspec.Struct):
+class _ModelMember(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw(b"")
 
 
-_WITH_MODEL = msgspec.json.Decoder(_WithModel)
+_MODEL = msgspec.json.Decoder(_ModelMember)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])

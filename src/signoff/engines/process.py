@@ -153,14 +153,17 @@ async def _pipe_to(our_fds: AsyncExitStack, child_fds: ExitStack) -> tuple[async
 
 
 class Process:
-    """A running model. `ended` is set once the process has ended and its log is complete."""
+    """A running model, and the watchdog that runs it."""
 
     def __init__(
         self, watchdog: Subprocess, port: int, output: asyncio.StreamReader, log: ModelLog, limits: ProcessLimits
     ) -> None:
         self.port = port
+        """TCP port of an HTTP server; 0 for a program that speaks JSON lines."""
         self.ended = asyncio.Event()
+        """Set once the process has ended and its log is complete."""
         self.lines: JsonLinesClient | None = None
+        """Client of a program that speaks JSON lines; None for an HTTP server."""
         self._watchdog = watchdog
         self._output = output
         self._log = log
@@ -187,8 +190,9 @@ class Process:
                 self.lines.close_crashed(self._exit_message())
 
     def _exit_message(self) -> str:
-        """Return how the process ended. Its last lines may contain other users' data, so they are included only if it
-        never ran.
+        """Return how the process ended, as the rest of a sentence that begins with the model's name.
+
+        The last lines of its log may contain other users' data, so they are included only if it never ran.
         """
         status = self._watchdog.returncode
         if status == CANNOT_RUN:
@@ -211,7 +215,8 @@ class Process:
     async def startup_error(self, start_seconds: float) -> str | None:
         """Wait up to `start_seconds` until the model is ready.
 
-        Returns None when it is, else an error message with its last log lines.
+        Return None when it is; else the reason and the last lines of the log, as the rest of a sentence that begins
+        with the model's name.
         """
         try:
             async with asyncio.timeout(start_seconds):

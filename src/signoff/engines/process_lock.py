@@ -15,8 +15,7 @@ class ProcessLock:
     """Lock on a model's process, held by its owner. The kernel releases it when the owner ends.
 
     A file beside it publishes the port to the other processes; they touch that file to show that they use the model. A
-    model whose command or limits were edited has another lock, so that no request goes to a process that runs the old
-    one.
+    model whose command or limits were edited has another lock, so that no request goes to a process with the old ones.
     """
 
     def __init__(self, run_dir: Path, model: Model) -> None:
@@ -109,8 +108,6 @@ class _Address(msgspec.Struct):
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
