@@ -63,7 +63,7 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
         return response.response_from_text(self.text, self.digest, self.model) | {"usage": usage}
 
 
-class _EmbeddingRequest(msgspec.Struct):
+class _EmbedRequest(msgspec.Struct):
     input: str | list[str | int | list[int]]
     dimensions: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
     encoding_format: Literal["float", "base64"] = "float"
@@ -71,7 +71,7 @@ class _EmbeddingRequest(msgspec.Struct):
 
 def embeddings(body: bytes, model: str) -> bytes:
     """Return a unit vector for each input, derived from its digest, so equal inputs are equal. Raises BadRequest."""
-    options = _parse(body, _EmbeddingRequest)
+    options = _parse(body, _EmbedRequest)
     inputs = _split_inputs(options.input)
     data: list[JsonObject] = [
         {"object": "embedding", "index": index, "embedding": _encode_vector(_vector(each, options.dimensions), options)}
@@ -100,7 +100,7 @@ def _vector(text: str | list[int], dimensions: int) -> tuple[float, ...]:
     return struct.unpack(f"<{dimensions}f", struct.pack(f"<{dimensions}f", *(number / length for number in numbers)))
 
 
-def _encode_vector(vector: tuple[float, ...], options: _EmbeddingRequest) -> object:
+def _encode_vector(vector: tuple[float, ...], options: _EmbedRequest) -> object:
     if options.encoding_format == "float":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
@@ -130,7 +130,7 @@ class _Document(msgspec.Struct):
     text: str
 
 
-class _RerankRequest(msgspec.Struct):
+class _RankRequest(msgspec.Struct):
     query: str
     documents: Annotated[list[str | _Document], msgspec.Meta(max_length=MAX_INPUTS)]
     top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -141,7 +141,7 @@ def ranks(body: bytes, model: str) -> bytes:
 
     Raises BadRequest.
     """
-    options = _parse(body, _RerankRequest)
+    options = _parse(body, _RankRequest)
     query_words = set(_WORD.findall(options.query.lower()))
     texts = [each if isinstance(each, str) else each.text for each in options.documents]
     scores = [len(query_words & set(_WORD.findall(text.lower()))) / (len(query_words) or 1) for text in texts]
