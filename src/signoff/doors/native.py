@@ -12,15 +12,14 @@ from litestar.response import Stream
 
 from signoff.core import sse
 from signoff.core.ask import Ask
-from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Status
-from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import Reply, cache_control_of, header, model_in, null, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
+from signoff.doors.webhooks import DeliverTo, parse_webhook
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import (
@@ -37,17 +36,8 @@ from signoff.work.jobs.retry import retry_job
 from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
 
-MAX_WAIT_SECONDS = 300.0
+MAX_POLL_SECONDS = 300.0
 MAX_PAGE = 1000
-
-
-class DeliverTo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Webhook that gets a message when the job ends."""
-
-    url: str
-    """URL of the receiver."""
-    secret: str | None = None
-    """Secret (`whsec_…`) that signs the message; None for the one of the server (`webhook_secret`)."""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +48,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     target: str | None = None
     """Name of the model, prompt or pipeline; None for `model` in the body, else the default model."""
     path: str = CHAT
-    """Endpoint of OpenAI's API, or `/predict`."""
+    """Endpoint of the request, such as `/v1/chat/completions` or `/predict`."""
     metadata: msgspec.Raw = msgspec.field(default_factory=null)
     """JSON value that is returned with the job."""
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
@@ -84,7 +74,7 @@ async def accept_job(request: QueueRequest) -> Reply:
         priority=new.priority,
         idempotency_key=header(request.scope, b"idempotency-key"),
         due_seconds=max(0.0, seconds),
-        webhook=None if new.deliver is None else _webhook(new.deliver),
+        webhook=parse_webhook(new.deliver),
         cache_control=cache_control_of(request.scope),
     )
     job = await submit(request.services, ask)
@@ -114,7 +104,7 @@ async def get_jobs(
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
     total: FromQuery[bool] = False,
 ) -> dict[str, Any]:
-    """Return a page of jobs, newest first; `next` is `after` of the next page.
+    """Return a page of jobs, newest first. Pass `next` as `after` to get the next page.
 
     A page has fewer jobs than `limit` if they are large; it is the last one if `next` is null.
 
@@ -138,7 +128,7 @@ async def show_job(
     services: InjectedServices,
     caller: InjectedCaller,
     job_id: FromPath[str],
-    wait: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_SECONDS)] = 0,
+    wait: Annotated[float, QueryParameter(ge=0, le=MAX_POLL_SECONDS)] = 0,
 ) -> Response[dict[str, Any]]:
     """Return the job; with `wait`, once it has ended or that many seconds have passed."""
     job = await (wait_for_end(services, caller, job_id, wait) if wait > 0 else get_job(services, caller, job_id))
@@ -228,13 +218,6 @@ def _target(new: NewJob) -> str | None:
     if None not in {new.target, body_model} and new.target != body_model and new.path != PREDICT:
         raise BadRequest(f"`target` is {new.target!r}, and `model` in the body {body_model!r}; remove one of them.")
     return body_model if new.target is None else new.target
-
-
-def _webhook(deliver: DeliverTo) -> WebhookTarget:
-    try:
-        return WebhookTarget(url=deliver.url, secret=None if deliver.secret is None else Secret(deliver.secret))
-    except ValueError as error:
-        raise BadRequest(f"`deliver.secret` is not valid: {error}") from None
 
 
 def _microseconds(time: datetime) -> int:

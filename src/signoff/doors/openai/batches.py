@@ -6,11 +6,10 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.batch import EXPIRY_SECONDS, FILE_SECONDS, Batch, BatchFilter, BatchTotals
-from signoff.core.delivery import WebhookTarget
 from signoff.core.fingerprint import fingerprint
-from signoff.core.signing import Secret
 from signoff.doors.http import Scope, Send, header, parse_json, send_json
 from signoff.doors.openai.files import LocalRequest, limit_of, page_json, query_of
+from signoff.doors.webhooks import DeliverTo, parse_webhook
 from signoff.errors import BadRequest, InvalidType, InvalidValue, MethodNotAllowed, MissingParameter, NotFound
 from signoff.work.batches.manage import (
     ENDPOINTS,
@@ -40,15 +39,6 @@ class ExpiresAfter(msgspec.Struct, frozen=True):
     """Lifetime in seconds."""
 
 
-class Receiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Webhook that gets a message when the batch ends."""
-
-    url: str
-    """URL of the receiver."""
-    secret: str | None = None
-    """Secret (`whsec_…`) that signs the message; None for the one of the server."""
-
-
 class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Body of `POST /v1/batches`."""
 
@@ -59,11 +49,11 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
     completion_window: str | None = None
     """Time within which they are answered; only `24h`."""
     metadata: dict[str, Any] | None = None
-    """Pairs of the caller's own."""
+    """Names and values that the caller chooses; returned with the batch."""
     output_expires_after: ExpiresAfter | None = None
     """Lifetime of the output files; 30 days without it."""
-    deliver: Receiver | None = None
-    """Webhook for the end of the batch, as of `POST /api/jobs`; no part of OpenAI's API."""
+    deliver: DeliverTo | None = None
+    """Webhook for the end of the batch, as in `POST /api/jobs`; not a part of OpenAI's API."""
 
 
 async def serve_batches(services: Services, request: LocalRequest, send: Send) -> None:
@@ -113,7 +103,7 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
         idempotency_key=key,
         fingerprint=fingerprint(msgspec.json.encode(new, order="sorted")),
     )
-    return await create_batch(services, batch, None if new.deliver is None else _webhook(new.deliver))
+    return await create_batch(services, batch, parse_webhook(new.deliver))
 
 
 def _invalid(param: str, value: str | None, supported: tuple[str, ...]) -> InvalidValue:
@@ -147,13 +137,6 @@ def _output_seconds(expires_after: ExpiresAfter | None) -> int:
         message = f"`output_expires_after.seconds` must be an integer from {limits} (got {expires_after.seconds})."
         raise InvalidValue("output_expires_after.seconds", message)
     return expires_after.seconds
-
-
-def _webhook(receiver: Receiver) -> WebhookTarget:
-    try:
-        return WebhookTarget(url=receiver.url, secret=None if receiver.secret is None else Secret(receiver.secret))
-    except ValueError as error:
-        raise BadRequest(f"`deliver.secret` is not valid: {error}") from None
 
 
 async def _find(services: Services, caller: Caller, batch_id: str) -> Batch:
