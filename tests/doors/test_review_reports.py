@@ -113,7 +113,7 @@ async def test_while_a_client_reads_a_line_its_decision_is_not_kept(tmp_path: Pa
     ("path", "message"),
     [
         ("feedback?kind=all", "`kind` must be one of decisions, supervised, preference, rejected (got 'all')."),
-        ("feedback?since=x", "'x' is not a valid time"),
+        ("feedback?since=x", "`since` must be a time such as 2026-01-31"),
         ("feedback?after=-1", "after"),
         ("figures?by=user", "`by` must be a list of policy, target, prompt, prompt_version, reviewer, hour, day"),
         ("figures?limit=0", "limit"),

@@ -75,7 +75,7 @@ async def post_removal(request: AnyRequest, services: InjectedServices, caller: 
     """Remove a price, and show the others. Jobs that have ended keep their cost."""
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), PriceForm, "price")
-    await drop_price(services, caller, form.model, parse_microseconds(form.valid_from))
+    await drop_price(services, caller, form.model, parse_microseconds("valid_from", form.valid_from))
     return redirect(PRICES.path)
 
 

@@ -27,7 +27,7 @@ async def get_audit(  # noqa: PLR0913 -- Litestar passes each query parameter by
     after: Annotated[int | None, QueryParameter(ge=1, lt=INTS)] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
-    """Return a page of the audit log, newest first, for admins. `next` is `after` of the next page.
+    """Return a page of the audit log, newest first, for admins. Pass `next` as `after` to get the next page.
 
     `since` and `until` are times (ISO 8601, UTC unless they have a zone); entries are from `since` on and before
     `until`.
@@ -36,8 +36,8 @@ async def get_audit(  # noqa: PLR0913 -- Litestar passes each query parameter by
         actor=actor,
         subject=subject,
         action=action,
-        since=None if since is None else parse_microseconds(since),
-        until=None if until is None else parse_microseconds(until),
+        since=None if since is None else parse_microseconds("since", since),
+        until=None if until is None else parse_microseconds("until", until),
         after_id=after,
         limit=limit,
     )

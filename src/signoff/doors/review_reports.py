@@ -37,8 +37,8 @@ def parse_feedback_query(  # noqa: PLR0913 -- Litestar passes each query paramet
     return FeedbackQuery(
         kind=_kind(kind),
         after_seq=after,
-        since=None if since is None else parse_microseconds(since),
-        until=None if until is None else parse_microseconds(until),
+        since=None if since is None else parse_microseconds("since", since),
+        until=None if until is None else parse_microseconds("until", until),
         target=target,
         prompt=prompt,
         prompt_version=prompt_version,
@@ -61,8 +61,8 @@ def parse_figure_query(  # noqa: PLR0913 -- Litestar passes each query parameter
     """Return the query for figures; without `since`, for the last 31 days. Raises BadRequest."""
     return FigureQuery(
         by=_dimensions(by),
-        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
-        until=None if until is None else parse_microseconds(until),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
+        until=None if until is None else parse_microseconds("until", until),
         policy=policy,
         target=target,
         reviewer=reviewer,
@@ -83,7 +83,7 @@ async def get_feedback(
     """Stream the decisions that took effect as JSON Lines, oldest first, for admins.
 
     `kind` is the form of the rows: `decisions` has every decision with its contents; `supervised`, `preference` and
-    `rejected` have the formats of OpenAI's fine-tuning. The header `x-next-after` is `after` of the next export.
+    `rejected` have the formats of OpenAI's fine-tuning. Pass the header `x-next-after` as `after` to get what follows.
     """
     until_seq = await export_end(services, caller)
     rows = export_feedback(services, caller, feedback_query, until_seq=until_seq)

@@ -56,8 +56,8 @@ def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter 
     """Return the query for usage; without `since`, for the last 31 days. Raises BadRequest."""
     return UsageQuery(
         by=_dimensions(by),
-        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
-        until=None if until is None else parse_microseconds(until),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
+        until=None if until is None else parse_microseconds("until", until),
         model=model,
         offset=offset,
         limit=limit,
@@ -110,8 +110,8 @@ async def get_latencies(
         raise BadRequest(f"`by` must be one of {', '.join(get_args(LatencyDimension))} (got {by[:100]!r}).")
     query = LatencyQuery(
         by=cast("LatencyDimension", by),
-        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
-        until=None if until is None else parse_microseconds(until),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
+        until=None if until is None else parse_microseconds("until", until),
     )
     rows = [_latency_json(by, row) for row in await latency_report(services, caller, query)]
     if format == "csv":
@@ -140,7 +140,7 @@ async def delete_price(
     services: InjectedServices, caller: InjectedCaller, model: FromQuery[str], valid_from: FromQuery[str]
 ) -> None:
     """Remove a price. Jobs that have ended keep their cost."""
-    await drop_price(services, caller, model, parse_microseconds(valid_from))
+    await drop_price(services, caller, model, parse_microseconds("valid_from", valid_from))
 
 
 def _dimensions(text: str) -> tuple[Dimension, ...]:
@@ -151,12 +151,17 @@ def _dimensions(text: str) -> tuple[Dimension, ...]:
         raise BadRequest(f"`by` must be a list of {', '.join(get_args(Dimension))}, separated by commas.") from None
 
 
-def parse_microseconds(text: str) -> int:
-    """Return the time in `text` (ISO 8601, UTC unless it has a zone) as microseconds since 1970. Raises BadRequest."""
+def parse_microseconds(name: str, text: str) -> int:
+    """Return the time in `text` (ISO 8601, UTC unless it has a zone) as microseconds since 1970.
+
+    Raises BadRequest, whose message has the `name` of the parameter.
+    """
     try:
         return parse_time(datetime.fromisoformat(text))
     except ValueError:
-        raise BadRequest(f"{text!r} is not a valid time; write it like 2026-01-31 or 2026-01-31T12:00:00Z.") from None
+        raise BadRequest(
+            f"`{name}` must be a time such as 2026-01-31 or 2026-01-31T12:00:00Z (got {text[:100]!r})."
+        ) from None
 
 
 def parse_price(new: NewPrice, now: int) -> Price:
@@ -164,7 +169,7 @@ def parse_price(new: NewPrice, now: int) -> Price:
     try:
         return Price(
             model=new.model,
-            valid_from=now if new.valid_from is None else parse_microseconds(new.valid_from),
+            valid_from=now if new.valid_from is None else parse_microseconds("valid_from", new.valid_from),
             input=microdollars(new.input),
             output=microdollars(new.output),
             cached_input=None if new.cached_input is None else microdollars(new.cached_input),
