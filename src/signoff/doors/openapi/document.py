@@ -1,4 +1,4 @@
-"""The OpenAPI document: Litestar's routes and parameters, completed, and the routes in plain ASGI."""
+"""The OpenAPI document: Litestar's document, completed with bodies and answers, and the routes in plain ASGI."""
 
 from typing import Any, cast
 
@@ -75,7 +75,7 @@ def complete(document: Schema) -> Schema:
 
 
 def _types() -> list[tuple[tuple[str, str], Any]]:
-    """Return the types of all answers and bodies, each with its route and what it is there."""
+    """Return the types of all answers and bodies, each with its route and its part, such as `body`."""
     rows = list[tuple[tuple[str, str], Any]]()
     for route, operation in (*OPERATIONS.items(), *PLAIN.items()):
         parts = {"answer": operation.answer, "body": operation.body}
@@ -87,7 +87,7 @@ def _types() -> list[tuple[tuple[str, str], Any]]:
 
 
 def _completed(path: str, method: str, operation: Schema, names: dict[tuple[str, str], Schema]) -> Schema:
-    """Return an operation of Litestar with what its handler reads and answers."""
+    """Return an operation of Litestar with its body, answers and errors."""
     route = f"{method.upper()} {path}"
     more = OPERATIONS.get(route, Operation())
     responses = {status: response for status, response in operation["responses"].items() if status < "400"}
@@ -101,7 +101,7 @@ def _completed(path: str, method: str, operation: Schema, names: dict[tuple[str,
         responses["202"] = {"description": "Accepted; ask for the result later.", "content": content}
     if more.redirects:
         responses = {} if more.answer is None else responses
-        responses["303"] = {"description": "A browser is led to a page."}
+        responses["303"] = {"description": "Redirect of a browser to a page."}
     parameters = [_with_description(each) for each in operation.get("parameters", [])]
     responses |= _errors(path, more, parameters)
     if more.unavailable is not None:
@@ -115,7 +115,7 @@ def _completed(path: str, method: str, operation: Schema, names: dict[tuple[str,
 
 
 def _with_description(parameter: Schema) -> Schema:
-    """Return a parameter with its description; null is no value of a query, but says that it may be left out."""
+    """Return a parameter with its description, and without the type null, which no query can have."""
     schema = dict(parameter["schema"])
     kinds: list[Schema] = [kind for kind in schema.pop("oneOf", []) if kind != {"type": "null"}]
     description = PARAMETERS.get(parameter["name"])

@@ -38,7 +38,7 @@ FORMATS: dict[str, Schema] = {
     },
     "DetailError": {
         "type": "object",
-        "description": "Error of the queue doors and of the cached answers.",
+        "description": "Error of the queue API and of cached calls.",
         "required": ["detail", "code"],
         "properties": {"detail": _TEXT, "code": _CODE, "job_id": _JOB},
     },

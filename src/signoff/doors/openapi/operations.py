@@ -1,4 +1,4 @@
-"""Bodies, answers and errors of the routes of Litestar, whose handlers read bodies and build answers themselves."""
+"""Bodies, answers and errors of Litestar's routes, which it does not know: handlers parse and build JSON themselves."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class Operation(msgspec.Struct, frozen=True):
     body: Any = None
     """Type of the body; None for no body."""
     other_answer: Any = None
-    """Type of the answer in other cases; None if there is one alone."""
+    """Type of the answer in other cases; None if `answer` is the only one."""
     accepted: Any = None
     """Type of an answer with the status 202, beside that with 200; None if there is none."""
     errors: tuple[int, ...] = ()
@@ -54,7 +54,7 @@ class Operation(msgspec.Struct, frozen=True):
     unavailable: Any = None
     """Type of an answer with the status 503, which is no error in the format of the API; None if there is none."""
     redirects: bool = False
-    """True if a browser is led to a page."""
+    """True if a browser gets a redirect to a page."""
     needs_body: bool = True
     """False if the body may be left out."""
     is_public: bool = False
@@ -64,7 +64,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 _JOB = job_answers.JobAnswer
-# Refused without the role; refused also if the object has another state or another name.
+# Errors without the role, and if the state of the object does not allow it or its name is taken.
 _ROLE, _STATE = (403,), (403, 409)
 _WAIT = (403, 404, 409, 422, 429, 500, 502, 503, 504)
 _QUEUED = (404, 409, 422, 429)
@@ -225,18 +225,18 @@ OPERATIONS: dict[str, Operation] = {
 PARAMETERS = {
     "action": "Action of the entries, such as `model_created`.",
     "actor": "Actor of the entries, such as `user:EMAIL`.",
-    "after": "Cursor of the page: `next` of the page before.",
+    "after": "Cursor: `next` of the previous page.",
     "assignee": "E-mail address of the reviewer whom the answers are assigned to.",
-    "before": "Cursor of the page: `next` of the page before.",
+    "before": "Cursor: `next` of the previous page.",
     "bulk_id": "Id of the bulk decision.",
     "by": "Dimensions of the rows, separated by commas.",
     "code": "Code of the link.",
     "delivery_id": "Id of the delivery.",
-    "erase": "`true` confirms that all of the user is erased for good.",
+    "erase": "`true` confirms that everything of the user is erased; this cannot be undone.",
     "force": "`true` deletes it even if pipelines call it.",
     "format": "`json` or `csv`.",
     "from": "Number or label of the older version.",
-    "group": "Group of a budget that each group has for itself.",
+    "group": "Group, for a budget that counts each group separately.",
     "health": "`true` adds the result of a connection test.",
     "id": "Id of the job.",
     "idempotency-key": "Key with which repeated requests are one job.",
@@ -246,7 +246,7 @@ PARAMETERS = {
     "kind": "Form of the rows: `decisions`, `supervised`, `preference` or `rejected`.",
     "label": "Label of a version, such as `production`.",
     "limit": "Maximum number of objects of the page.",
-    "min_age_seconds": "Time since which the answers are held at least.",
+    "min_age_seconds": "Least time in seconds since the answer was held.",
     "model": "Name of the model.",
     "name": "Name of the object; that of a prompt or pipeline may be its id.",
     "offset": "Number of rows to leave out.",
@@ -261,14 +261,14 @@ PARAMETERS = {
     "queue_name": "Queue of the setting `queues`, which may name a model.",
     "reviewer": "E-mail address of the reviewer.",
     "session_id": "Id of the session.",
-    "since": "Time from which on to look (ISO 8601, UTC).",
+    "since": "Start of the period, inclusive (ISO 8601, UTC).",
     "status": "Status of the jobs: `bot`, `human`, `success` or `fail`.",
     "subject": "Subject of the entries, such as `model:NAME`.",
     "target": "Name that requests gave: a model, prompt or pipeline.",
     "to": "Number or label of the newer version.",
     "token_id": "Id of the token.",
     "total": "`true` adds the number of all jobs that match.",
-    "until": "Time before which to look (ISO 8601, UTC).",
+    "until": "End of the period, exclusive (ISO 8601, UTC).",
     "user_id": "Id of the user.",
     "valid_from": "Time from which the price is valid.",
     "version": "Number or label of the version.",

@@ -1,8 +1,8 @@
 """Operations of the routes in plain ASGI, which no framework describes: OpenAI's and Anthropic's APIs, the cached
 answers, and the API of models by id.
 
-Bodies and answers of OpenAI and Anthropic are theirs; the document names what Signoff itself needs, and allows the
-rest.
+OpenAI and Anthropic define the bodies and answers of their APIs; the document names the members that Signoff needs, and
+allows any others.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from signoff.doors.openapi.answers import compatible, jobs
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _OPENAI, _ANTHROPIC = "https://developers.openai.com/api/reference", "https://platform.claude.com/docs/en/api"
-# What a model or a review can bring about.
+# Statuses of errors of routes that ask a model.
 _OF_MODELS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
@@ -37,16 +37,21 @@ class AsgiOperation(NamedTuple):
     """Operation of a route in plain ASGI."""
 
     summary: str
+    """Summary in a few words."""
     tag: str
+    """Name in `TAGS` of `document`."""
     answer: Any = None
     """Type, or schema, of the answer; None for any JSON."""
     body: Any = None
     """Type, or schema, of the body; None for no body."""
     parameters: tuple[Schema, ...] = ()
+    """Parameters of the path, the query and the head."""
     errors: tuple[int, ...] = (401,)
+    """Statuses of errors."""
     answer_types: tuple[str, ...] = ("application/json",)
     """Media types of the answer; the first one has the schema."""
     body_type: str = "application/json"
+    """Media type of the body."""
     reference: str | None = None
     """Address of the reference of the API that this route speaks."""
 
@@ -129,9 +134,9 @@ def _passed(method: str) -> AsgiOperation:
         {},
         {} if takes_body else None,
         (
-            _path("path", "One or more segments; the first one says who may call it."),
+            _path("path", "One or more segments; the first one determines which role may call it."),
             _query("model", "Model that the request goes to, if the body names none; not passed on."),
-            _header("x-signoff-model", "The same, before the query."),
+            _header("x-signoff-model", "The same; it takes precedence over the query."),
         ),
         (*_OF_MODELS[:3], 404, 405, *_OF_MODELS[4:]),
         ("application/json", "*/*"),
@@ -140,7 +145,7 @@ def _passed(method: str) -> AsgiOperation:
 
 
 _LIMIT = _query("limit", "Maximum number of objects of the page.", {"type": "integer", "minimum": 1})
-_AFTER = _query("after", "Id of the last object of the page before.")
+_AFTER = _query("after", "Id of the last object of the previous page.")
 _FILE, _BATCH = _path("file_id", "Id of the file."), _path("batch_id", "Id of the batch.")
 _UPLOAD = _object("Form of an upload.", file={"type": "string", "format": "binary"}, purpose=_TEXT) | {
     "required": ["file", "purpose"]
@@ -201,7 +206,7 @@ _FILES = {
     "POST /v1/messages/batches": AsgiOperation(
         "Create a batch of messages",
         "anthropic",
-        {"description": "The batch; of a batch that is sent to an upstream, what that one answers."},
+        {"description": "The batch; if it is sent to an upstream, the answer of the upstream."},
         NewMessageBatch,
         (_query("model", "Model whose upstream gets the batch, instead of this server."),),
         (400, 401, 403, 404, 409, 413, 415, 429),
@@ -213,8 +218,8 @@ _FILES = {
         compatible.MessageBatchPage,
         None,
         (
-            _query("after_id", "Id of the last batch of the page before."),
-            _query("before_id", "Id of the first batch of the page after."),
+            _query("after_id", "Id of the last batch of the previous page."),
+            _query("before_id", "Id of the first batch of the next page."),
             _LIMIT,
         ),
         (400, 401, 404),

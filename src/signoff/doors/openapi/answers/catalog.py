@@ -9,7 +9,7 @@ from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.function import Function
 from signoff.funcs.loading import BrokenFile
 
-# `as` is a word of Python.
+# `as` is a keyword of Python.
 _As = TypedDict("_As", {"as": Annotated[str | None, msgspec.Meta(description="User whose limits and models apply.")]})
 
 
@@ -26,9 +26,9 @@ class EndpointHealth(TypedDict):
     endpoint: str
     """Address or number of the endpoint."""
     load: int
-    """Requests in flight."""
+    """Number of requests in progress."""
     state: str
-    """`up`, `resting` or `waking`."""
+    """`up`, `resting` during a cooldown, or `waking` after it."""
     resting_until: str | None
     """End of its cooldown."""
     fault: str | None
@@ -47,7 +47,7 @@ class ModelHealth(TypedDict):
     detail: str
     """Explanation for people."""
     waiting: NotRequired[int]
-    """Requests that wait for a slot."""
+    """Number of requests that wait for a slot."""
     endpoints: NotRequired[list[EndpointHealth]]
     """Health of each endpoint, if there are several."""
 

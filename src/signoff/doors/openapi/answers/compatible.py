@@ -35,7 +35,7 @@ class OpenAIFile(TypedDict):
     object: Literal["file"]
     """`file`."""
     bytes: int
-    """Size."""
+    """Size in bytes."""
     created_at: int
     """Seconds since 1970."""
     expires_at: int | None
@@ -60,7 +60,7 @@ class OpenAIPage(TypedDict, Generic[T]):
     first_id: str | None
     """Id of the first object."""
     last_id: str | None
-    """Id of the last object, which is `after` of the next page."""
+    """Id of the last object; pass it as `after` to get the next page."""
     has_more: bool
     """True if more may follow."""
 
@@ -133,7 +133,7 @@ class OpenAIBatch(TypedDict):
     usage: dict[str, Any] | None
     """Tokens, once it has ended."""
     metadata: dict[str, str] | None
-    """Pairs of the caller's own."""
+    """Names and values that the caller chose."""
 
 
 class MessageBatch(TypedDict):
@@ -171,7 +171,7 @@ class MessageBatchPage(TypedDict):
     first_id: str | None
     """Id of the first batch."""
     last_id: str | None
-    """Id of the last batch, which is `after_id` of the next page."""
+    """Id of the last batch; pass it as `after_id` to get the next page."""
 
 
 class MessageBatchRemoval(TypedDict):

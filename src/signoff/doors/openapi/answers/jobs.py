@@ -73,7 +73,7 @@ class JobAnswer(TypedDict):
     prompt_version: int | None
     """Version of that prompt."""
     metadata: Any
-    """Value that the request gave along."""
+    """Value that the request gave for this; returned unchanged."""
     cache: Literal["hit", "miss", "bypass"] | None
     """Use of the response cache."""
     cache_key: str | None
@@ -151,11 +151,11 @@ class DeliveryAnswer(TypedDict):
     job_id: str
     """Job that it is about."""
     kind: str
-    """`webhook`, `redis` or `stream`."""
+    """`webhook`, `redis` or `topic`."""
     host: str | None
     """Host of the receiver."""
     state: str
-    """`due` until it is received or given up."""
+    """`due`, `done` once it is received, or `failed` once it is given up."""
     attempts: int
     """Number of attempts so far."""
     status: int | None

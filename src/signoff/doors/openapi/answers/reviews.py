@@ -82,7 +82,7 @@ class TranscriptPart(TypedDict):
     role: str
     """Role of the message, or name of the member."""
     text: str
-    """Its text; what is no text is JSON."""
+    """Its text; JSON if it is not a text."""
 
 
 class ReviewDraft(TypedDict):
@@ -108,7 +108,7 @@ class ReviewVote(ReviewDraft):
 
 
 class ReviewItem(ReviewSummary):
-    """Held answer with all that a reviewer signs off."""
+    """Held answer with everything that a reviewer signs off."""
 
     user: str | None
     """E-mail address of the caller."""
@@ -121,9 +121,9 @@ class ReviewItem(ReviewSummary):
     run: str | None
     """Id of the run that this step belongs to."""
     transcript: list[TranscriptPart]
-    """All that the request contains."""
+    """Everything that the request contains."""
     new_transcript: list[TranscriptPart] | None
-    """All that the edited request of the draft contains."""
+    """Everything that the edited request of the draft contains; null if it is not edited."""
     payload: Any
     """Body of the request."""
     response: Any
@@ -270,7 +270,7 @@ class ReceiptAnswer(TypedDict):
     line: str
     """The receipt as it was signed."""
     salt: str | None
-    """Salt that opens its digests, in hexadecimal; null after the contents of the job were deleted."""
+    """Salt to check its digests, in hexadecimal; null after the contents of the job were deleted."""
 
 
 class ReceiptKey(TypedDict):
