@@ -49,7 +49,7 @@ MESSAGES = {
 
 
 def document(streams: Sequence[Stream]) -> dict[str, Any]:
-    """Return the AsyncAPI document of the topics of `streams`: requests that come in, responses that go out."""
+    """Return the AsyncAPI document of the topics of `streams`, on which requests arrive and responses are published."""
     doc: dict[str, Any] = {
         "asyncapi": "3.0.0",
         "info": {"title": "Signoff", "version": __version__, "description": "Requests in, answers out."},

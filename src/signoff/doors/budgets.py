@@ -44,7 +44,7 @@ async def get_budget(
     after: FromQuery[str | None] = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Return the figures of the present period, or a page of those of each group, for admins."""
+    """Return the figures of the current period, or a page of the figures of each group, for admins."""
     groups = None if group is not None else await list_groups(services, caller, name, after=after, limit=limit)
     return msgspec.to_builtins(groups or await report_budget(services, caller, name, group))
 
@@ -53,9 +53,9 @@ async def get_budget(
 async def post_restart(
     services: InjectedServices, caller: InjectedCaller, name: FromPath[str], group: FromQuery[str | None] = None
 ) -> dict[str, Any]:
-    """Start a new period with equal terms, of one group or of all, for admins; the audit log records it.
+    """Start a new period on the same terms, for one group or for all, for admins; the audit log records it.
 
-    Return its figures, or the groups, none of which has a period then.
+    Return the figures of the new period; for all groups of a budget by group, the list of groups instead.
     """
     await restart_budget(services, caller, name, group)
     groups = None if group is not None else await list_groups(services, caller, name, after=None, limit=1)
@@ -76,7 +76,7 @@ async def get_planted(
     after: Annotated[int, QueryParameter(ge=0, lt=INTS)] = 0,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Return a page of the planted items of a policy, for admins; `next` is `after` of the next page."""
+    """Return a page of the planted items of a policy, for admins. Pass `next` as `after` to get the next page."""
     items = await list_planted(services, caller, name, after_id=after, limit=limit)
     next_id = items[-1].id if len(items) == limit else None
     return {"data": [_item_json(item) for item in items], "next": next_id}
@@ -96,7 +96,7 @@ async def post_planted(
 async def delete_planted(
     services: InjectedServices, caller: InjectedCaller, name: FromPath[str], item_id: FromPath[int]
 ) -> None:
-    """Remove a planted item, which reviewers then get no more, for admins."""
+    """Remove a planted item, for admins; reviewers no longer get it."""
     await drop_planted(services, caller, name, item_id)
 
 

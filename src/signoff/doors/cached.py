@@ -39,7 +39,9 @@ class RequestHead(Sampling, frozen=True):
     """Members of a request that say whether and how it is cached."""
 
     model: str | None = None
+    """Name of the model; None for the default model."""
     stream: msgspec.Raw = msgspec.Raw(b"false")
+    """Value of `stream`, of any type."""
 
 
 class CachedDoor(AsgiDoor):
@@ -75,7 +77,7 @@ class CachedDoor(AsgiDoor):
             await send_json(send, payload, call_headers(call))
 
     async def _measure_or_clear(self, scope: Scope, send: Send, caller: Caller) -> None:
-        """Send the size of the cache, or delete entries: those of the caller; those of any or all users for admins."""
+        """Send the size of the cache, or delete entries: those of the caller; for admins, those of a user or of all."""
         if scope["method"] not in {"GET", "DELETE"}:
             raise MethodNotAllowed.at(CACHE, scope["method"], "DELETE, GET, HEAD")
         parameters = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)

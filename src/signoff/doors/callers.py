@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 
 from signoff.core.access import Caller, anonymous_caller
 from signoff.core.audit import Actor
-from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, headers_of, scheme_of
+from signoff.doors.http import (
+    DoorSettings,
+    Header,
+    Scope,
+    check_nul_characters,
+    client_of,
+    header,
+    headers_of,
+    scheme_of,
+)
 from signoff.errors import BadRequest, Forbidden, MisdirectedRequest, Unauthorized
 from signoff.infra.actor import act_as
 from signoff.infra.logging import USER_ID
@@ -21,7 +30,7 @@ SECURE_SESSION_COOKIE = "__Host-signoff_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LABEL_SELECTOR = b"x-label-selector"
 KEY_HEADERS = (b"x-api-key", b"api-key")
-# Headers of which a proxy, or another parser, could read another one than the first.
+# Headers that must not occur twice: a proxy, or another parser, could read another one than the first.
 SINGLE_HEADERS = (b"host", b"authorization", *KEY_HEADERS, b"x-signoff-model", b"idempotency-key", b"content-type")
 LOCALHOST = "localhost"
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -44,7 +53,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         Forbidden: The request has no token, and a page of another site sends it.
         MisdirectedRequest: The request has no token, and its `Host` is not one for anonymous callers.
         BadRequest: The path or the query has a NUL character, a header of SINGLE_HEADERS occurs twice, or the request
-            asks for models with certain labels.
+            has the header `X-Label-Selector`.
     """
     if len(headers_of(scope)) < len(scope["headers"]):
         _check_single(scope)
@@ -53,7 +62,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
     act_as(Actor(name=caller.actor, client=client_of(scope) or None))
     if LABEL_SELECTOR in headers_of(scope):
         raise BadRequest("`X-Label-Selector` is not supported, as models have no labels here; leave the header out.")
-    check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
+    check_nul_characters(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
     return caller
 
 
@@ -61,7 +70,9 @@ def _check_single(scope: Scope) -> None:
     names = [name for name, _ in scope["headers"]]
     for name in SINGLE_HEADERS:
         if names.count(name) > 1:
-            raise BadRequest(f"The header `{name.decode()}` must occur once, as parsers differ about a second one.")
+            raise BadRequest(
+                f"The header `{name.decode()}` occurs twice, and parsers differ in which one they read; send it once."
+            )
 
 
 async def _identify(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool) -> Caller:

@@ -1,4 +1,4 @@
-"""The native API of deliveries: the messages about the ends of jobs, and sending one again."""
+"""The native API of deliveries, which are messages about the end of a job: list them, and send one again."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The API of the queue on RabbitMQ and Redis: `/generate`, `/chat_completion`, `/check_status`."""
+"""The API of applications for a queue on RabbitMQ and Redis: `/generate`, `/chat_completion`, `/check_status`."""
 
 from functools import partial
 from typing import Annotated, Any

@@ -24,7 +24,7 @@ async def get_readiness(
     """Return 200 if the server can serve requests, else 503; the body says for each part whether it responds.
 
     `schema` is there if the schema of the database does not fit this version, and says what to do.
-    Streams have names only for callers with a token; others see their number, and of how many messages are read.
+    Only callers with a token see streams by name; others see how many there are, and how many are listened to.
     """
     caller: Caller | None = None
     with contextlib.suppress(SignoffError):

@@ -117,8 +117,8 @@ class AsgiDoor(ABC):
         """Send `error` as a whole response."""
 
 
-def check_address(scope: Scope) -> None:
-    """Raise BadRequest for NUL characters in the path or the query: no name has any, and PostgreSQL refuses them."""
+def check_nul_characters(scope: Scope) -> None:
+    """Raise BadRequest for NUL characters in the path or the query, which PostgreSQL refuses in texts."""
     if b"%00" in scope["query_string"] or "\0" in scope["path"]:
         raise BadRequest("The path and the query must not contain NUL characters (`%00`).")
 
@@ -321,6 +321,12 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
 def null() -> msgspec.Raw:
     """Return the JSON value of a member that a body leaves out; as a factory it keeps the value out of schemas."""
     return msgspec.Raw(b"null")
+
+
+def text_unless_null(value: msgspec.Raw) -> str | None:
+    """Return a JSON value as text; None for null."""
+    text = bytes(value).decode()
+    return None if text == "null" else text
 
 
 class _ModelMember(msgspec.Struct):

@@ -13,7 +13,7 @@ from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.reviews.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_json
+from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_json, text_unless_null
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, departed_callers, get_job, list_jobs
@@ -110,7 +110,7 @@ async def show_jobs(
 async def review_job(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
     """Apply a verdict to a held job, or save edits as a draft."""
     review = parse_json(await request.body(), ReviewRequest, "review")
-    edit = Edit(payload=_edited_text(review.payload), response=_edited_text(review.response))
+    edit = Edit(payload=text_unless_null(review.payload), response=text_unless_null(review.response))
     status = _status(review.status)
     if status == "human":
         await save_draft(services, caller, review.id, edit)
@@ -129,12 +129,6 @@ async def get_liveness() -> str:
 def error_payload(error: SignoffError) -> dict[str, Any]:
     """Return an error in the format of this API."""
     return {"status": "error", "code": error.code, "message": error.message}
-
-
-def _edited_text(value: msgspec.Raw) -> str | None:
-    """Return a JSON value as text, or None if it is null."""
-    text = bytes(value).decode()
-    return None if text == "null" else text
 
 
 def _status(text: str) -> Status:

@@ -42,7 +42,7 @@ async def get_keys(
 ) -> dict[str, Any]:
     """Return a page of the caller's own and all shared keys (for admins, of all keys), oldest first.
 
-    `next` is `after` of the next page.
+    Pass `next` as `after` to get the next page.
     """
     keys = await list_keys(services, caller, after_id=after, limit=limit)
     return {"data": [_key_json(key) for key in keys], "next": keys[-1].id if len(keys) == limit else None}
@@ -50,7 +50,7 @@ async def get_keys(
 
 @delete("/{key_id:int}", status_code=204, summary="Remove an upstream key")
 async def delete_key(services: InjectedServices, caller: InjectedCaller, key_id: FromPath[int]) -> None:
-    """Remove the key; requests that were to be sent with it fail from now on."""
+    """Remove the key; later requests that need it fail."""
     await remove_key(services, caller, key_id)
 
 

@@ -30,8 +30,8 @@ from signoff.work.admin.registry import ModelKeys
 from signoff.work.admin.try_model import try_model
 
 Operation = Literal["try", "start", "stop"]
-Timeout = Literal["connect_seconds", "first_byte_seconds", "between_chunks_seconds", "total_seconds"]
-Limit = Literal["memory_mb", "open_files", "nice"]
+TimeoutName = Literal["connect_seconds", "first_byte_seconds", "between_chunks_seconds", "total_seconds"]
+LimitName = Literal["memory_mb", "open_files", "nice"]
 
 
 class EndpointDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,8 +62,8 @@ class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     serve: bool | msgspec.UnsetType = msgspec.UNSET
     idle_seconds: float | msgspec.UnsetType = msgspec.UNSET
     start_seconds: float | msgspec.UnsetType = msgspec.UNSET
-    timeouts: dict[Timeout, float] | msgspec.UnsetType = msgspec.UNSET
-    limits: dict[Limit, int | None] | msgspec.UnsetType = msgspec.UNSET
+    timeouts: dict[TimeoutName, float] | msgspec.UnsetType = msgspec.UNSET
+    limits: dict[LimitName, int | None] | msgspec.UnsetType = msgspec.UNSET
     attempts: int | msgspec.UnsetType | None = msgspec.UNSET
     review: Review | msgspec.UnsetType | None = msgspec.UNSET
     coalesce: bool | msgspec.UnsetType | None = msgspec.UNSET
@@ -187,7 +187,7 @@ def _words(command: list[str] | str) -> tuple[str, ...]:
 
 
 def _model_json(status: ModelStatus) -> dict[str, Any]:
-    """Return a model for a response, which says whether there are keys and never what they are."""
+    """Return a model for a response, with `has_key` in place of its keys."""
     members: dict[str, Any] = msgspec.to_builtins(status.model)
     has_key = members.pop("key_id") is not None
     members["endpoints"] = [each | {"has_key": each.pop("key_id") is not None} for each in members["endpoints"]]

@@ -31,7 +31,10 @@ Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 async def get_users(
     services: InjectedServices, caller: InjectedCaller, after: After = 0, limit: Limit = 50
 ) -> dict[str, Any]:
-    """Return a page of all users for an admin, and the caller alone for others. `next` is `after` of the next page."""
+    """Return a page of all users for an admin, and the caller alone for others.
+
+    Pass `next` as `after` to get the next page.
+    """
     users = await list_users(services, check_token(caller), after_id=after, limit=limit)
     return {"data": [_user_json(user) for user in users], "next": users[-1].id if len(users) == limit else None}
 
@@ -54,11 +57,13 @@ async def delete_user(
 ) -> dict[str, Any]:
     """Disable a user for good, and erase all that they sent and got; servers do so in the background.
 
-    `erase=true` confirms that nothing of it comes back.
+    `erase=true` confirms this, as it cannot be undone.
     """
     check_admin(check_token(caller))
     if not erase:
-        raise BadRequest("`erase` must be true: all that the user sent and got is erased. `PATCH` disables a user.")
+        raise BadRequest(
+            "`erase` must be true to erase all that the user sent and got; use `PATCH` to disable the user."
+        )
     await begin_erasure(services, check_token(caller), user_id)
     return {"id": user_id, "status": "erasing"}
 
@@ -104,7 +109,7 @@ async def delete_sessions(
     caller: InjectedCaller,
     user_id: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
 ) -> dict[str, int]:
-    """End all sessions and sign-in links of the caller, or for an admin of the user `user_id`; return their number."""
+    """End all sessions and sign-in links of the caller, or of the user `user_id` for an admin; return their number."""
     owner_id = check_token(caller).user_id if user_id is None else user_id
     return {"ended": await end_sessions(services, check_token(caller), owner_id)}
 

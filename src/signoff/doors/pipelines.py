@@ -1,4 +1,4 @@
-"""The API that runs pipelines, as existing scripts use it: `/api/pipeline/args` and `/api/pipeline/call`."""
+"""The API that existing scripts use to run pipelines: `/api/pipeline/args` and `/api/pipeline/call`."""
 
 from typing import Any, cast
 

@@ -48,7 +48,7 @@ class RecommendationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 async def get_policies(
     services: InjectedServices, caller: InjectedCaller, after: FromQuery[str | None] = None, limit: Limit = 50
 ) -> dict[str, Any]:
-    """Return a page of the policies that apply, by name. `next` is `after` of the next page."""
+    """Return a page of the policies that apply, by name. Pass `next` as `after` to get the next page."""
     policies = await list_policies(services, caller, after=after or "", limit=limit)
     cursor = policies[-1].name if len(policies) == limit else None
     return {"data": [_policy_json(policy) for policy in policies], "next": cursor}
@@ -70,7 +70,7 @@ async def get_versions(
     before: Version = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Return a page of the versions, newest first. `next` is `before` of the next page."""
+    """Return a page of the versions, newest first. Pass `next` as `before` to get the next page."""
     versions = await list_policy_versions(services, caller, name, before=before, limit=limit)
     cursor = versions[-1].version if len(versions) == limit else None
     return {"data": [_policy_json(version) for version in versions], "next": cursor}
@@ -87,7 +87,7 @@ async def put_policy(
 
 @delete("/{name:str}", status_code=204, summary="Delete a review policy")
 async def delete_policy(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
-    """Delete the policy. Jobs that were submitted under it are judged by it still."""
+    """Delete the policy. It still applies to jobs that were submitted under it."""
     await remove_policy(services, caller, name)
 
 

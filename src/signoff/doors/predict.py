@@ -33,7 +33,7 @@ from signoff.work.call import begin_call, whole_answer
 from signoff.work.perform import asks_for_a_stream
 
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
-# A `?` before one of these names is taken for an `&`. A second field of the same name belongs to the URL in `dest`.
+# A `?` before one of these names counts as an `&`. A second field of the same name is a part of the URL in `dest`.
 FIELD = re.compile(r"(?:^|[?&])(id|type|destination|dest)=", re.IGNORECASE)
 QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“"}
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)

@@ -69,7 +69,7 @@ def _read_routes(kind: LibraryItemKind) -> list[Any]:
     ) -> dict[str, Any]:
         """Return a page of the caller's own and all shared items (for an admin, of all items), by name.
 
-        The value of `next` is the `after` of the next page.
+        Pass `next` as `after` to get the next page.
         """
         library_filter = LibraryFilter(kind=kind, after=after or "", limit=limit)
         return _page(await library.list_items(services, caller, library_filter))
@@ -104,7 +104,7 @@ def _version_routes(kind: LibraryItemKind) -> list[Any]:
         before: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
         limit: Limit = 50,
     ) -> dict[str, Any]:
-        """Return a page of the versions, newest first; `next` is `before` of the next page."""
+        """Return a page of the versions, newest first. Pass `next` as `before` to get the next page."""
         versions = await library.list_versions(services, caller, kind, name, before=before, limit=limit)
         cursor = versions[-1].version if versions and versions.may_continue else None
         return {"data": [_item_json(version) for version in versions], "next": cursor}

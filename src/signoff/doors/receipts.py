@@ -23,10 +23,10 @@ async def get_receipts(
     after: Annotated[int, QueryParameter(ge=0, lt=INTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
-    """Return a page of receipts in the order of their numbers, for admins. `next` is `after` of the next page.
+    """Return a page of receipts in the order of their numbers, for admins. Pass `next` as `after` to get the next page.
 
-    `line` is the receipt as it was signed. `salt` opens its digests, in hexadecimal; it is null after the contents of
-    the job were deleted.
+    `line` is the receipt as it was signed. `salt`, in hexadecimal, allows to check its digests; it is null after the
+    contents of the job were deleted.
     """
     page = await list_receipts(services, caller, receipt_filter(after_seq=after, job_id=job_id, limit=limit))
     data = [

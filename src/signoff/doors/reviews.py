@@ -14,7 +14,7 @@ from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor, place_of
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
-from signoff.doors.http import INTS, null, parse_json
+from signoff.doors.http import INTS, null, parse_json, text_unless_null
 from signoff.errors import BadRequest
 from signoff.work.reviews.bulk import BulkSelection, apply_bulk, select_bulk, undo_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
@@ -35,7 +35,7 @@ from signoff.work.services import Services
 MAX_PAGE = 200
 MAX_TEXT = 10_000
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
-Words = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+BoundedText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 
 
 class NextRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,9 +63,9 @@ class DecideRequest(DraftRequest, frozen=True, kw_only=True, forbid_unknown_fiel
 
     verdict: str
     """`approve`, `redo` (ask the model again) or `reject`."""
-    reason: Words | None = None
+    reason: BoundedText | None = None
     """Reason for the verdict, which a rejection needs."""
-    instruction: Words | None = None
+    instruction: BoundedText | None = None
     """Words to the model that is asked again; only for `redo`."""
 
 
@@ -74,8 +74,8 @@ class EscalateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     queue: str
     """Name of the review queue whose members decide."""
-    reason: Words | None = None
-    """Reason for them."""
+    reason: BoundedText | None = None
+    """Reason for the escalation."""
 
 
 class AssignRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,7 +92,7 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     verdict: str
     """`approve`, `redo` or `reject`."""
-    reason: Words | None = None
+    reason: BoundedText | None = None
     """Reason for the verdict, which a rejection needs."""
     queue: str | None = None
     """Name of a review queue; null for all queues of the caller."""
@@ -123,7 +123,7 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
 ) -> dict[str, Any]:
     """Return a page of held answers in the order of the desk (by priority, deadline and age), or by time of the hold.
 
-    `next` is `after` of the next page, and null on the last one.
+    Pass `next` as `after` to get the next page; it is null on the last one.
     """
     if order not in get_args(ReviewOrder):
         raise BadRequest(f"`order` must be one of {', '.join(get_args(ReviewOrder))} (got {order[:100]!r}).")
@@ -153,7 +153,7 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
 async def post_next(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[Any]:
     """Open the next answer for the caller, and return it; status 204 if none is left.
 
-    Others cannot decide on it for 5 minutes, unless the caller renews or leaves it. Nobody else gets it meanwhile.
+    For 5 minutes, no other reviewer gets it or can decide on it; the caller can renew this time, or leave the answer.
     """
     body = await request.body()
     wanted = parse_json(body, NextRequest, "request") if body else NextRequest()
@@ -222,13 +222,13 @@ async def post_bulk_apply(services: InjectedServices, caller: InjectedCaller, bu
 
 @post("/bulk/{bulk_id:str}/undo", status_code=200, summary="Undo a bulk decision")
 async def post_bulk_undo(services: InjectedServices, caller: InjectedCaller, bulk_id: FromPath[str]) -> dict[str, Any]:
-    """Undo each of its decisions that has not taken effect."""
+    """Undo each decision of the bulk that has not taken effect."""
     return _bulk_json(await undo_bulk(services, caller, bulk_id))
 
 
 @get("/{job_id:str}", summary="Get a held answer")
 async def get_review(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """Return the held answer with all that a reviewer signs off, without opening it."""
+    """Return the held answer with everything that a reviewer signs off, without opening it."""
     return await _item(services, caller, await load_held(services, caller, job_id))
 
 
@@ -240,7 +240,7 @@ async def post_open(services: InjectedServices, caller: InjectedCaller, job_id: 
 
 @post("/{job_id:str}/renew", status_code=200, summary="Keep a held answer open")
 async def post_renew(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """Keep the answer open for 5 minutes from now, and return it; 409 if the caller has it not open any more."""
+    """Keep the answer open for 5 minutes from now, and return it; 409 if the caller no longer has it open."""
     return await _locked(services, caller, job_id, "renew")
 
 
@@ -266,14 +266,14 @@ async def post_decide(
 ) -> dict[str, Any]:
     """Give a verdict; it takes effect after `release_after_seconds`, and can be undone until then.
 
-    Without an edit of what it sends, it sends the draft that the caller has saved.
+    The saved draft of the caller replaces a missing edit: of the answer for `approve`, of the request for `redo`.
     """
     wanted = parse_json(await request.body(), DecideRequest, "verdict")
     verdict, reason = _verdict(wanted.verdict), (wanted.reason or "").strip() or None
     if verdict == "reject" and reason is None:
-        raise BadRequest("`reason` is needed to reject an answer: its caller gets it.")
+        raise BadRequest("`reason` is missing; set it to reject an answer, as its caller gets it.")
     if wanted.instruction and verdict != "redo":
-        raise BadRequest("`instruction` is for the verdict `redo` alone; remove it.")
+        raise BadRequest("`instruction` is allowed with the verdict `redo` only; remove it.")
     verdict_request = VerdictRequest(
         verdict=verdict,
         reason=reason,
@@ -325,12 +325,7 @@ def _state(job: Job) -> dict[str, Any]:
 
 
 def _edit(wanted: DraftRequest) -> Edit:
-    return Edit(payload=_text(wanted.payload), response=_text(wanted.response))
-
-
-def _text(value: msgspec.Raw) -> str | None:
-    text = bytes(value).decode()
-    return None if text == "null" else text
+    return Edit(payload=text_unless_null(wanted.payload), response=text_unless_null(wanted.response))
 
 
 def _verdict(text: str) -> Verdict:

@@ -41,7 +41,7 @@ from signoff.doors.http import (
     Receive,
     Scope,
     Send,
-    check_address,
+    check_nul_characters,
     header,
     read_body,
     send_bytes,
@@ -56,7 +56,7 @@ from signoff.work.services import Services
 from signoff.work.tracing import tracer_of
 
 MAX_REQUEST_ID_LENGTH = 128
-# Pages of the dashboard that are made at the same time: each can load a job of tens of megabytes.
+# Maximum number of dashboard pages that are made at the same time: each can load a job of tens of megabytes.
 MAX_PAGES = 8
 # Sent to Litestar in place of OPTIONS: a method that no path has. Its error for such a method names all methods of the
 # path, while its answer to OPTIONS names those of one handler.
@@ -164,7 +164,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
     def handle_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
         if scope_of(request)["method"] == ALL_METHODS and error.status_code == MethodNotAllowed.status:
             return Response(None, status_code=204, headers={"allow": _allowed(request.url.path, error)})
-        return handle_error(request, _converted(request, error))
+        return handle_error(request, _convert(request, error))
 
     def handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
         log.error("request_failed", path=public_path(request.url.path), exc_info=error)
@@ -178,7 +178,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
             "caller": Provide(_caller, sync_to_thread=False),
         },
         guards=[_identify_caller],
-        before_request=_check_address,
+        before_request=_check_nul_characters,
         exception_handlers={
             SignoffError: handle_error,
             HTTPException: handle_http_error,
@@ -199,8 +199,10 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
     return cast("ASGIApp", app)
 
 
-async def _check_address(request: AnyRequest) -> None:  # async, because Litestar would call it in a thread otherwise
-    check_address(scope_of(request))
+async def _check_nul_characters(
+    request: AnyRequest,
+) -> None:  # async, because Litestar would call it in a thread otherwise
+    check_nul_characters(scope_of(request))
 
 
 def _services(request: AnyRequest) -> Services:
@@ -226,7 +228,7 @@ def _caller(request: AnyRequest) -> Caller:
 
 
 def _request_id(scope: Scope) -> str | None:
-    """Return the request's id of the client's own; None if it has none that can be used."""
+    """Return the id that the client gave the request; None if there is none, or one that cannot be used."""
     request_id = header(scope, b"x-request-id")
     if request_id is None:
         return None
@@ -249,7 +251,7 @@ def _with_request_id(request_id: str, send: Send, services: Services) -> Send:
 def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Return a `receive` whose first message has the whole body; it raises TooLarge if the body exceeds `limit`.
 
-    A handler that serves callers whom it does not know sets BODY_LIMIT, beyond which nothing is read.
+    A handler for callers without a token can set BODY_LIMIT in the scope, beyond which nothing is read.
     """
     was_read = False
 
@@ -276,7 +278,7 @@ def _handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
 
-def _converted(request: AnyRequest, error: HTTPException) -> SignoffError:
+def _convert(request: AnyRequest, error: HTTPException) -> SignoffError:
     """Return an error of Litestar itself as one of ours: unknown routes, wrong methods, invalid parameters."""
     match error.status_code:
         case 404:

@@ -17,7 +17,7 @@ from signoff.work.admin.people import MAX_EMAIL_LENGTH, MAX_PASSWORD_LENGTH
 from signoff.work.admin.sign_in import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 FORM = "application/x-www-form-urlencoded"
-# Of a sign-in, which anybody may send.
+# Maximum size of a sign-in, whose sender is not known.
 MAX_BODY_BYTES = 4096
 
 
@@ -96,7 +96,7 @@ def _redirect(headers: dict[str, Any]) -> Response[str]:
 
 
 def _address_of(error: SignoffError, next_path: str) -> str:
-    """Return the address of the start page with this error, of which it shows texts of its own only."""
+    """Return the address of the start page with the code of an error, for which the page has texts of its own."""
     parameters, seconds = {"error": error.code}, error_headers(error).get("retry-after")
     parameters |= {} if seconds is None else {"retry_after": seconds}
     return "/?" + urlencode(parameters | ({"next": next_path} if checked_next(next_path) == next_path else {}))

@@ -7,7 +7,7 @@ from signoff.infra.tracing import Tracer
 from signoff.work.tracing import TRACE_HEADERS
 
 FIRST_SERVER_ERROR = 500
-# Routes of one path. The others have ids in their paths, of which each would be a name of its own.
+# Paths that name spans. Other paths have ids, so each would be a name of its own.
 ROUTES = KNOWN | {"/enqueue", "/generate", "/chat_completion", "/api/jobs", "/v2/rerank"}
 
 

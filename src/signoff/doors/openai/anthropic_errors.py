@@ -41,7 +41,7 @@ def is_anthropic(path: str) -> bool:
 
 
 def error_body(error: SignoffError, request_id: str | None) -> bytes:
-    """Return the error, with our code and the job's id beside it; a model's own error in this format as it is."""
+    """Return the error with our code and the job's id, or a model's own error unchanged if it has this format."""
     if type(error) is ModelAnswered and _has_this_format(error.body):
         return error.body
     fields: dict[str, Any] = {"type": error_type(error.status), "message": error.message, "code": error.code}

@@ -63,6 +63,7 @@ NOT_PASSED_ON = "Uploads in parts are not supported; send the whole file to POST
 BINARY_TYPES = ("multipart/", "audio/", "image/", "video/")
 
 
+# Serves the files or batches of this server.
 ServeCollection = Callable[[Services, LocalRequest, Send], Awaitable[None]]
 
 
@@ -121,7 +122,7 @@ class OpenAIDoor(AsgiDoor):
     async def _ask(
         self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str, deployment: str | None = None
     ) -> None:
-        """Ask a model: `deployment`, else the one that the body names, that of `_model_and_query`, or the default."""
+        """Ask `deployment`, else the model in the body, in `x-signoff-model` or in the query, else the default one."""
         services, door_settings, model = self._services, self._door_settings, None
         if not (scope["method"] == "POST" and path in KNOWN):
             model, query = _model_and_query(scope)
@@ -223,7 +224,7 @@ def _model_and_query(scope: Scope) -> tuple[str | None, str]:
 
     At Azure's paths, the version of its API is left out too, because the upstream may have another API.
 
-    Raises BadRequest if other parsers could read another model or another form of the answer from the query.
+    Raises BadRequest if another parser could read another `model` or `stream` from the query.
     """
     query: str = scope["query_string"].decode("latin-1")
     is_azure = scope["path"].startswith(AZURE_PREFIX) and not scope["path"].startswith(PREFIXES[0])
@@ -234,7 +235,9 @@ def _model_and_query(scope: Scope) -> tuple[str | None, str]:
         if (folded := fold(name.strip())) in read:
             read[folded] += 1
             if name != folded or read[folded] > 1:
-                raise BadRequest(f"The query parameter `{folded}` must occur once, and be written so (got {name!r}).")
+                raise BadRequest(
+                    f"The query parameter `{folded}` must occur once, in exactly this spelling (got {name!r})."
+                )
         if not (is_azure and name == "api-version"):
             (models if name == "model" else rest).append(value if name == "model" else parameter)
     return text_header(scope, b"x-signoff-model") or next(iter(models), None), "&".join(rest)

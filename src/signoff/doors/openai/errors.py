@@ -31,7 +31,7 @@ async def send_error(
         error_headers.extend(gauge_headers(error.gauges))
         if error.retry_after_seconds is not None:
             error_headers.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
-    names = {name for name, _ in error_headers}  # a model's own limits, of which it complains, count before ours
+    names = {name for name, _ in error_headers}  # headers of the model about its limits replace ours
     others = [each for each in headers if each[0] not in names]
     await send_bytes(send, error.status, body or _body(error), JSON, [*error_headers, *others])
 

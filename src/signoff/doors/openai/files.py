@@ -39,17 +39,21 @@ from signoff.work.batches.files import (
 from signoff.work.services import Services
 
 MAX_PAGE = 10_000
-# The other parts of a form besides its file.
+# Maximum size of the parts of a form besides its file.
 FORM_BYTES = 128 * 1024
 
 
 class LocalRequest(NamedTuple):
-    """A request to a collection of this server, of a caller who is known."""
+    """A request to a collection of this server, such as its files."""
 
     door_settings: DoorSettings
+    """Settings of doors."""
     scope: Scope
+    """ASGI scope, whose path begins with /v1."""
     receive: Receive
+    """ASGI function that returns the body."""
     caller: Caller
+    """Caller, who was identified."""
 
     async def body(self) -> bytes:
         """Return the whole body. Raises TooLarge."""
@@ -96,7 +100,7 @@ def file_json(file: StoredFile) -> dict[str, Any]:
 
 
 class Upload:
-    """An upload: a form with a file, which is written while it comes."""
+    """An upload: a form with a file, which is written while it is received."""
 
     def __init__(self, request: LocalRequest) -> None:
         scope = self._scope = request.scope

@@ -52,6 +52,7 @@ class EventSender:
 
     def __init__(self, services: Services, call: Call, send: Send, keep_alive_seconds: float) -> None:
         self.has_begun = False
+        """True once the head of the response was sent."""
         self._services = services
         self._call = call
         self._send = send
