@@ -105,7 +105,7 @@ class AsgiDoor(ABC):
             with contextlib.suppress(RuntimeError):  # the response has begun
                 await self._send_error(scope, send, Interrupted())
         except Exception:
-            log.exception("request_failed", path=scope["path"])
+            log.exception("request_failed", method=scope["method"], path=scope["path"])
             await self._send_error(scope, send, SignoffError())
 
     @abstractmethod

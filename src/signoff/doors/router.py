@@ -167,7 +167,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
         return handle_error(request, _convert(request, error))
 
     def handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
-        log.error("request_failed", path=public_path(request.url.path), exc_info=error)
+        log.error("request_failed", method=request.method, path=public_path(request.url.path), exc_info=error)
         return handle_error(request, SignoffError())
 
     app = Litestar(
