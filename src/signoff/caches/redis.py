@@ -14,7 +14,7 @@ from signoff.infra.redis import make_client
 
 ANSWER_SECONDS = 1.0
 PAGE_SIZE = 500
-MS = 1000
+MS_PER_SECOND = 1000
 
 
 class EntryLabel(msgspec.Struct, frozen=True, array_like=True):
@@ -69,7 +69,7 @@ class RedisCache:
         """See `cache.Cache`."""
         bounds = self._bounds
         stored = [entry for entry in entries if len(entry.answer) <= bounds.max_bytes]
-        limits = [round(bounds.ttl_seconds * MS), bounds.max_entries, bounds.max_bytes]
+        limits = [round(bounds.ttl_seconds * MS_PER_SECOND), bounds.max_entries, bounds.max_bytes]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for entry in stored:
                 label = EntryLabel(entry.user_id, entry.model, entry.target, len(entry.answer))
@@ -114,7 +114,7 @@ class RedisCache:
         return [item for item, is_there in zip(labels.items(), exists, strict=True) if is_there]
 
     def _hit_of(self, value: bytes, left_ms: int) -> CacheHit:
-        left = left_ms / MS
+        left = left_ms / MS_PER_SECOND
         age = max(0.0, self._bounds.ttl_seconds - left)
         return CacheHit(_decode(value), age, left)
 

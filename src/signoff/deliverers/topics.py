@@ -78,6 +78,7 @@ class TopicDeliverer:
         return True
 
     async def _transport_of(self, stream: Stream) -> Transport:
+        """Return the open transport of `stream`; open one, and close that of an earlier version of the stream."""
         old = self._open.get(stream.name)
         if old is not None and old[0] == stream:
             return old[1]
@@ -89,6 +90,7 @@ class TopicDeliverer:
         return transport
 
     async def _close_unused(self) -> None:
+        """Close the transports of streams that were deleted."""
         for name in list(self._open):
             try:
                 await self._find(name)

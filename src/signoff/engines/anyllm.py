@@ -152,8 +152,9 @@ def _client(provider: str, key: str | None, url: str | None) -> Any:
 
 
 async def _send(client: Any, name: str, request: ModelRequest) -> Any:
-    """Return the library's response, or its stream. Raises ModelAnswered for a request that the library does not
-    support.
+    """Return the library's response, or its stream.
+
+    Raises ModelAnswered for a request that the library does not support.
     """
     members = msgspec.json.decode(request.body)
     if not isinstance(members, dict):

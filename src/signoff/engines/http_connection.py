@@ -15,8 +15,8 @@ PIECE_BYTES = 256 * 2**10
 MAX_UNREAD_BYTES = 256 * 2**10
 # Of an answer without Content-Type (RFC 9110, section 8.3).
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
-_TLS_ALERT = b"\x15\x03"
-_WITHOUT_BODY = {204, 304}
+_TLS_ALERT = b"\x15\x03"  # begins an alert of TLS (RFC 8446, section 5.1)
+_WITHOUT_BODY = {204, 304}  # statuses of answers without a body
 
 
 class Disconnected(ConnectionError):

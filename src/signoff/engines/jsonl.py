@@ -236,6 +236,7 @@ class JsonLinesClient:
         self._disconnect()
 
     def _handle_line(self, line: bytes) -> None:
+        """Pass a line on to the request that it answers; skip one that is no answer, such as a log line."""
         self._received_at = asyncio.get_running_loop().time()
         try:
             line.decode()
@@ -258,6 +259,7 @@ class JsonLinesClient:
             self._handle_in_order(line.strip())
 
     def _handle_by_id(self, response: _ResponseLine, line: bytes) -> None:
+        """Pass on a piece of the answer, and its end; of several ends in a line, the first of FINAL_KINDS."""
         if not self._by_id:
             self._switch_to_ids()
         pending = self._pending.get(response.id)
@@ -288,6 +290,7 @@ class JsonLinesClient:
             pending.queue.put_nowait(ModelGarbled(f"The model {self._name} wrote {fault}."))
 
     def _switch_to_ids(self) -> None:
+        """Match answers by id from now on."""
         self._by_id = True
         self._order.clear()
         for pending in list(self._pending.values()):
@@ -296,6 +299,7 @@ class JsonLinesClient:
                 del self._pending[pending.id]
 
     def _handle_in_order(self, line: bytes) -> None:
+        """Take a line as the answer to the oldest request, and match answers by order from now on."""
         if not self._order:
             if self._by_id is False:
                 self._abort_garbled("more lines than it received requests")

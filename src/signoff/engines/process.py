@@ -82,12 +82,6 @@ def _limits(model: Model) -> tuple[str, ...]:
     return ("--limits", ",".join("" if limit is None else str(limit) for limit in limits)) if any(limits) else ()
 
 
-def _abort(transport: asyncio.WriteTransport) -> None:
-    """Close `transport` and discard what the model has not read."""
-    if not transport.is_closing():
-        transport.abort()
-
-
 async def _start_watchdog(stdout: int, *arguments: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -150,6 +144,12 @@ async def _pipe_to(our_fds: AsyncExitStack, child_fds: ExitStack) -> tuple[async
     )
     our_fds.callback(_abort, transport)
     return asyncio.StreamWriter(transport, protocol, None, loop), read_fd
+
+
+def _abort(transport: asyncio.WriteTransport) -> None:
+    """Close `transport` and discard what the model has not read."""
+    if not transport.is_closing():
+        transport.abort()
 
 
 class Process:

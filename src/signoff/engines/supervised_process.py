@@ -92,6 +92,7 @@ class SupervisedProcess:
         return ModelUnreachable(f"The model {self.model.name} ended right after its start. See its log for details.")
 
     async def _locate(self, *, retry: bool) -> ProcessAddress:
+        """Wait until the model is ready, in our process or in another owner's, and return its address; see `use`."""
         deadline = self._monotonic() + self.model.start_seconds
         failures = self._failures
         while True:
@@ -205,6 +206,7 @@ class SupervisedProcess:
             instance.error = "ended unexpectedly."
 
     def _is_idle(self) -> bool:
+        """Return True if the model is unused for its `idle_seconds`; a touch by another process counts as a use."""
         touched_at = self._lock.touched_at()
         if touched_at != self._touched_at:
             self._touched_at, self._used_at = touched_at, self._monotonic()

@@ -28,7 +28,7 @@ RESET_SIGNALS = (
     signal.SIGINT,
     signal.SIGQUIT,
 )
-KILLED = 128
+SIGNAL_BASE = 128  # added to the number of a signal, this is the exit status of what it ended, as in shells
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -53,7 +53,7 @@ def main(command: list[str]) -> int:
     _signal_group(model, signal.SIGKILL)  # end processes that the model left behind
     status = _wait(model, status, KILL_SECONDS)
     if status is None or status < 0:
-        return KILLED - (status or -signal.SIGKILL)
+        return SIGNAL_BASE - (status or -signal.SIGKILL)
     return status
 
 
@@ -146,7 +146,7 @@ def _die_with(watchdog: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != watchdog:
-        os._exit(KILLED + signal.SIGKILL)
+        os._exit(SIGNAL_BASE + signal.SIGKILL)
 
 
 def _watch(model: int, wakeup_fd: int) -> int | None:

@@ -23,8 +23,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 class KafkaTransport:
-    """See `transport.Transport`. Handles one message at a time, whatever `max_handlers` is: committing an offset
-    acknowledges all messages before it.
+    """See `transport.Transport`.
+
+    One message is handled at a time, whatever `max_handlers` is: to commit an offset acknowledges all before it.
     """
 
     is_exclusive = False

@@ -34,8 +34,9 @@ class MqttTransport:
         self._publisher = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
 
     async def listen(self, on_message: OnMessage, on_ready: Callable[[], None]) -> None:
-        """See `transport.Transport`. The first messages of a resumed session count as redelivered: MQTT does not say
-        which are.
+        """See `transport.Transport`.
+
+        The first messages of a resumed session count as redelivered, because MQTT does not say which ones are.
         """
         watch, handlers, received = LivenessWatch(), self._stream.max_handlers, 0
         in_flight = max(MIN_IN_FLIGHT, 4 * handlers)
