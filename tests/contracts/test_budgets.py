@@ -15,7 +15,7 @@ from signoff.core.job import Decision, Edit, Job
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms
 from signoff.core.reviews.catch_rate import lowest_catch_rate
 from signoff.core.reviews.coin import Coin
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.transitions import replay
@@ -111,7 +111,7 @@ async def test_an_audit_is_counted_as_wrong_until_it_is_approved(store: AStore) 
     job = await audited(store, lease)
     now = await period(store)
     assert (now.audits, now.audits_open, now.wrong, now.outstanding) == (1, 1, 0, 0)
-    assert now.passes == ALLOWED - (bound(1, 0.2, 0.95) - 1)
+    assert now.passes == ALLOWED - (upper_bound(1, 0.2, 0.95) - 1)
     await decided(store, job, "approve")
     now = await period(store)
     assert (now.audits, now.audits_open, now.wrong, now.delivered, now.passes) == (1, 0, 0, 0, FREE)
@@ -142,7 +142,7 @@ async def test_open_audits_close_the_gate_and_verdicts_open_it_again(store: ASto
     while (await period(store) if jobs else None) is None or (await period(store)).passes:
         _, lease = await take(store, 1)
         jobs.append(await audited(store, lease))
-    assert bound(len(jobs), 0.2, 0.95) - len(jobs) >= ALLOWED
+    assert upper_bound(len(jobs), 0.2, 0.95) - len(jobs) >= ALLOWED
     assert (await take(store))[0].number == 0
     await decided(store, jobs[0], "reject")
     assert (await take(store))[0].number == 0

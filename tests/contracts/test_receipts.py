@@ -7,14 +7,14 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.core.job import Decision, Draft, Edit, Job, Verdict
-from signoff.core.reviews.figures import FigureQuery, FigureTotals, Outcome
+from signoff.core.reviews.figures import DecisionDetails, FigureQuery, FigureTotals
 from signoff.core.reviews.receipt import (
     KeyReceipt,
     OpenTime,
+    ReceiptVote,
     VerdictReceipt,
-    Vote,
-    digest,
     parse_line,
+    salted_digest,
 )
 from signoff.core.reviews.receipt_chain import BrokenChain, ChainVerifier
 from signoff.core.reviews.ruling import Ruling
@@ -76,12 +76,12 @@ async def test_an_approved_answer_leaves_a_receipt_of_what_was_shown_and_release
     assert row.salt is not None
     assert (receipt.job_id, receipt.round, receipt.verdict, receipt.reviewer) == (job.id, 1, "approve", "ann")
     assert (receipt.policy, receipt.policy_version, receipt.target) == ("careful", 3, "echo")
-    assert receipt.votes == (Vote(reviewer="ann", verdict="approve"),)
-    assert receipt.shown.input == digest(row.salt, "input", BODY)
-    assert receipt.shown.answer == digest(row.salt, "answer", ANSWER)
-    assert receipt.released == digest(row.salt, "answer", done.response) != receipt.shown.answer
-    assert receipt.edit == digest(row.salt, "edit", msgspec.json.encode(edit))
-    assert receipt.reason == digest(row.salt, "reason", b"Typo.")
+    assert receipt.votes == (ReceiptVote(reviewer="ann", verdict="approve"),)
+    assert receipt.shown.input == salted_digest(row.salt, "input", BODY)
+    assert receipt.shown.answer == salted_digest(row.salt, "answer", ANSWER)
+    assert receipt.released == salted_digest(row.salt, "answer", done.response) != receipt.shown.answer
+    assert receipt.edit == salted_digest(row.salt, "edit", msgspec.json.encode(edit))
+    assert receipt.reason == salted_digest(row.salt, "reason", b"Typo.")
     assert receipt.at == done.updated_at
     await verified(store)
 
@@ -121,9 +121,9 @@ async def test_each_round_of_a_job_has_its_receipt(store: AStore) -> None:
     assert [first.verdict, second.verdict] == ["redo", "reject"]
     assert row.salt is not None
     assert other.salt is not None
-    assert first.shown.input == digest(row.salt, "input", BODY)
-    assert second.shown.input == digest(other.salt, "input", b'{"new":1}')
-    assert second.shown.answer == digest(other.salt, "answer", b'"again"')
+    assert first.shown.input == salted_digest(row.salt, "input", BODY)
+    assert second.shown.input == salted_digest(other.salt, "input", b'{"new":1}')
+    assert second.shown.answer == salted_digest(other.salt, "answer", b'"again"')
 
 
 @pytest.mark.parametrize("verdict", ["approve", "redo", "reject"])
@@ -247,17 +247,17 @@ async def test_pages_of_receipts_go_by_number_job_and_time(store: AStore) -> Non
 
 async def test_figures_are_the_sums_of_the_receipts(store: AStore) -> None:
     reviews = [("ann", "approve", None), ("ann", "reject", None), ("bob", "approve", '{"choices":[]}')]
-    outcomes = dict[int, Outcome]()
+    details = dict[int, DecisionDetails]()
     for number, (reviewer, verdict, response) in enumerate(reviews):
         decision = Decision(verdict=verdict, reviewer=reviewer, edit=Edit(response=response))  # type: ignore[arg-type]
         of_prompt = {"prompt": "answer_mail", "prompt_version": number} if number else {}
         job = await held(store, **of_prompt)
         await decided(store, job, decision)
-        outcomes[(await verdicts(store))[-1][0].seq] = Outcome(**of_prompt)
+        details[(await verdicts(store))[-1][0].seq] = DecisionDetails(**of_prompt)
     signed = [receipt for receipt, _ in await verdicts(store)]
     for by in ((), ("reviewer",), ("policy", "target"), ("hour", "reviewer"), ("day",), ("prompt", "prompt_version")):
         query = FigureQuery(by=by)  # type: ignore[arg-type]
-        assert await store.receipts.figures(query) == computed_figures(signed, query, outcomes)
+        assert await store.receipts.figures(query) == computed_figures(signed, query, details)
     assert (await store.receipts.figures(FigureQuery(prompt="answer_mail")))[1].decisions == 2
     _, total = await store.receipts.figures(FigureQuery())
     assert (total.decisions, total.approved, total.edited, total.rejected) == (3, 2, 1, 1)

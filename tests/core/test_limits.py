@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from signoff.core.estimate import DEFAULT_OUTPUT_TOKENS, estimate_tokens
 from signoff.core.limits import (
     MAX_ENTRIES,
+    MERGE_SPAN,
     MINUTE,
     SECOND,
-    SLOT,
     Counter,
     Denial,
     Limit,
@@ -301,7 +301,7 @@ def test_a_busy_counter_stays_small_and_drops_nothing_too_early(mean_millisecond
         assert len(harness.counter.entries) <= MAX_ENTRIES
     counted = sum(entry.requests for entry in harness.counter.entries)
     assert sum(at > harness.now - MINUTE for at in admitted_at) <= counted
-    assert counted <= sum(at > harness.now - MINUTE - SLOT for at in admitted_at)
+    assert counted <= sum(at > harness.now - MINUTE - MERGE_SPAN for at in admitted_at)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from signoff.core.oidc import (
     ProviderMetadata,
     ProviderSettings,
     account_of,
-    admission_of,
     check_metadata,
     claim_at,
     code_challenge,
-    is_complete,
+    has_all_claims,
+    sign_in_kind,
 )
 from signoff.core.sign_in import checked_next
 from signoff.errors import ProviderFailed, SignInRefused
@@ -96,8 +96,8 @@ def test_the_mark_of_verification_is_about_the_claim_email_alone() -> None:
 
 @pytest.mark.parametrize(("claims", "expected"), [(CLAIMS, False), (CLAIMS | {"groups": []}, True), ({}, False)])
 def test_what_decides_must_be_there(claims: dict[str, Any], expected: bool) -> None:
-    assert is_complete(claims, MAPPED) is expected
-    assert is_complete(CLAIMS, SETTINGS)
+    assert has_all_claims(claims, MAPPED) is expected
+    assert has_all_claims(CLAIMS, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -148,5 +148,5 @@ def test_a_command_in_a_message_quotes_what_the_provider_says() -> None:
     account = account_of(CLAIMS | {"sub": "$(reboot)", "email": "a;b@example.com"}, SETTINGS)
     for is_taken, command in ((True, "unbind 'a;b@example.com'"), (False, "bind 'a;b@example.com' '$(reboot)'")):
         with pytest.raises(SignInRefused) as refused:
-            admission_of(account, SETTINGS, bound=None, namesake=ANN, is_taken=is_taken)
+            sign_in_kind(account, SETTINGS, bound=None, namesake=ANN, is_taken=is_taken)
         assert command in refused.value.message

@@ -2,7 +2,7 @@
 
 import pytest
 
-from signoff.core.redact import without_keys
+from signoff.core.redact import mask_keys
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from signoff.core.redact import without_keys
     ],
 )
 def test_what_looks_like_a_key_is_removed(key: str) -> None:
-    assert without_keys(f"Incorrect API key provided: {key}, sorry.") == "Incorrect API key provided: ***, sorry."
+    assert mask_keys(f"Incorrect API key provided: {key}, sorry.") == "Incorrect API key provided: ***, sorry."
 
 
 def test_the_key_that_was_sent_is_removed_whatever_it_looks_like() -> None:
-    assert without_keys('{"error": "bad key hunter2"}', "hunter2") == '{"error": "bad key ***"}'
+    assert mask_keys('{"error": "bad key hunter2"}', "hunter2") == '{"error": "bad key ***"}'
 
 
 @pytest.mark.parametrize("text", ["Use scikit-learn or sk-learn.", "Send a bearer token.", "A key is missing.", ""])
 def test_other_texts_stay_as_they_are(text: str) -> None:
-    assert without_keys(text) == text
+    assert mask_keys(text) == text

@@ -12,7 +12,7 @@ import pytest
 
 from signoff.core.access import Caller
 from signoff.core.reviews.feedback import Feedback, FeedbackQuery
-from signoff.core.reviews.receipt import digest
+from signoff.core.reviews.receipt import salted_digest
 from signoff.core.reviews.receipt_chain import ChainVerifier
 from signoff.work.reviews.feedback import export_end, export_feedback
 from support.live_server import Live, live
@@ -74,7 +74,7 @@ async def test_decisions_are_exported_counted_and_signed(tmp_path: Path) -> None
         [item] = own["data"]
         job = await server.services.store.jobs.get(edited)
         assert job is not None
-        assert item["receipt"]["released"] == digest(bytes.fromhex(item["salt"]), "answer", job.response)
+        assert item["receipt"]["released"] == salted_digest(bytes.fromhex(item["salt"]), "answer", job.response)
 
 
 async def lines(server: Live, token: str, query: str = "") -> list[dict[str, Any]]:

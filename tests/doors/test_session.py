@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from signoff.core.api_tokens import digest
+from signoff.core.api_tokens import hash_token
 from signoff.work.admin.people import create_user, sign_in_link
 from support.live_server import Live, chat, live, until
 
@@ -129,7 +129,7 @@ async def test_a_token_that_is_switched_off_stops_working_within_a_second(tmp_pa
     async with live(tmp_path) as server:
         token = await server.token()
         assert (await server.ask("GET", "/jobs", token))[0] == 200
-        await server.services.store.people.end_token(digest(token))
+        await server.services.store.people.end_token(hash_token(token))
 
         async def refused() -> bool | None:
             return (await server.ask("GET", "/jobs", token))[0] == 401 or None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signoff.core.api_tokens import digest
+from signoff.core.api_tokens import hash_token
 from signoff.core.limits import Limit
 from signoff.core.model import Model
 from signoff.core.price import Price
@@ -89,7 +89,7 @@ async def test_a_token_that_ends_during_a_read_is_invalid_afterwards(tmp_path: P
         await slow.begun.wait()
         people.token = slow.read  # type: ignore[method-assign]
 
-        await people.end_token(digest(token))
+        await people.end_token(hash_token(token))
         callers.invalidate()
         slow.go_on.set()
 

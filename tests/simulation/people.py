@@ -17,7 +17,7 @@ from signoff.core.audit import (
     token_revoked,
 )
 from signoff.core.cache import CacheRule
-from signoff.core.oidc import ProviderAccount, ProviderSettings, admission_of, role_at_sign_in
+from signoff.core.oidc import ProviderAccount, ProviderSettings, role_at_sign_in, sign_in_kind
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
@@ -91,7 +91,7 @@ class MemoryPeople:
             bound = self._bound(account.issuer, account.subject)
             namesake = None if account.email is None else self._tables.users.get(account.email)
             is_taken = namesake is not None and self._has_account(namesake.id, account.issuer)
-            admission = admission_of(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
+            kind = sign_in_kind(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
             user = bound or namesake
             if user is None:
                 user = self._create(tx, account.email or "", account.role or "user", None)
@@ -100,7 +100,7 @@ class MemoryPeople:
             role = role_at_sign_in(user, account, settings)
             if role != user.role:
                 user = self._change(tx, actor, user, UserChange(role=role))
-            if admission != "enter":
+            if kind != "enter":
                 self._bind(tx, actor, user, account.issuer, account.subject)
             return user
 

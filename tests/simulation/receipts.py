@@ -10,7 +10,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signoff.core.audit import receipts_archived, signing_key_changed
-from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, Outcome, figures_of, outcome_of
+from signoff.core.reviews.figures import DecisionDetails, FigureQuery, FigureRow, FigureTotals, details_of, figures_of
 from signoff.core.reviews.receipt import (
     EVENTS_OF_OPENING,
     FIRST_HASH,
@@ -19,9 +19,9 @@ from signoff.core.reviews.receipt import (
     KeyReceipt,
     Receipt,
     ReceiptDraft,
+    ReceiptVote,
     ReviewEvent,
     VerdictReceipt,
-    Vote,
     encode_key,
     hash_of,
     key_id,
@@ -46,7 +46,7 @@ class Chain:
         self.stored: dict[int, tuple[Receipt, bytes]] = {}
         self.salts: dict[tuple[str, int], bytes] = {}
         self.decided: list[VerdictReceipt] = []
-        self.outcomes: dict[int, Outcome] = {}
+        self.details: dict[int, DecisionDetails] = {}
         self.last: Receipt | None = None
         self.archived_until = 0
         self.key_count = 0
@@ -91,7 +91,7 @@ class Chain:
         self.stored[receipt.seq] = (receipt, signed_line(receipt, self.key.sign))
         self.last = receipt
 
-    def decide(self, draft: ReceiptDraft, events: list[ReviewEvent], votes: tuple[Vote, ...], now: int) -> None:
+    def decide(self, draft: ReceiptDraft, events: list[ReviewEvent], votes: tuple[ReceiptVote, ...], now: int) -> None:
         """Append the receipt of a decision."""
         self.begin(now)
         salt = sha256(f"salt {self.count}".encode()).digest()
@@ -99,7 +99,7 @@ class Chain:
         receipt = verdict_receipt(draft, self.place(now), salt=salt, times=times, votes=votes)
         self.append(receipt)
         self.decided.append(receipt)
-        self.outcomes[receipt.seq] = outcome_of(draft.before, draft.after)
+        self.details[receipt.seq] = details_of(draft.before, draft.after)
         self.salts[receipt.job_id, receipt.round] = salt
 
 
@@ -113,7 +113,7 @@ def append_receipts(tables: Tables, tx: Tx) -> None:
             if event.verb in EVENTS_OF_OPENING | {"hold"}
         ]
         decided = tables.decisions.get((draft.before.id, draft.before.round))
-        votes = () if decided is None else (Vote(reviewer=decided[0].reviewer, verdict=decided[0].verdict),)
+        votes = () if decided is None else (ReceiptVote(reviewer=decided[0].reviewer, verdict=decided[0].verdict),)
         tables.receipts.decide(draft, events, votes, tx.now)
 
 
@@ -196,26 +196,26 @@ class MemoryReceipts:
 
     async def figures(self, query: FigureQuery) -> tuple[list[FigureRow], FigureTotals]:
         def read(_: Tx) -> tuple[list[FigureRow], FigureTotals]:
-            return computed_figures(self._tables.receipts.decided, query, self._tables.receipts.outcomes)
+            return computed_figures(self._tables.receipts.decided, query, self._tables.receipts.details)
 
         return await self._connection.send(read, writes=False)
 
 
 def computed_figures(
-    receipts: list[VerdictReceipt], query: FigureQuery, outcomes: dict[int, Outcome] | None = None
+    receipts: list[VerdictReceipt], query: FigureQuery, details: dict[int, DecisionDetails] | None = None
 ) -> tuple[list[FigureRow], FigureTotals]:
     """Return the figures that follow from the receipts themselves."""
     groups, total = defaultdict[tuple[Any, ...], dict[str, int]](lambda: defaultdict(int)), defaultdict[str, int](int)
     for receipt in receipts:
         hour = receipt.at // HOUR_US * HOUR_US
-        outcome = (outcomes or {}).get(receipt.seq, Outcome())
-        of_prompt = {"prompt": outcome.prompt, "prompt_version": outcome.prompt_version}
-        for reviewer, totals in figures_of(receipt, outcome).items():
+        of_receipt = (details or {}).get(receipt.seq, DecisionDetails())
+        of_prompt = {"prompt": of_receipt.prompt, "prompt_version": of_receipt.prompt_version}
+        for reviewer, totals in figures_of(receipt, of_receipt).items():
             fields = {
                 "policy": receipt.policy,
                 "target": receipt.target,
                 "reviewer": reviewer,
-                "prompt": outcome.prompt,
+                "prompt": of_receipt.prompt,
             }
             wanted = all(getattr(query, name) in {None, value} for name, value in fields.items())
             if not wanted or hour < query.since // HOUR_US * HOUR_US:

@@ -10,13 +10,13 @@ import pytest
 
 from signoff.core.job import Job
 from signoff.core.reviews.budget_period import BudgetPeriod
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.rules import Budget
 from work.test_error_budget import BUDGET, BudgetedServer, desk, is_audit
 
 pytestmark = pytest.mark.anyio
 # One open audit closes the gate.
-TIGHT = Budget(answers=10 * (bound(0, 0.5, 0.95) + 1), share=0.1, audit_rate=0.5, per="metadata.team")
+TIGHT = Budget(answers=10 * (upper_bound(0, 0.5, 0.95) + 1), share=0.1, audit_rate=0.5, per="metadata.team")
 
 
 async def ask(here: BudgetedServer, team: Any, number: int = 1) -> list[Job]:

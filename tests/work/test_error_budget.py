@@ -16,9 +16,9 @@ from signoff.core.cache import compute_cache_key
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.core.reviews.budget_period import BudgetPeriod
-from signoff.core.reviews.coin import PURPOSE, toss
+from signoff.core.reviews.coin import KEY_PURPOSE, toss
 from signoff.core.reviews.copies import is_planted
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.feedback import FeedbackQuery
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.policy import Policy, PolicyVersion
@@ -87,7 +87,7 @@ class BudgetedServer:
         return await decide(self.services, reviewer, job.id, request)
 
     def coin(self, job: Job, review_round: int = 0) -> float:
-        key = self.services.adapters.vault.derive_key(PURPOSE)
+        key = self.services.adapters.vault.derive_key(KEY_PURPOSE)
         return toss(key, job.id, review_round, job.attempt)
 
     async def audits(self) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ async def test_each_answer_has_the_coin_that_the_key_says_and_audits_are_those_b
 
 async def test_while_the_gate_is_closed_all_is_held_until_verdicts_open_it(tmp_path: Path) -> None:
     # given a budget that one open audit closes
-    allowed = bound(0, 0.5, 0.95) + 1
+    allowed = upper_bound(0, 0.5, 0.95) + 1
     async with desk(tmp_path, Budget(answers=10 * allowed, share=0.1, audit_rate=0.5)) as here:
         jobs = list[Job]()
         while not [job for job in jobs if job.status == "human"]:

@@ -6,7 +6,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 from signoff.settings import load
 from signoff.work.reviews.budget_report import BudgetReport, list_groups, report_budget, restart_budget
 from signoff.work.services import Services
@@ -31,7 +31,7 @@ def budget_table(
     if not 0 <= max_ <= MAX_DETECTED:
         stop(f"--max must be from 0 to {MAX_DETECTED} (got {max_}).")
     for detected in range(max_ + 1):
-        out.print(f"{detected} {bound(detected, audit_rate, confidence)}")
+        out.print(f"{detected} {upper_bound(detected, audit_rate, confidence)}")
 
 
 @budgets.register("show", "signoff budget show refunds", "signoff budget show refunds --group 12")

@@ -14,7 +14,7 @@ from signoff.commands.prices import DATE_FORMATS
 from signoff.commands.terminal import OPERATOR, choice, create_private_file, out, print_table, run, stop, table_of
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
-from signoff.core.reviews.receipt import Head, canonical, decode_base64, encode_key
+from signoff.core.reviews.receipt import Head, canonical_json, decode_base64, encode_key
 from signoff.core.reviews.receipt_chain import BrokenChain, ChainVerifier
 from signoff.core.usage import DAY_US
 from signoff.core.wire import format_time, parse_time
@@ -52,7 +52,7 @@ def receipts_export(file: NewFile) -> None:
 @receipt_commands.register("head", "signoff receipts head > head.json")
 def receipts_print_head() -> None:
     """Print the signed number and hash of the last receipt. Store it elsewhere: it shows if receipts were removed."""
-    typer.echo(canonical(run(load(), lambda services: receipts_head(services, OPERATOR))).decode())
+    typer.echo(canonical_json(run(load(), lambda services: receipts_head(services, OPERATOR))).decode())
 
 
 @receipt_commands.register("key", "signoff receipts key > key.txt")

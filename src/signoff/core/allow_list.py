@@ -60,7 +60,7 @@ class AllowList:
         allowed = any(address in network for network in self._networks if network.version == address.version)
         return allowed or host.lower() in self._hosts or is_public(address)
 
-    def names(self, host: str) -> bool:
+    def has_name(self, host: str) -> bool:
         """Return True if the list has the name `host`, so that it may be reached whatever its address is."""
         return host.lower() in self._hosts
 

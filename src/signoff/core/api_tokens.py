@@ -28,7 +28,7 @@ def is_well_formed(token: str) -> bool:
     return match is not None and match[2] == _checksum(match[1])
 
 
-def digest(token: str) -> str:
+def hash_token(token: str) -> str:
     """Return the SHA-256 of a token in hexadecimal, which is all that is stored of it."""
     return hashlib.sha256(token.encode()).hexdigest()
 

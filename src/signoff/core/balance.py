@@ -23,8 +23,8 @@ COOLDOWN = Backoff(first_seconds=0.5, ceiling_seconds=30)
 MAX_COOLDOWN_SECONDS = 300.0
 LASTING_COOLDOWN_SECONDS = 30.0
 # Statuses of an endpoint that does not have the model or the route, or may not serve it to this server.
-REFUSALS = {403, 404, 405, 410, 421, 451, 501}
-ELSEWHERE_STATUSES = REFUSALS | {408, 425, 429}
+REFUSAL_STATUSES = {403, 404, 405, 410, 421, 451, 501}
+ELSEWHERE_STATUSES = REFUSAL_STATUSES | {408, 425, 429}
 # Codes with which servers say that they have no such model, or no longer. (Azure: no such deployment.)
 UNKNOWN_MODEL_CODES = frozenset(
     {"model_not_found", "deploymentnotfound", "unknown_model", "model_decommissioned", "model_not_available"}
@@ -148,7 +148,7 @@ def is_refusal(error: SignoffError) -> bool:
     """Return True if either the request or the endpoint is at fault, which the answers of other endpoints tell."""
     if not isinstance(error, ModelAnswered):
         return False
-    return error.status in REFUSALS or not error.codes.isdisjoint(UNKNOWN_MODEL_CODES)
+    return error.status in REFUSAL_STATUSES or not error.codes.isdisjoint(UNKNOWN_MODEL_CODES)
 
 
 def is_hard_failure(error: SignoffError) -> bool:

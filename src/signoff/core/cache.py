@@ -124,13 +124,13 @@ def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
         target: name that the request is for.
         versions: version of the model behind that name.
         policy: policy under which the answer is signed off.
-        body: parameters of the request, see `canonical`.
-        headers: headers of the request that could change the answer, see `headers.answer_headers`.
+        body: parameters of the request, see `canonical_parameters`.
+        headers: headers of the request that could change the answer, see `headers.comparable_headers`.
     """
     if not is_cheap_to_parse(body):
         return None
     try:
-        parameters = canonical(body, path)
+        parameters = canonical_parameters(body, path)
     except (ValueError, RecursionError, OverflowError):
         return None
     parts = [scope.encode(), path.encode(), target.encode(), versions.encode(), msgspec.json.encode(policy), parameters]
@@ -143,7 +143,7 @@ def has_versions(key: str, versions: str) -> bool:
     return key.startswith(f"{versions}-")
 
 
-def canonical(body: bytes, path: str) -> bytes:
+def canonical_parameters(body: bytes, path: str) -> bytes:
     """Return the parameters in `body` in a canonical form.
 
     The order of members and the escapes of texts do not matter; numbers stay as they are written. Readers disagree

@@ -19,7 +19,7 @@ MAX_NUMBER = 2**31 - 1
 _NULL = msgspec.Raw(b"null")
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+class TokenEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated number of tokens of a request and of its answer."""
 
     prompt: int
@@ -43,17 +43,17 @@ class _Maximum(msgspec.Struct):
     best_of: msgspec.Raw = _NULL
 
 
-def estimate_tokens(path: str, body: bytes) -> Estimate:
+def estimate_tokens(path: str, body: bytes) -> TokenEstimate:
     """Estimate the maximum number of tokens of the request `body` to the endpoint `path`.
 
     Of several maxima the largest counts, as it is not known which one the upstream reads.
     Raises BadRequest for a maximum that is not a number, because an upstream may convert it nevertheless.
     """
     if path == COUNT_TOKENS:
-        return Estimate(prompt=0, output=0, is_explicit=True)
+        return TokenEstimate(prompt=0, output=0, is_explicit=True)
     prompt = estimate_usage(body, 0).prompt_tokens
     if path in WITHOUT_OUTPUT:
-        return Estimate(prompt=prompt, output=0, is_explicit=True)
+        return TokenEstimate(prompt=prompt, output=0, is_explicit=True)
     try:
         request = msgspec.json.decode(body, type=_Maximum)
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def estimate_tokens(path: str, body: bytes) -> Estimate:
     maxima = [most for name in names if (most := _whole_number(request, name)) is not None]
     each = max(maxima) if maxima else DEFAULT_OUTPUT_TOKENS
     answers = max(1, _whole_number(request, "n") or 1, _whole_number(request, "best_of") or 1)
-    return Estimate(prompt=prompt, output=each * answers, is_explicit=bool(maxima))
+    return TokenEstimate(prompt=prompt, output=each * answers, is_explicit=bool(maxima))
 
 
 def _whole_number(request: _Maximum, name: str) -> int | None:

@@ -71,7 +71,7 @@ def restrict_headers(headers: Headers, names: tuple[str, ...]) -> dict[str, str]
     return {name: value for name, value in headers.items() if name.encode() in wanted}
 
 
-def answer_headers(headers: Headers | None) -> bytes:
+def comparable_headers(headers: Headers | None) -> bytes:
     """Return what two equal requests have in common of their headers; empty if they have none that counts."""
     if headers is None:
         return b""

@@ -14,7 +14,7 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 # With more entries than this, those of one slot are merged into one, which counts as long as the last of them.
 MAX_ENTRIES = 600
-SLOT = MINUTE // 300
+MERGE_SPAN = MINUTE // 300
 # A clock that is this far behind an earlier reading was set back.
 SET_BACK = 10 * SECOND
 # Suggested wait for a parallel slot, since it is not known when a request ends.
@@ -343,7 +343,7 @@ def _append(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission
         return (*entries, entry)
     fewer = [entries[0]]
     for each in (*entries[1:], entry):
-        if each.at // SLOT == fewer[-1].at // SLOT:
+        if each.at // MERGE_SPAN == fewer[-1].at // MERGE_SPAN:
             fewer[-1] = _merge(fewer[-1], each)
         else:
             fewer.append(each)

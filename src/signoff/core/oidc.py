@@ -19,7 +19,7 @@ MAX_SUBJECT_LENGTH = 255
 # Characters of an error code (RFC 6749, section 4.1.2.1), as far as they are shown.
 _CODE = re.compile(r"[a-z_]{1,64}")
 # Errors with which a provider sends a browser back, and what to do.
-_ANSWERS = {
+_ERROR_TEXTS = {
     "access_denied": "{name} did not let you in, or you cancelled. Ask for access there, or begin the sign-in again.",
     "login_required": "You are not signed in at {name}. Begin the sign-in again.",
     "interaction_required": "{name} needs something of you first. Open its own page, then begin the sign-in again.",
@@ -111,7 +111,7 @@ class ProviderAccount(msgspec.Struct, frozen=True, kw_only=True):
     """Role by the claims; None if they have none and there is no default."""
 
 
-Admission = Literal["enter", "link", "create"]
+SignInKind = Literal["enter", "link", "create"]
 
 
 def code_challenge(verifier: str) -> str:
@@ -119,9 +119,9 @@ def code_challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
-def answer_text(code: str, name: str) -> str:
+def provider_error_text(code: str, name: str) -> str:
     """Return a sentence for the error `code` with which a provider called `name` sends a browser back."""
-    if (text := _ANSWERS.get(code)) is not None:
+    if (text := _ERROR_TEXTS.get(code)) is not None:
         return text.format(name=name)
     shown = f" `{code}`" if _CODE.fullmatch(code) else ""
     return f"{name} ended the sign-in with the error{shown}, which is not known here. Its log says more."
@@ -178,7 +178,7 @@ def account_of(claims: Mapping[str, Any], settings: ProviderSettings) -> Provide
     )
 
 
-def is_complete(claims: Mapping[str, Any], settings: ProviderSettings) -> bool:
+def has_all_claims(claims: Mapping[str, Any], settings: ProviderSettings) -> bool:
     """Return True if the claims have all that decides, so that the provider need not be asked for more."""
     needed = [settings.email_claim, *([] if settings.role_claim is None else [settings.role_claim])]
     needed += [] if settings.trust_email else ["email_verified"]
@@ -210,9 +210,9 @@ def _role(claims: Mapping[str, Any], settings: ProviderSettings) -> Role | None:
     return min(roles, key=ROLES.index) if roles else settings.default_role
 
 
-def admission_of(
+def sign_in_kind(
     account: ProviderAccount, settings: ProviderSettings, *, bound: User | None, namesake: User | None, is_taken: bool
-) -> Admission:
+) -> SignInKind:
     """Return how an account signs in: as its user, as a user whom it is bound to now, or as a new user.
 
     Args:

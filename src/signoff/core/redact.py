@@ -11,7 +11,7 @@ _KEY = re.compile(
 )
 
 
-def without_keys(text: str, key: str | None = None) -> str:
+def mask_keys(text: str, key: str | None = None) -> str:
     """Return `text` with `key`, and all that looks like a key of an upstream, replaced by MASK."""
     if key:
         text = text.replace(key, MASK)

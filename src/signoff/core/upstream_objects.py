@@ -58,14 +58,14 @@ _IN_ANSWER = re.compile(
 _NEVER_CHANGES = re.compile(rf"(?:{_FINAL})[_-]")
 
 
-def creates_no_object(path: str) -> bool:
+def is_stateless(path: str) -> bool:
     """Return True if a request to `path` never creates an object at the upstream, or names one."""
     return path in KNOWN and path not in {RESPONSES, MESSAGES, COUNT_TOKENS}
 
 
 def created_object_id(path: str, body: bytes) -> str | None:
     """Return the id of the object that a POST to `path` created, from its answer `body`; None if there is none."""
-    if creates_no_object(path) or not path.startswith("/v1/"):
+    if is_stateless(path) or not path.startswith("/v1/"):
         return None
     try:
         created = msgspec.json.decode(body, type=_CreatedObject)
@@ -87,7 +87,7 @@ def _valid_id(object_id: str | None) -> str | None:
     return object_id if object_id and len(object_id) <= MAX_ID_LENGTH and object_id.isprintable() else None
 
 
-def creates_object(path: str) -> bool:
+def is_creation(path: str) -> bool:
     """Return True if `path` is for a new answer or object, False if it is for an object that exists."""
     if path in KNOWN:
         return True

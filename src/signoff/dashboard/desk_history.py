@@ -10,7 +10,7 @@ from litestar.response import Template
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.queues import EVERYBODYS, format_cursor, parse_cursor
+from signoff.core.reviews.queues import ALL_REVIEWERS, format_cursor, parse_cursor
 from signoff.dashboard.desk_queue import address_with, open_next, view_of
 from signoff.dashboard.jobs import state_of
 from signoff.dashboard.review import DECIDED
@@ -38,7 +38,7 @@ async def post_move(
     check_same_site(scope_of(request))
     form = parse_form(await request.body(), dict[str, str], "move")
     queue, assignee, reason = (form.get(name, "").strip() for name in ("to_queue", "assignee", "why"))
-    to_queue = EVERYBODYS if queue == ALL else queue or None
+    to_queue = ALL_REVIEWERS if queue == ALL else queue or None
     if assignee:
         await assign(services, caller, job_id, assignee, to_queue)
     elif to_queue is not None:

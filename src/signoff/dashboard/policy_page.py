@@ -10,7 +10,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.json_position import find_position, find_syntax_error
-from signoff.core.reviews.compiled import with_name
+from signoff.core.reviews.compiled import policy_from_draft
 from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
 from signoff.dashboard.budget import WHOLE, BudgetQuery, budget_view
@@ -96,7 +96,7 @@ def _drafts(services: Services, policy: ReviewPolicy, recommended: Recommendatio
     drafts = {
         row.threshold: draft_at(services, policy, recommended.score, row.threshold) for row in recommended.thresholds
     }
-    return {threshold: policy_text(with_name(draft, policy.name)) for threshold, draft in drafts.items()}
+    return {threshold: policy_text(policy_from_draft(draft, policy.name)) for threshold, draft in drafts.items()}
 
 
 async def _current(services: Services, caller: Caller, name: str) -> ReviewPolicy | None:

@@ -127,7 +127,7 @@ class HttpDeliverer:
         an address, which was checked. Raises ValueError if the URL of the proxy is not valid.
         """
         host = url.host or ""
-        if not self._proxies or not (self._allow_list.names(host) or parse_literal(host) is not None):
+        if not self._proxies or not (self._allow_list.has_name(host) or parse_literal(host) is not None):
             return None
         return self._proxies.find(url)
 

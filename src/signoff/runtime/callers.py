@@ -7,7 +7,7 @@ import structlog
 
 from signoff.accounts import People
 from signoff.core.access import Caller, Token, TokenKind, User, lower_role
-from signoff.core.api_tokens import digest, digests_equal, is_well_formed
+from signoff.core.api_tokens import digests_equal, hash_token, is_well_formed
 from signoff.errors import TokenExpired, Unauthorized
 
 MAX_ENTRIES = 10_000
@@ -29,7 +29,7 @@ class CallerCache:
 
     async def identify(self, token: str, kind: TokenKind, now: int) -> Caller:
         """Return the caller with `token`. `now` is in microseconds since 1970. Raises Unauthorized, TokenExpired."""
-        token_digest = digest(token)
+        token_digest = hash_token(token)
         caller = self._by_token.get((token_digest, kind))
         if caller is None and not is_well_formed(token):
             raise Unauthorized("The token is malformed: tokens of this server start with `sg_`.")

@@ -18,7 +18,7 @@ from signoff.core.audit import (
     token_revoked,
 )
 from signoff.core.cache import CacheRule
-from signoff.core.oidc import ProviderAccount, ProviderSettings, admission_of, role_at_sign_in
+from signoff.core.oidc import ProviderAccount, ProviderSettings, role_at_sign_in, sign_in_kind
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
@@ -309,17 +309,17 @@ def _admit(tx: Tx, actor: Actor, account: ProviderAccount, settings: ProviderSet
     row = None if email is None else tx.conn.execute(query).mappings().one_or_none()
     namesake = User(**row) if row else None
     is_taken = namesake is not None and _has_account(tx.conn, namesake.id, account.issuer)
-    admission = admission_of(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
+    kind = sign_in_kind(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
     user = bound or namesake
-    if admission == "create" or user is None:
-        # `admission_of` creates no user without an address and a role.
+    if kind == "create" or user is None:
+        # `sign_in_kind` creates no user without an address and a role.
         user = _create(tx, email or "", account.role or "user", None)
         _bind(tx, actor, user, account, is_new=True)
         return user
     role = role_at_sign_in(user, account, settings)
     if role != user.role:  # first, as it may raise an error, after which nothing may be changed
         user = _change(tx, actor, user, UserChange(role=role))
-    if admission == "link":
+    if kind == "link":
         _bind(tx, actor, user, account)
     return user
 

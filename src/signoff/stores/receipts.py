@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.audit import receipts_archived, signing_key_changed
-from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, outcome_of
+from signoff.core.reviews.figures import FigureQuery, FigureRow, FigureTotals, details_of
 from signoff.core.reviews.receipt import (
     EVENTS_OF_OPENING,
     OPENING,
@@ -22,8 +22,8 @@ from signoff.core.reviews.receipt import (
     Head,
     KeyReceipt,
     ReceiptDraft,
+    ReceiptVote,
     ReviewEvent,
-    Vote,
     review_times,
     verdict_receipt,
 )
@@ -130,7 +130,7 @@ def append_receipts(tx: Tx, drafts: list[ReceiptDraft]) -> None:
         )
         chain.append(receipt, job_id=before.id, round=before.round)
         tx.add(receipt_salts, {"job_id": before.id, "round": before.round, "salt": salt})
-        add_figures(tx, receipt, outcome_of(before, draft.after))
+        add_figures(tx, receipt, details_of(before, draft.after))
 
 
 def _page_statement(filters: ReceiptFilter) -> sa.Select[Any]:
@@ -167,11 +167,11 @@ def _review_events(tx: Tx, drafts: Sequence[ReceiptDraft]) -> dict[str, list[tup
     return by_job
 
 
-def _votes(tx: Tx, drafts: Sequence[ReceiptDraft]) -> dict[tuple[str, int], list[Vote]]:
+def _votes(tx: Tx, drafts: Sequence[ReceiptDraft]) -> dict[tuple[str, int], list[ReceiptVote]]:
     """Return the votes of some jobs by job and round, ordered by reviewer."""
     ids = sorted({draft.before.id for draft in drafts})
     query = sa.select(*votes.c).where(votes.c.job_id.in_(ids)).order_by(votes.c.reviewer)
-    by_round = defaultdict[tuple[str, int], list[Vote]](list)
+    by_round = defaultdict[tuple[str, int], list[ReceiptVote]](list)
     for row in tx.conn.execute(query):
-        by_round[row.job_id, row.round].append(Vote(reviewer=row.reviewer, verdict=row.verdict))
+        by_round[row.job_id, row.round].append(ReceiptVote(reviewer=row.reviewer, verdict=row.verdict))
     return by_round

@@ -6,7 +6,14 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureRow, FigureTotals, Outcome, figures_of
+from signoff.core.reviews.figures import (
+    DecisionDetails,
+    FigureDimension,
+    FigureQuery,
+    FigureRow,
+    FigureTotals,
+    figures_of,
+)
 from signoff.core.reviews.receipt import VerdictReceipt
 from signoff.core.usage import DAY_US, HOUR_US
 from signoff.stores.database import Database
@@ -16,11 +23,11 @@ from signoff.stores.writer import Tx
 _TOTALS = FigureTotals.__struct_fields__
 
 
-def add_figures(tx: Tx, receipt: VerdictReceipt, outcome: Outcome) -> None:
+def add_figures(tx: Tx, receipt: VerdictReceipt, details: DecisionDetails) -> None:
     """Add a receipt to the sums of its hour."""
     hour = receipt.at // HOUR_US * HOUR_US
-    for reviewer, totals in figures_of(receipt, outcome).items():
-        group = (hour, receipt.policy, receipt.target, reviewer, outcome.prompt, outcome.prompt_version)
+    for reviewer, totals in figures_of(receipt, details).items():
+        group = (hour, receipt.policy, receipt.target, reviewer, details.prompt, details.prompt_version)
         tx.add_to_sum(review_hours, group, msgspec.structs.astuple(totals))
 
 

@@ -9,7 +9,7 @@ from signoff.core.cache import CacheState, Sampling
 from signoff.core.dialects.required_members import missing_member
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
-from signoff.core.headers import answer_headers
+from signoff.core.headers import comparable_headers
 from signoff.core.job import PRIORITIES, Job
 from signoff.core.members import read_members
 from signoff.core.model import Model, accepts_any_json
@@ -19,7 +19,7 @@ from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
 from signoff.core.reviews.policy import policy_for, review_for
 from signoff.core.reviews.request_values import RequestContext
-from signoff.core.upstream_objects import creates_no_object, creates_object
+from signoff.core.upstream_objects import is_creation, is_stateless
 from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
@@ -56,7 +56,7 @@ async def _admitted_job(services: Services, ask: Ask) -> Job:
         await key_of_user(services, ask.caller.user_id, ask.key_id)
     if ask.pipeline is not None:
         return await _pipeline_job(services, ask, ask.pipeline)
-    references = NO_REFERENCES if creates_no_object(ask.path) else await find_references(services, ask)
+    references = NO_REFERENCES if is_stateless(ask.path) else await find_references(services, ask)
     if references.subject is not None:
         ask = msgspec.structs.replace(ask, target=storing_model(references.subject))
     # The usual case: a model of exactly this name needs no look-up of prompts and pipelines.
@@ -132,7 +132,7 @@ async def _model_job(
         if is_strict and (name := missing_member(ask.path, members)) is not None:
             raise MissingParameter(name)
     headers, cache_key = requested_headers(services, ask, model), None
-    if governed.is_cacheable and creates_object(path):
+    if governed.is_cacheable and is_creation(path):
         cache_key = cache_key_for(services, ask, model, governed.policy, sampling=sampling, path=path, headers=headers)
     job = _new_job(services, ask, model, governed, path=path, cache_key=cache_key, headers=headers)
     return job if prompt is None else msgspec.structs.replace(job, prompt=prompt)
@@ -251,5 +251,5 @@ def _fingerprint(ask: Ask, headers: dict[str, str] | None = None) -> str:
     """Return the digest by which a retry of the same request is recognised."""
     webhook_url = "" if ask.webhook is None else ask.webhook.url
     parts = (ask.path.encode(), (ask.target or "").encode(), webhook_url.encode(), ask.body)
-    relevant = answer_headers(headers)
+    relevant = comparable_headers(headers)
     return fingerprint(*parts, relevant) if relevant else fingerprint(*parts)

@@ -18,7 +18,7 @@ from signoff.core.endpoints import KNOWN, parse_route
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
 from signoff.core.tokens import Usage
-from signoff.core.upstream_objects import created_object_id, creates_no_object, creates_object
+from signoff.core.upstream_objects import created_object_id, is_creation, is_stateless
 from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, SignoffError
 from signoff.infra.logging import JOB_ID
 from signoff.runtime.attempt import Attempt
@@ -108,7 +108,7 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
         check_not_rejected(attempt.job)
         await reserve(services, attempt)
         await _ask(services, attempt, perform)
-        if not creates_no_object(attempt.job.path):
+        if not is_stateless(attempt.job.path):
             await check_not_held(services, attempt.job)
         if attempt.awaits_person:
             return unwritten_answer(attempt.job.body)
@@ -209,9 +209,9 @@ def answer_of(job: Job, body: bytes | None, events: Sequence[bytes]) -> Answer:
     else:
         answer = as_binary(events, job.body)
         bodies = [sse.data_of(event) for event in reversed(events)]
-    if creates_no_object(path):
+    if is_stateless(path):
         return answer
-    if not creates_object(path):
+    if not is_creation(path):
         return msgspec.structs.replace(answer, usage=Usage())
     object_id = next((name for body in bodies if (name := created_object_id(path, body))), None)
     return msgspec.structs.replace(answer, upstream_object_id=object_id)

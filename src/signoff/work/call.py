@@ -7,9 +7,9 @@ import msgspec
 
 from signoff.core.ask import Ask
 from signoff.core.endpoints import KNOWN
-from signoff.core.headers import answer_headers
+from signoff.core.headers import comparable_headers
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
-from signoff.core.upstream_objects import creates_no_object
+from signoff.core.upstream_objects import is_stateless
 from signoff.engine import EventSink, Sink
 from signoff.errors import Interrupted, JobFailed, ReviewPending, SignoffError
 from signoff.runtime.attempt import Attempt
@@ -140,7 +140,7 @@ async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str,
 
     Requests are equal if user, upstream key, target, version of the model, path, body and passed headers are.
     """
-    request = (job.user_id, job.key_id, job.target, version, job.path, job.body, answer_headers(job.headers))
+    request = (job.user_id, job.key_id, job.target, version, job.path, job.body, comparable_headers(job.headers))
     if (existing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
         inflight = _inflight(ask, existing)
         shared = services.runtime.inflight_calls.shared(existing.id)
@@ -267,7 +267,7 @@ def _awaits_person(call: Call, body: bytes | None) -> bool:
 async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
     """Ask the model, and return its answer, or send its events at once; return nothing if the job may be held."""
     attempt, may_hold = call.inflight.attempt, call.job.policy.may_hold
-    needs_check = not creates_no_object(call.job.path)
+    needs_check = not is_stateless(call.job.path)
     attempt.sink = None if may_hold else CheckedSink(services, call.job, sink) if needs_check else sink
     try:
         settled = await run_attempt(services, attempt, CallRecorder(services, call.inflight), perform)

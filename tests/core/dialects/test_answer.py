@@ -1,4 +1,4 @@
-"""Tests of answers: `collect` joins a stream into a whole answer, and `split` turns it back into a stream."""
+"""Tests of answers: `collect` joins a stream into a whole answer, and `completion_events` streams it again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from signoff.core.dialects.answer import (
     answer_text,
     as_completion,
     collect,
+    completion_events,
     content_or_json,
     parse_answer,
-    split,
     with_text,
 )
 from signoff.core.tokens import Usage
@@ -346,7 +346,7 @@ def test_any_json_answer_can_be_read_edited_and_streamed(value: Any, text: str) 
     body = json.dumps(value).encode()
     assert isinstance(answer_text(body), str | None)
     assert answer_text(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
-    assert list(split(body, with_usage=True))[-1] == sse.DONE
+    assert list(completion_events(body, with_usage=True))[-1] == sse.DONE
 
 
 TEXTS = st.text(min_size=1, max_size=20)
@@ -403,7 +403,7 @@ COMPLETIONS = st.builds(
 @given(COMPLETIONS)
 def test_an_answer_that_is_split_and_collected_is_the_same(whole: dict[str, Any]) -> None:
     answer = parse_answer(json.dumps(whole).encode())
-    collected = collect(split(answer.body, with_usage=True))
+    collected = collect(completion_events(answer.body, with_usage=True))
     assert json.loads(collected.body) == whole
     assert collected.usage == answer.usage
 
@@ -411,7 +411,7 @@ def test_an_answer_that_is_split_and_collected_is_the_same(whole: dict[str, Any]
 @pytest.mark.parametrize("name", [name for name in STREAMS if '"message"' in json.dumps(STREAMS[name][1])])
 def test_a_collected_stream_that_is_split_and_collected_is_the_same(name: str) -> None:
     stream, whole = STREAMS[name]
-    assert json.loads(collect(split(collect(stream).body, with_usage=True)).body) == whole
+    assert json.loads(collect(completion_events(collect(stream).body, with_usage=True)).body) == whole
 
 
 def payloads(events: list[bytes]) -> list[dict[str, Any]]:
@@ -423,7 +423,7 @@ def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
     message = {"tool_calls": [call("f", "{}", id="c")], "content": "Hi", "reasoning": "Hm", "refusal": None}
     whole = chat(OPENAI, message, "tool_calls", logprobs={"content": []}) | {"usage": USAGE}
     # when it is split
-    parts = list(split(json.dumps(whole).encode(), with_usage=True))
+    parts = list(completion_events(json.dumps(whole).encode(), with_usage=True))
     # then a client reads it in the usual order
     deltas = [choice["delta"] for piece in payloads(parts) for choice in piece["choices"]]
     assert deltas == [
@@ -443,9 +443,9 @@ def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
 
 def test_a_split_answer_includes_its_usage_only_on_request() -> None:
     whole = json.dumps(chat(OPENAI, {"content": "Hi"}) | {"usage": USAGE}).encode()
-    assert all("usage" not in piece for piece in payloads(list(split(whole, with_usage=False))))
+    assert all("usage" not in piece for piece in payloads(list(completion_events(whole, with_usage=False))))
     without = json.dumps(chat(OPENAI, {"content": "Hi"})).encode()
-    assert all(piece["choices"] for piece in payloads(list(split(without, with_usage=True))))
+    assert all(piece["choices"] for piece in payloads(list(completion_events(without, with_usage=True))))
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_a_split_answer_includes_its_usage_only_on_request() -> None:
     ],
 )
 def test_an_answer_that_is_not_a_chat_completion_is_streamed_as_its_text(answer: bytes, words: str) -> None:
-    assert answer_text(collect(split(answer, with_usage=True)).body) == words
+    assert answer_text(collect(completion_events(answer, with_usage=True)).body) == words
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_a_text_becomes_a_completion_that_strict_clients_accept() -> None:
 
 def test_numbers_keep_their_precision() -> None:
     whole = chat(OPENAI | {"n": 123456789012345678901234567890, "x": 0.1}, {"content": "Hi"})
-    assert json.loads(collect(split(json.dumps(whole).encode(), with_usage=False)).body) == whole
+    assert json.loads(collect(completion_events(json.dumps(whole).encode(), with_usage=False)).body) == whole
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.dialects.answer import answer_text, collect, split
+from signoff.core.dialects.answer import answer_text, collect, completion_events
 from signoff.core.dialects.stream_state import has_content, missing_end
 from signoff.core.endpoints import CHAT
 
@@ -29,7 +29,7 @@ def deltas(*members: Payload) -> list[bytes]:
 def message_of(events: list[bytes]) -> Payload:
     """Return the message that the events add up to, which must not change when it is streamed again."""
     body = collect(events).body
-    again = collect(split(body, with_usage=False)).body
+    again = collect(completion_events(body, with_usage=False)).body
     assert json.loads(again)["choices"] == json.loads(body)["choices"]
     return json.loads(body)["choices"][0]["message"]
 

@@ -17,7 +17,7 @@ from signoff.core.reviews.budget_period import (
     least_audit_rate,
     least_reviewed_share,
 )
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 
 TERMS = BudgetTerms(answers=10_000, share=0.02, confidence=0.95, audit_rate=0.1)
 
@@ -73,7 +73,7 @@ def test_the_gate_closes_as_the_specification_says() -> None:
     for detected in range(40):
         for outstanding in (0, 1, 50):
             now = period(wrong=detected // 2, audits_open=detected - detected // 2, outstanding=outstanding)
-            is_open = bound(detected, 0.1, 0.95) - detected + outstanding + 1 <= 200
+            is_open = upper_bound(detected, 0.1, 0.95) - detected + outstanding + 1 <= 200
             assert (now.passes > 0) == is_open
     assert period().passes == 200 - 42
 
@@ -95,7 +95,7 @@ def test_verdicts_reopen_the_gate() -> None:
 
 def test_a_catch_rate_makes_the_bound_wider() -> None:
     perfect, measured = period(), period(catch_rate=0.8)
-    assert measured.undetected == bound(0, 0.1 * 0.8, 0.975)
+    assert measured.undetected == upper_bound(0, 0.1 * 0.8, 0.975)
     assert measured.undetected > perfect.undetected
     assert period(catch_rate=0.0).passes == 0
     assert closing_detections(period(catch_rate=0.0)) == 0

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 
 # By audit rate: the bounds for 0, 1, 2, 5, 10 and 20 wrong answers that audits find, with a confidence of 95 %.
 TABLE = {
@@ -19,27 +19,27 @@ TABLE = {
 
 @pytest.mark.parametrize("audit_rate", TABLE)
 def test_the_bound_has_its_published_values(audit_rate: float) -> None:
-    assert [bound(detected, audit_rate, 0.95) for detected in (0, 1, 2, 5, 10, 20)] == TABLE[audit_rate]
+    assert [upper_bound(detected, audit_rate, 0.95) for detected in (0, 1, 2, 5, 10, 20)] == TABLE[audit_rate]
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("audit_rate", [0.001, 0.3, 0.99])
 def test_more_finds_and_more_confidence_never_lower_the_bound(audit_rate: float, confidence: float) -> None:
-    bounds = [bound(detected, audit_rate, confidence) for detected in range(30)]
+    bounds = [upper_bound(detected, audit_rate, confidence) for detected in range(30)]
     assert bounds == sorted(bounds)
     assert all(value >= detected for detected, value in enumerate(bounds))
-    assert bounds[5] <= bound(5, audit_rate, (1 + confidence) / 2)
+    assert bounds[5] <= upper_bound(5, audit_rate, (1 + confidence) / 2)
 
 
 def test_a_large_number_of_finds_approaches_the_share_that_was_audited() -> None:
-    assert bound(100_000, 0.1, 0.95) == pytest.approx(1_000_000, rel=0.02)
+    assert upper_bound(100_000, 0.1, 0.95) == pytest.approx(1_000_000, rel=0.02)
 
 
 @pytest.mark.parametrize("audit_rate", [0.05, 0.2])
 def test_the_bound_holds_at_all_times_together(audit_rate: float) -> None:
     # given 2,000 runs of 300 wrong answers, each audited by a coin of its own
     chance, runs, broken = random.Random(1), 2_000, 0
-    bounds = [bound(detected, audit_rate, 0.9) for detected in range(301)]
+    bounds = [upper_bound(detected, audit_rate, 0.9) for detected in range(301)]
     for _ in range(runs):
         detected = 0
         for passed in range(1, 301):
@@ -57,4 +57,4 @@ def test_the_bound_holds_at_all_times_together(audit_rate: float) -> None:
 )
 def test_parameters_out_of_range_are_refused(detected: int, audit_rate: float, confidence: float) -> None:
     with pytest.raises(ValueError, match="must be between 0 and 1"):
-        bound(detected, audit_rate, confidence)
+        upper_bound(detected, audit_rate, confidence)

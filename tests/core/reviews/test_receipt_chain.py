@@ -10,15 +10,15 @@ from msgspec.structs import replace
 
 from signoff.core.job import Decision, Job
 from signoff.core.reviews.copies import copy_for_reviewers
-from signoff.core.reviews.figures import FigureTotals, figures_of, kappa_of, outcome_of
+from signoff.core.reviews.figures import FigureTotals, details_of, figures_of, kappa_of
 from signoff.core.reviews.receipt import (
     Head,
     OpenTime,
     ReceiptDraft,
+    ReceiptVote,
     ReviewEvent,
     ReviewTimes,
-    Vote,
-    canonical,
+    canonical_json,
     parse_line,
     review_times,
     signed_head,
@@ -161,7 +161,7 @@ def test_canonical_json_is_that_of_rfc_8785() -> None:
     """Compare with the examples of texts and of the order of names in RFC 8785, sections 3.2.2 and 3.2.3."""
     value = {"string": '\u20ac$\u000f\nA\'B"\\\\"/', "literals": [None, True, False], "1": 1, "\r": 2}
     expected = '{"\\r":2,"1":1,"literals":[null,true,false],"string":"\u20ac$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
-    assert canonical(value) == expected.encode()
+    assert canonical_json(value) == expected.encode()
 
 
 def test_open_times_end_with_the_lease_the_next_opening_or_the_verdict() -> None:
@@ -191,7 +191,8 @@ def test_the_times_of_an_earlier_hold_do_not_count_again() -> None:
 
 def test_figures_count_edits_times_and_agreement() -> None:
     votes = tuple(
-        Vote(reviewer=name, verdict=verdict) for name, verdict in (("a", "approve"), ("b", "reject"), ("c", "approve"))
+        ReceiptVote(reviewer=name, verdict=verdict)
+        for name, verdict in (("a", "approve"), ("b", "reject"), ("c", "approve"))
     )
     decision = Decision(verdict="approve", reviewer="c")
     voted = {"vote_pairs": 2, "own_approvals": 2}
@@ -200,7 +201,7 @@ def test_figures_count_edits_times_and_agreement() -> None:
     draft = ReceiptDraft(before=replace(JOB, response=b"old"), after=after, decision=decision)
     place = {"seq": 1, "at": 30, "before": "", "key": ""}
     figures = figures_of(
-        verdict_receipt(draft, place, salt=b"s", times=times, votes=votes), outcome_of(draft.before, after)
+        verdict_receipt(draft, place, salt=b"s", times=times, votes=votes), details_of(draft.before, after)
     )
     assert figures == {
         "a": FigureTotals(open_us=3, agreed_pairs=1, **voted, other_rejections=1, other_approvals=1),
@@ -239,11 +240,11 @@ def test_a_planted_item_counts_as_planted_alone_and_a_copy_is_not_delivered() ->
         after = replace(copy, status="success")
         draft = ReceiptDraft(before=copy, after=after, decision=Decision(verdict="approve", reviewer="c"))
         receipt = verdict_receipt(draft, place, salt=b"s", times=times, votes=())
-        figures += figures_of(receipt, outcome_of(copy, after)).values()
+        figures += figures_of(receipt, details_of(copy, after)).values()
     assert figures == [
         FigureTotals(decisions=1, approved=1, verdict_us=15, open_us=4),
         FigureTotals(planted=1, open_us=4),
     ]
     edited = replace(planted, status="success", response=b'"x"')
     rejected = replace(planted, status="fail")
-    assert [outcome_of(planted, after).is_caught for after in (edited, rejected)] == [True, True]
+    assert [details_of(planted, after).is_caught for after in (edited, rejected)] == [True, True]

@@ -18,17 +18,17 @@ from signoff.core.reviews.risk_score import (
     LabelledAnswer,
     RiskScore,
     RiskTerm,
-    Value,
+    SignalValue,
     expression_of,
     fit_score,
     scorable_signals,
 )
-from signoff.core.reviews.risk_validation import validate
+from signoff.core.reviews.risk_validation import cross_validate
 
 SIGNALS = ("answer.length", "signals.logprob_mean", "signals.schema_ok", "request.tokens")
 
 
-def true_log_odds(values: dict[str, Value]) -> float:
+def true_log_odds(values: dict[str, SignalValue]) -> float:
     """Return the log-odds by which the simulated reviewers find an answer wrong."""
     logprob, schema_ok = values["signals.logprob_mean"], values["signals.schema_ok"]
     assert values["answer.length"] is not None
@@ -44,7 +44,7 @@ def simulated(number: int, seed: int, *, looks: float = 1) -> list[LabelledAnswe
     """Return decisions of simulated reviewers; of short answers they see only the share `looks`, chosen by coins."""
     chance, answers = random.Random(seed), list[LabelledAnswer]()
     while len(answers) < number:
-        values: dict[str, Value] = {
+        values: dict[str, SignalValue] = {
             "answer.length": chance.randrange(200),
             "signals.logprob_mean": None if chance.random() < 0.2 else -chance.random() * 2,
             "signals.schema_ok": chance.choice((True, False, None)),
@@ -91,7 +91,7 @@ def test_the_expression_gives_the_same_score(seed: int) -> None:
     answers = simulated(300, seed)
     score = fit_score(answers, SIGNALS)
     chance = random.Random(seed)
-    edges: list[dict[str, Value]] = [
+    edges: list[dict[str, SignalValue]] = [
         {"answer.length": 10**15, "signals.logprob_mean": -1e308, "signals.schema_ok": True, "request.tokens": -5},
         {"answer.length": 0, "signals.logprob_mean": 1e308, "signals.schema_ok": None, "request.tokens": 2**62},
         {"answer.length": 3, "signals.logprob_mean": -0.0, "signals.schema_ok": False, "request.tokens": 1},
@@ -158,7 +158,7 @@ def test_validation_is_no_better_than_a_guess_where_nothing_is_to_be_learned() -
             LabelledAnswer({name: chance.random() for name in SIGNALS if name != "signals.schema_ok"}, number % 4 == 0)
             for number in range(120)
         ]
-        validation, scores = validate(answers, ["answer.length", "signals.logprob_mean", "request.tokens"])
+        validation, scores = cross_validate(answers, ["answer.length", "signals.logprob_mean", "request.tokens"])
         inside += validation.auc.lowest <= 0.5
         assert len(scores) == 120
         assert validation.brier.value > validation.brier_of_share - 0.02
@@ -166,6 +166,6 @@ def test_validation_is_no_better_than_a_guess_where_nothing_is_to_be_learned() -
 
 
 def test_validation_says_how_well_the_score_tells_wrong_from_right() -> None:
-    validation, _ = validate(simulated(1_000, 5), SIGNALS)
+    validation, _ = cross_validate(simulated(1_000, 5), SIGNALS)
     assert 0.65 < validation.auc.lowest < validation.auc.value < validation.auc.highest < 0.9
     assert validation.brier.value < validation.brier_of_share

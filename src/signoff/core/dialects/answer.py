@@ -105,7 +105,7 @@ def usage_of_events(events: Iterable[bytes], request_body: bytes) -> Usage | Non
     return usage or _estimate(request_body, pieces)
 
 
-def split(answer: bytes, *, with_usage: bool) -> Iterator[bytes]:
+def completion_events(answer: bytes, *, with_usage: bool) -> Iterator[bytes]:
     """Yield a chat completion as a stream: role, content, tool calls, finish reason, usage if asked for, `[DONE]`.
 
     Any other JSON becomes the content of a completion.

@@ -11,7 +11,7 @@ from signoff.core import endpoints, sse
 from signoff.core.binary import decode_binary
 from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages, response
-from signoff.core.dialects.answer import as_completion, is_completion, split, text_or_json
+from signoff.core.dialects.answer import as_completion, completion_events, is_completion, text_or_json
 from signoff.core.dialects.responses_to_chat import ID_MARK
 from signoff.core.fingerprint import fingerprint
 
@@ -59,7 +59,7 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes
     """Yield an answer as a stream in the form of `path`; for an endpoint without streams, one event and `[DONE]`."""
     match path:
         case endpoints.CHAT:
-            yield from split(body, with_usage=with_usage)
+            yield from completion_events(body, with_usage=with_usage)
         case endpoints.COMPLETIONS:
             yield from _text_events(msgspec.json.decode(convert_answer(path, body, "")), with_usage=with_usage)
         case endpoints.RESPONSES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-Literal = str | int | float | bool | None
+ConstantValue = str | int | float | bool | None
 
 
 class Name(msgspec.Struct, frozen=True, tag="name"):
@@ -16,7 +16,7 @@ class Name(msgspec.Struct, frozen=True, tag="name"):
 class Constant(msgspec.Struct, frozen=True, tag="given"):
     """A literal value."""
 
-    value: Literal
+    value: ConstantValue
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", kw_only=True):

@@ -10,7 +10,7 @@ from signoff.core.reviews.request_values import context_of, request_values
 
 # All answers of further groups are held, so that callers who invent groups fill no table.
 MAX_GROUPS = 1000
-METADATA = "metadata."
+METADATA_PREFIX = "metadata."
 NO_VALUE = ""
 
 
@@ -18,7 +18,7 @@ def check_per(per: str | None) -> None:
     """Raise ValueError if `per`, the member of a budget, says no kind of group."""
     if per is None or per in {"user", "prompt_version"}:
         return
-    if not per.startswith(METADATA) or not is_name(per.removeprefix(METADATA)):
+    if not per.startswith(METADATA_PREFIX) or not is_name(per.removeprefix(METADATA_PREFIX)):
         raise ValueError(f"`budget.per` must be `user`, `prompt_version` or `metadata.NAME` (got {per!r}).")
 
 
@@ -49,7 +49,7 @@ def group_of(job: Job, per: str) -> str | None:
         case "prompt_version":
             return NO_VALUE if job.prompt is None else f"{job.prompt}@{job.prompt_version}"
         case _:
-            return _metadata_group(job, per.removeprefix(METADATA))
+            return _metadata_group(job, per.removeprefix(METADATA_PREFIX))
 
 
 def _metadata_group(job: Job, name: str) -> str | None:

@@ -8,7 +8,7 @@ import msgspec
 from signoff.core.reviews.answer_digest import Harmless
 from signoff.core.reviews.budget_group import check_per, group_words
 from signoff.core.reviews.catch_rate import lowest_catch_rate
-from signoff.core.reviews.error_budget import bound
+from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.planted import CatchCount
 from signoff.core.reviews.rules import Budget, PolicyDraft
 
@@ -49,11 +49,12 @@ def check_terms(terms: BudgetTerms) -> None:
         raise ValueError(f"`budget.answers` must be from 1 to {MAX_ANSWERS} (got {terms.answers}).")
     if terms.audit_rate < MIN_AUDIT_RATE:
         raise ValueError(f"`budget.audit_rate` must be at least {MIN_AUDIT_RATE:g} (got {terms.audit_rate:g}).")
-    if terms.allowed >= bound(0, terms.audit_rate, terms.confidence) + 1:
+    undetected = upper_bound(0, terms.audit_rate, terms.confidence)
+    if terms.allowed > undetected:
         return
     raise ValueError(
         f"`budget` allows {terms.allowed} wrong answers of {terms.answers}{_of_group(terms)}, but as many as "
-        f"{bound(0, terms.audit_rate, terms.confidence)} can stay undetected by audits of {terms.audit_rate:.1%}. "
+        f"{undetected} can stay undetected by audits of {terms.audit_rate:.1%}. "
         f"Set `answers` to at least {least_answers(terms)}{_other_remedy(terms)}."
     )
 
@@ -69,7 +70,7 @@ def _other_remedy(terms: BudgetTerms) -> str:
 
 def least_answers(terms: BudgetTerms) -> int:
     """Return the smallest number of answers with which the other terms work."""
-    needed = bound(0, terms.audit_rate, terms.confidence) + 1
+    needed = upper_bound(0, terms.audit_rate, terms.confidence) + 1
     answers = max(1, math.ceil(needed / terms.share) - 1)
     while msgspec.structs.replace(terms, answers=answers).allowed < needed:
         answers += 1
@@ -81,7 +82,7 @@ def least_audit_rate(terms: BudgetTerms) -> float | None:
     lowest, highest = 0, 1000  # in thousandths; `highest` works, or is 1000
     while highest - lowest > 1:
         middle = (lowest + highest) // 2
-        if terms.allowed >= bound(0, middle / 1000, terms.confidence) + 1:
+        if terms.allowed >= upper_bound(0, middle / 1000, terms.confidence) + 1:
             highest = middle
         else:
             lowest = middle
@@ -155,7 +156,7 @@ def largest_undetected(period: BudgetPeriod, detected: int) -> int:
     """Return the largest number of wrong answers that may have left if `detected` audits count as wrong."""
     if period.detection_rate < MIN_AUDIT_RATE / 10:  # reviewers who catch almost nothing: no bound is of use
         return period.terms.allowed + 1
-    return bound(detected, period.detection_rate, period.bound_confidence) - detected
+    return upper_bound(detected, period.detection_rate, period.bound_confidence) - detected
 
 
 def closing_detections(period: BudgetPeriod) -> int:

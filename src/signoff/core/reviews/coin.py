@@ -8,7 +8,7 @@ import hmac
 
 import msgspec
 
-PURPOSE = b"signoff audit coin 1"
+KEY_PURPOSE = b"signoff audit coin 1"
 _BITS = 53
 
 

@@ -161,7 +161,7 @@ class PolicyIndex:
         return list({policy.version: policy for policy in each if policy is not None}.values())
 
 
-def with_name(draft: PolicyDraft, name: str, *, user_id: int = 0, token_id: int = 0) -> ReviewPolicy:
+def policy_from_draft(draft: PolicyDraft, name: str, *, user_id: int = 0, token_id: int = 0) -> ReviewPolicy:
     """Return a version of the policy `name` with the content of `draft`, saved by this user with this token."""
     content: dict[str, Any] = msgspec.structs.asdict(draft)
     return ReviewPolicy(name=name, user_id=user_id, token_id=token_id, **content)

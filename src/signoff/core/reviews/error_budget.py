@@ -7,7 +7,7 @@ q_k = (k - 1/2) * audit_rate / K,
     M = 1/K * sum over k of (q_k / audit_rate)^detected * ((1 - q_k) / (1 - audit_rate))^(passed - detected)
 
 is a martingale of mean 1: the mixture of the likelihood ratios of K alternatives to the known rate. By Ville's
-inequality it reaches 1/(1 - confidence) at any time with at most the probability 1 - confidence, so `bound` holds at
+inequality it reaches 1/(1 - confidence) at any time with at most the probability 1 - confidence, so the bound holds at
 all times together. Neither models nor scores nor the order of errors matter. (H. Robbins, "Statistical methods related
 to the law of the iterated logarithm", Annals of Mathematical Statistics 41, 1970; J. Ville, "Étude critique de la
 notion de collectif", 1939.)
@@ -20,7 +20,7 @@ ALTERNATIVES = 60
 
 
 @lru_cache(maxsize=4096)
-def bound(detected: int, audit_rate: float, confidence: float) -> int:
+def upper_bound(detected: int, audit_rate: float, confidence: float) -> int:
     """Return the largest number of wrong answers that is compatible with `detected` of them.
 
     Args:

@@ -87,7 +87,7 @@ class FigureRow(msgspec.Struct, frozen=True, kw_only=True):
     totals: FigureTotals
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class DecisionDetails(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a decision that its receipt does not tell, such as whether it was about a planted item."""
 
     is_caught: bool | None = None
@@ -100,15 +100,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Its version."""
 
 
-def outcome_of(before: Job, after: Job) -> Outcome:
+def details_of(before: Job, after: Job) -> DecisionDetails:
     """Return the outcome of a decision, from the job before and after it took effect."""
     prompt, version = before.prompt, before.prompt_version
     if before.pipeline_id is not None:  # no prompt and pipeline have the same name
         prompt, version = before.target, before.pipeline_version
     if not is_planted(before):
-        return Outcome(is_copy=before.copy_of is not None, prompt=prompt, prompt_version=version)
+        return DecisionDetails(is_copy=before.copy_of is not None, prompt=prompt, prompt_version=version)
     is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)
-    return Outcome(is_caught=is_caught, is_copy=True, prompt=prompt, prompt_version=version)
+    return DecisionDetails(is_caught=is_caught, is_copy=True, prompt=prompt, prompt_version=version)
 
 
 def kappa_of(totals: FigureTotals) -> float | None:
@@ -126,17 +126,17 @@ def kappa_of(totals: FigureTotals) -> float | None:
 _VERDICTS = {"approve": "approvals", "redo": "redos", "reject": "rejections"}
 
 
-def figures_of(receipt: VerdictReceipt, outcome: Outcome) -> dict[str, FigureTotals]:
+def figures_of(receipt: VerdictReceipt, details: DecisionDetails) -> dict[str, FigureTotals]:
     """Return what a receipt adds to the sums of each reviewer."""
     sums = defaultdict[str, dict[str, int]](lambda: defaultdict(int))
     for each in receipt.open:
         sums[each.reviewer]["open_us"] += each.us
     own = sums[receipt.reviewer]
-    if outcome.is_caught is not None:
-        own |= {"planted": 1, "caught": int(outcome.is_caught)}
+    if details.is_caught is not None:
+        own |= {"planted": 1, "caught": int(details.is_caught)}
         return {reviewer: FigureTotals(**totals) for reviewer, totals in sums.items()}
     own["decisions"] = 1
-    own["delivered"] = int(receipt.verdict == "approve" and not outcome.is_copy)
+    own["delivered"] = int(receipt.verdict == "approve" and not details.is_copy)
     own[{"approve": "approved", "redo": "redone", "reject": "rejected"}[receipt.verdict]] = 1
     own["edited"] = int(receipt.released not in {None, receipt.shown.answer})
     own["verdict_us"] = 0 if receipt.held_at is None else max(0, receipt.decided_at - receipt.held_at)

@@ -55,7 +55,7 @@ def event_without_marks(event: Event) -> dict[str, Any]:
     return data_without_marks({name: event.data.get(name) for name in sorted(_OF_HOLD)})
 
 
-def as_held(job: Job, original: Sequence[Event], events: Sequence[Event]) -> list[Event]:
+def events_as_held(job: Job, original: Sequence[Event], events: Sequence[Event]) -> list[Event]:
     """Return the events of a copy as those of a job that was held.
 
     Args:

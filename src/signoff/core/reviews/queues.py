@@ -12,7 +12,7 @@ from signoff.errors import BadRequest
 
 ReviewOrder = Literal["urgent", "oldest", "newest"]
 # The queue of all reviewers has no name.
-EVERYBODYS = ""
+ALL_REVIEWERS = ""
 MAX_QUEUES = 500
 MAX_MEMBERS = 500
 MAX_EMAILS = 20
@@ -47,7 +47,7 @@ class ReviewFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Held answers to list; the conditions are joined by AND."""
 
     queues: tuple[str, ...]
-    """Names of review queues; EVERYBODYS for the queue of all reviewers."""
+    """Names of review queues; ALL_REVIEWERS for the queue of all reviewers."""
     target: str | None = None
     """Name of the model or pipeline that was requested; None for any."""
     assignee: str | None = None

@@ -43,7 +43,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Digest of the saved draft, as JSON; null if there was none."""
 
 
-class Vote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReceiptVote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A reviewer's vote in a round."""
 
     reviewer: str
@@ -87,7 +87,7 @@ class VerdictReceipt(Link, frozen=True, kw_only=True, tag="verdict", tag_field="
     """`approve` released the answer, `redo` sent the request to the model again, `reject` withheld the answer."""
     reviewer: str
     """Email of the reviewer who decided; `policy` for an outcome at the deadline."""
-    votes: tuple[Vote, ...]
+    votes: tuple[ReceiptVote, ...]
     """Votes of the round, by reviewer."""
     policy: str | None
     """Name of the policy that held the answer; null if the review mode of the model or of the door did."""
@@ -158,7 +158,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Ed25519 signature of `HEAD_PREFIX` and of the statement with an empty signature, in base64."""
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """Return the JSON of a struct as RFC 8785 has it, given that names are ASCII and numbers are integers."""
     builtins = msgspec.to_builtins(value)
     return json.dumps(builtins, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
@@ -166,18 +166,18 @@ def canonical(value: Any) -> bytes:
 
 def hash_of(receipt: Receipt) -> str:
     """Return the hash by which the next receipt names this one."""
-    return hashlib.sha256(canonical(receipt)).hexdigest()
+    return hashlib.sha256(canonical_json(receipt)).hexdigest()
 
 
 def signed_line(receipt: Receipt, sign: Sign) -> bytes:
     """Return the line of a receipt, with its signature and without a line feed."""
-    signature = base64.b64encode(sign(SIGNED_PREFIX + canonical(receipt))).decode()
-    return canonical(msgspec.to_builtins(receipt) | {"signature": signature})
+    signature = base64.b64encode(sign(SIGNED_PREFIX + canonical_json(receipt))).decode()
+    return canonical_json(msgspec.to_builtins(receipt) | {"signature": signature})
 
 
 def signed_head(head: Head, sign: Sign) -> Head:
     """Return the statement with its signature."""
-    signature = base64.b64encode(sign(HEAD_PREFIX + canonical(head))).decode()
+    signature = base64.b64encode(sign(HEAD_PREFIX + canonical_json(head))).decode()
     return msgspec.structs.replace(head, signature=signature)
 
 
@@ -192,7 +192,7 @@ def parse_line(line: bytes) -> tuple[Receipt, bytes]:
     if not isinstance(text, str):
         raise ValueError("it has no signature")  # noqa: TRY004 -- one error for all damaged lines
     receipt = msgspec.convert(fields, Receipt)
-    if canonical(msgspec.to_builtins(receipt) | {"signature": text}) != line:
+    if canonical_json(msgspec.to_builtins(receipt) | {"signature": text}) != line:
         raise ValueError("it is not in canonical form")
     return receipt, decode_base64(text)
 
@@ -205,7 +205,7 @@ def decode_base64(text: str) -> bytes:
     return data
 
 
-def digest(salt: bytes, label: str, content: bytes | None) -> str | None:
+def salted_digest(salt: bytes, label: str, content: bytes | None) -> str | None:
     """Return HMAC-SHA256(salt, label + LF + content) in hexadecimal; None for no content."""
     if content is None:
         return None
@@ -303,7 +303,7 @@ def draft_of(verb: str, before: Job, after: Job, decision: Decision | None) -> R
 
 
 def verdict_receipt(
-    draft: ReceiptDraft, place: dict[str, Any], *, salt: bytes, times: ReviewTimes, votes: tuple[Vote, ...]
+    draft: ReceiptDraft, place: dict[str, Any], *, salt: bytes, times: ReviewTimes, votes: tuple[ReceiptVote, ...]
 ) -> VerdictReceipt:
     """Return the receipt of a decision; `place` has the fields of `Link`."""
     before, decision, ruling = draft.before, draft.decision, draft.before.ruling
@@ -325,11 +325,11 @@ def verdict_receipt(
         decided_at=times.decided_at,
         open=times.open,
         shown=Shown(
-            input=digest(salt, "input", before.body) or "",
-            answer=digest(salt, "answer", before.response),
-            draft=digest(salt, "draft", saved),
+            input=salted_digest(salt, "input", before.body) or "",
+            answer=salted_digest(salt, "answer", before.response),
+            draft=salted_digest(salt, "draft", saved),
         ),
-        edit=digest(salt, "edit", edit),
-        reason=digest(salt, "reason", reason),
-        released=digest(salt, "answer", draft.after.response) if draft.after.status == "success" else None,
+        edit=salted_digest(salt, "edit", edit),
+        reason=salted_digest(salt, "reason", reason),
+        released=salted_digest(salt, "answer", draft.after.response) if draft.after.status == "success" else None,
     )

@@ -14,7 +14,7 @@ from signoff.core.reviews.receipt import (
     Head,
     KeyReceipt,
     Receipt,
-    canonical,
+    canonical_json,
     decode_base64,
     hash_of,
     key_id,
@@ -88,7 +88,7 @@ class ChainVerifier:
         if key is None:
             raise BrokenChain(f"In the place of {place}: receipt {receipt.seq} is signed with {reason}: {receipt.key}.")
         try:
-            key.verify(signature, SIGNED_PREFIX + canonical(receipt))
+            key.verify(signature, SIGNED_PREFIX + canonical_json(receipt))
         except InvalidSignature:
             raise BrokenChain(f"The line of {place} was altered: its signature is wrong.") from None
 
@@ -138,7 +138,7 @@ class ChainVerifier:
         try:
             if key is None:
                 raise BrokenChain(f"The head is signed with a key that is not trusted: {head.key}.")
-            key.verify(decode_base64(head.signature), HEAD_PREFIX + canonical(unsigned))
+            key.verify(decode_base64(head.signature), HEAD_PREFIX + canonical_json(unsigned))
         except (InvalidSignature, ValueError):
             raise BrokenChain("The head was altered: its signature is wrong.") from None
         if head.count > self.last:

@@ -16,7 +16,7 @@ TAIL_SHARE = 0.01
 DIGITS = 6
 # Beyond this, squares and sums would be too large or too coarse for floating point.
 LARGEST = 1e12
-Value = float | bool | None
+SignalValue = float | bool | None
 """The value of a signal; None if the answer has none."""
 
 
@@ -58,7 +58,7 @@ class RiskScore(msgspec.Struct, frozen=True, kw_only=True):
     terms: tuple[RiskTerm, ...]
     """Parts of the signals."""
 
-    def of(self, values: Mapping[str, Value]) -> float | None:
+    def of(self, values: Mapping[str, SignalValue]) -> float | None:
         """Return the score of an answer with these values, by name; None if a value is missing that never was."""
         parts = [_part(term, values.get(term.signal)) for term in self.terms]
         total = self.intercept
@@ -72,7 +72,7 @@ class RiskScore(msgspec.Struct, frozen=True, kw_only=True):
 class LabelledAnswer(msgspec.Struct, frozen=True):
     """An answer with what a person decided about it."""
 
-    values: Mapping[str, Value]
+    values: Mapping[str, SignalValue]
     """Values of its signals, by name."""
     is_wrong: bool
     """True if it was rejected, sent back or edited."""
@@ -111,7 +111,7 @@ def fit_score(answers: Sequence[LabelledAnswer], signals: Sequence[str]) -> Risk
 class _Column:
     """The values of one signal, standardised."""
 
-    def __init__(self, name: str, values: Sequence[Value], weights: Sequence[float]) -> None:
+    def __init__(self, name: str, values: Sequence[SignalValue], weights: Sequence[float]) -> None:
         finite = [_finite(value) for value in values]
         known = [value for value in finite if value is not None]
         self._name, self._weights = name, weights
@@ -150,7 +150,7 @@ class _Column:
         return term, constant
 
 
-def _finite(value: Value) -> float | None:
+def _finite(value: SignalValue) -> float | None:
     """Return the value between -LARGEST and LARGEST; None for none, and for what is no number."""
     return None if value is None or math.isnan(value) else float(min(max(value, -LARGEST), LARGEST))
 
@@ -173,7 +173,7 @@ def _correlation(values: Sequence[float], outcomes: Sequence[bool], weights: Seq
     return sum(w * x * y for x, y, w in rows) / spread if spread > 0 else 0.0
 
 
-def _part(term: RiskTerm, value: Value) -> float | None:
+def _part(term: RiskTerm, value: SignalValue) -> float | None:
     if value is None:
         return term.missing
     if term.lowest is None or term.highest is None:

@@ -22,7 +22,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     """The same if each answer had the share of wrong answers as its probability."""
 
 
-def validate(answers: Sequence[LabelledAnswer], signals: Sequence[str]) -> tuple[Validation, list[float]]:
+def cross_validate(answers: Sequence[LabelledAnswer], signals: Sequence[str]) -> tuple[Validation, list[float]]:
     """Return the accuracy of scores, and the score of each answer, by a fit to the answers of the other folds.
 
     The folds have equal parts of the wrong and of the right answers, and each a part of every time.

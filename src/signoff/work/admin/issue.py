@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from signoff.core.access import Caller, Role, User, check_admin, lower_role
-from signoff.core.api_tokens import digest
+from signoff.core.api_tokens import hash_token
 from signoff.core.cache import CacheRule
 from signoff.errors import BadRequest, Conflict, Forbidden
 from signoff.work.admin.people import DAY_SECONDS, create_token, user_with_email
@@ -60,7 +60,7 @@ async def issue_token(services: Services, caller: Caller, request: TokenRequest)
     token = await create_token(
         services, user, role=role, name=request.name, seconds=seconds, cache=request.cache, key_id=request.key_id
     )
-    stored = await services.store.people.token(digest(token))
+    stored = await services.store.people.token(hash_token(token))
     if stored is None:
         raise Conflict(f"{user.email} was disabled meanwhile; enable the user, and create another token.")
     return NewToken(stored[0].id, token)

@@ -13,10 +13,10 @@ from signoff.core.oidc import (
     ProviderAccount,
     SignInAttempt,
     account_of,
-    answer_text,
     code_challenge,
-    is_complete,
+    has_all_claims,
     is_subject,
+    provider_error_text,
 )
 from signoff.core.sign_in import checked_next
 from signoff.errors import BadRequest, Conflict, NotFound, ProviderFailed, SignInExpired, SignInRefused
@@ -158,7 +158,7 @@ async def _check_answer(provider: IdentityProvider, answer: ProviderAnswer, atte
     if (answer.iss is not None or must_have_issuer) and answer.iss != provider.settings.issuer:
         raise SignInRefused("The answer is one of another provider (`iss`). Begin the sign-in again.")
     if answer.error:
-        raise SignInRefused(answer_text(answer.error, provider.settings.name))
+        raise SignInRefused(provider_error_text(answer.error, provider.settings.name))
     if not 0 < len(answer.authorization_code) <= MAX_CODE_LENGTH:
         raise SignInExpired
 
@@ -167,7 +167,7 @@ async def _completed(
     provider: IdentityProvider, tokens: ProviderTokens, claims: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the claims, with those of the user information if one that the settings need is missing."""
-    if is_complete(claims, provider.settings) or tokens.access_token is None:
+    if has_all_claims(claims, provider.settings) or tokens.access_token is None:
         return claims
     more = await provider.user_information(tokens.access_token, claims["sub"])
     # An address and the mark that it is verified come from one source.

@@ -3,7 +3,7 @@
 import msgspec
 
 from signoff.core.access import Caller, Role, Token, TokenKind, User, check_admin, lower_role, may_manage
-from signoff.core.api_tokens import PREFIX, digest, format_token
+from signoff.core.api_tokens import PREFIX, format_token, hash_token
 from signoff.core.cache import CacheRule
 from signoff.errors import BadRequest, Conflict, NotFound
 from signoff.work.admin.keys import key_of_user
@@ -109,7 +109,7 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
     token = format_token(services.ids.new_secret())
     await services.store.people.add_token(
         user.id,
-        digest(token),
+        hash_token(token),
         kind=kind,
         name=name,
         role=role,

@@ -4,7 +4,7 @@ import msgspec
 import structlog
 
 from signoff.core.access import User
-from signoff.core.api_tokens import PREFIX, digest
+from signoff.core.api_tokens import PREFIX, hash_token
 from signoff.core.sign_in import sign_in_limits
 from signoff.errors import Conflict, LimitReached, PasswordsOff, TokenExpired, Unauthorized
 from signoff.work.admin.people import create_token, identify, is_email
@@ -68,7 +68,7 @@ async def sign_in_with_link(services: Services, code: str) -> str:
     except Unauthorized:
         raise Unauthorized(LINK_IS_USED) from None
     user = await services.store.people.user(caller.email)
-    if not await services.store.people.end_token(digest(token)) or user is None or not user.active:
+    if not await services.store.people.end_token(hash_token(token)) or user is None or not user.active:
         raise Unauthorized(LINK_IS_USED)
     try:
         return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
@@ -79,9 +79,9 @@ async def sign_in_with_link(services: Services, code: str) -> str:
 async def sign_out(services: Services, token: str) -> bool:
     """End the session of `token`; return True if it began at the OpenID Connect provider."""
     try:
-        row = await services.store.people.token(digest(token))
+        row = await services.store.people.token(hash_token(token))
     except TokenExpired:
         row = None
-    await services.store.people.end_token(digest(token))
+    await services.store.people.end_token(hash_token(token))
     services.caches.callers.invalidate()
     return row is not None and row[0].kind == "session" and row[0].name == OIDC_SESSION

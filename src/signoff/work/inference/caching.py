@@ -18,7 +18,7 @@ from signoff.core.cache import (
     with_usage,
 )
 from signoff.core.endpoints import STREAMED
-from signoff.core.headers import Headers, answer_headers
+from signoff.core.headers import Headers, comparable_headers
 from signoff.core.job import Job
 from signoff.core.model import Model
 from signoff.core.reviews.policy import Policy
@@ -54,7 +54,7 @@ def cache_key_for(  # noqa: PLR0913 -- what was decided about the request
         versions=services.caches.models.version_of(model),
         policy=policy,
         body=ask.body,
-        headers=answer_headers(headers),
+        headers=comparable_headers(headers),
     )
 
 

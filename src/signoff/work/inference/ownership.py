@@ -15,7 +15,7 @@ from signoff.core.ask import Ask
 from signoff.core.endpoints import parse_route
 from signoff.core.job import Job
 from signoff.core.reviews.policy import policy_for, review_for, stricter
-from signoff.core.upstream_objects import can_change, creates_no_object, ids_in_route, referenced_ids
+from signoff.core.upstream_objects import can_change, ids_in_route, is_stateless, referenced_ids
 from signoff.engine import Sink
 from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld
 from signoff.work.reviews.policies import govern_job
@@ -140,7 +140,7 @@ def storing_model(job: Job) -> str:
 
 def _ids_of(path: str, body: bytes) -> list[str]:
     """Return the ids of objects in a request. Raises BadRequest if there are too many."""
-    if creates_no_object(path) or (route := parse_route(path)) is None:
+    if is_stateless(path) or (route := parse_route(path)) is None:
         return []
     ids = referenced_ids(body) | ids_in_route(route)
     if len(ids) > MAX_REFERENCES:

@@ -20,7 +20,7 @@ from signoff.core.model import (
     needs_no_pool,
     registered_name,
 )
-from signoff.core.redact import without_keys
+from signoff.core.redact import mask_keys
 from signoff.core.reviews.logprobs import with_logprobs
 from signoff.engine import Engine, ModelRequest
 from signoff.errors import (
@@ -273,9 +273,9 @@ def _name_route(error: ModelAnswered, model: Model, path: str) -> None:
 
 def _redact(error: ModelFailed, key: str | None) -> None:
     """Remove keys from an error: upstreams quote the key that they refuse."""
-    error.message = without_keys(error.message, key)
+    error.message = mask_keys(error.message, key)
     if isinstance(error, ModelAnswered) and error.body:
-        error.body = without_keys(error.body.decode(errors="surrogateescape"), key).encode(errors="surrogateescape")
+        error.body = mask_keys(error.body.decode(errors="surrogateescape"), key).encode(errors="surrogateescape")
 
 
 def _has_passed(deadline: float) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, JobError
-from signoff.core.reviews.marks import as_held, event_without_marks, sees_marks, without_marks
+from signoff.core.reviews.marks import event_without_marks, events_as_held, sees_marks, without_marks
 from signoff.core.reviews.policy import POLICY_DOOR
 from signoff.core.reviews.votes import event_as_seen_by
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
@@ -127,7 +127,7 @@ async def list_events(services: Services, caller: Caller, job_id: str) -> list[J
     await get_job(services, caller, job_id)
     events = await services.store.jobs.events(job_id)
     if job.copy_of is not None and not sees_marks(caller, job):
-        events = as_held(job, await services.store.jobs.events(job.copy_of), events)
+        events = events_as_held(job, await services.store.jobs.events(job.copy_of), events)
     return [_as_seen_by(caller, job, event) for event in events]
 
 

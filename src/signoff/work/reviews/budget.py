@@ -7,7 +7,7 @@ import msgspec
 from signoff.core.job import Job
 from signoff.core.reviews.budget_group import group_of
 from signoff.core.reviews.budget_period import terms_of
-from signoff.core.reviews.coin import PURPOSE, Coin, toss
+from signoff.core.reviews.coin import KEY_PURPOSE, Coin, toss
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.runtime.passes import Pass
@@ -42,7 +42,7 @@ async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: S
 
 async def _spend(services: Services, job: Job, ruling: Ruling, budgeted: Sequence[ReviewPolicy]) -> Ruling:
     """Return the ruling after the gate and the coin."""
-    value = _toss(services, PURPOSE, job)
+    value = _toss(services, KEY_PURPOSE, job)
     if not budgeted:
         return _with_coin(ruling, Coin(value=value, look_rate=ruling.audit or 0))
     policy = budgeted[0]

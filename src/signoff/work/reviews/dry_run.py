@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.access import Caller, check_admin
-from signoff.core.reviews.compiled import CompiledPolicy, Match, with_name
+from signoff.core.reviews.compiled import CompiledPolicy, Match, policy_from_draft
 from signoff.core.reviews.rules import PolicyDraft
 from signoff.errors import BadRequest
 from signoff.work.reviews.judge import match_answer
@@ -63,7 +63,7 @@ async def dry_run(
     if draft is None:
         compiled = CompiledPolicy(await get_policy(services, caller, name), is_stored=True)
     else:
-        compiled = check_policy(services, with_name(draft, name))
+        compiled = check_policy(services, policy_from_draft(draft, name))
     result = DryRun(policy=name, rules={}, missing={})
     async for answers in past_answers(services, compiled, last):
         result.skipped += not answers

@@ -2,7 +2,7 @@
 
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
-from signoff.core.reviews.queues import EVERYBODYS, MAX_QUEUES
+from signoff.core.reviews.queues import ALL_REVIEWERS, MAX_QUEUES
 from signoff.core.reviews.votes import as_seen_by
 from signoff.errors import Forbidden, Stale
 from signoff.work.jobs.query import load_job
@@ -40,7 +40,7 @@ async def _reason_of_end(services: Services, job: Job) -> str:
 
 
 async def _is_theirs(services: Services, caller: Caller, job: Job) -> bool:
-    if caller.role == "admin" or job.review_queue in {None, EVERYBODYS} or job.assignee == caller.email:
+    if caller.role == "admin" or job.review_queue in {None, ALL_REVIEWERS} or job.assignee == caller.email:
         return True
     return job.review_queue in await services.caches.reviewers.queues_of(caller.email)
 
@@ -52,13 +52,13 @@ async def queues_of(services: Services, caller: Caller) -> list[str]:
         names = await services.store.reviews.held_queues(MAX_QUEUES)
     else:
         names = await services.caches.reviewers.queues_of(caller.email)
-    return sorted({EVERYBODYS, *names})[:MAX_QUEUES_READ]
+    return sorted({ALL_REVIEWERS, *names})[:MAX_QUEUES_READ]
 
 
 async def check_queue_of(services: Services, caller: Caller, queue: str) -> None:
     """Raise Forbidden unless `caller` belongs to `queue`."""
     check_may_review(caller)
-    if caller.role == "admin" or queue == EVERYBODYS:
+    if caller.role == "admin" or queue == ALL_REVIEWERS:
         return
     if queue not in await services.caches.reviewers.queues_of(caller.email):
         raise Forbidden(f"You do not belong to the review queue {queue!r}.")

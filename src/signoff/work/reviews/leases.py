@@ -8,7 +8,7 @@ import msgspec
 
 from signoff.core.access import Caller, check_may_review
 from signoff.core.job import Job
-from signoff.core.reviews.queues import EVERYBODYS, NextReview, ReviewFilter
+from signoff.core.reviews.queues import ALL_REVIEWERS, NextReview, ReviewFilter
 from signoff.core.reviews.votes import votes_needed
 from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
 from signoff.store import TransitionRequest
@@ -91,7 +91,7 @@ async def assign(services: Services, caller: Caller, job_id: str, assignee: str 
     Raises Forbidden, JobNotFound, Stale, and BadRequest if the assignee cannot review it.
     """
     job = await load_held(services, caller, job_id)
-    new_queue = job.review_queue or EVERYBODYS
+    new_queue = job.review_queue or ALL_REVIEWERS
     if queue is not None:
         await _check_exists(services, queue)
         new_queue = queue
@@ -99,7 +99,7 @@ async def assign(services: Services, caller: Caller, job_id: str, assignee: str 
         assignee = assignee.lower()
         await _check_assignee(services, job, assignee, new_queue)
     changes = {"assignee": assignee, "review_queue": new_queue or None}
-    moved = {} if new_queue == (job.review_queue or EVERYBODYS) else {"escalated_at": 0.0}
+    moved = {} if new_queue == (job.review_queue or ALL_REVIEWERS) else {"escalated_at": 0.0}
     return await services.store.jobs.transition(job_id, _transition("assign", caller, job, changes, moved))
 
 
@@ -110,7 +110,7 @@ async def escalate(services: Services, caller: Caller, job_id: str, queue: str, 
     """
     job = await load_held(services, caller, job_id)
     await _check_exists(services, queue)
-    if queue == (job.review_queue or EVERYBODYS):
+    if queue == (job.review_queue or ALL_REVIEWERS):
         raise BadRequest(f"`queue` is the queue of this answer already ({queue!r}); name another one.")
     request = _transition(
         "escalate", caller, job, {"review_queue": queue or None, "assignee": None}, {"escalated_at": 0.0}
@@ -120,7 +120,7 @@ async def escalate(services: Services, caller: Caller, job_id: str, queue: str, 
 
 
 async def _check_exists(services: Services, queue: str) -> None:
-    if queue != EVERYBODYS and await services.store.review_queues.get(queue) is None:
+    if queue != ALL_REVIEWERS and await services.store.review_queues.get(queue) is None:
         raise BadRequest(f"`queue` {queue!r} does not exist; an admin creates it with PUT /api/review-queues/{queue}.")
 
 
@@ -130,7 +130,7 @@ async def _check_assignee(services: Services, job: Job, assignee: str, queue: st
         raise BadRequest(f"`assignee` {assignee!r} is not an active reviewer or admin.")
     if user.id == job.user_id and services.rules.allow_self_review is not True:
         raise BadRequest(f"`assignee` {assignee!r} asked for this answer; assign it to somebody else.")
-    is_member = queue == EVERYBODYS or queue in await services.store.review_queues.of_member(user.email)
+    is_member = queue == ALL_REVIEWERS or queue in await services.store.review_queues.of_member(user.email)
     if user.role != "admin" and not is_member:
         raise BadRequest(f"`assignee` {assignee!r} does not belong to the review queue {queue!r}.")
 

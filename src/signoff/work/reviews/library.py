@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.allow_list import checked_host
-from signoff.core.reviews.compiled import BadRuleError, CompiledPolicy, with_name
+from signoff.core.reviews.compiled import BadRuleError, CompiledPolicy, policy_from_draft
 from signoff.core.reviews.policy_faults import policy_fault
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy
 from signoff.errors import BadRequest, NotFound
@@ -18,7 +18,7 @@ async def save_policy(services: Services, caller: Caller, name: str, draft: Poli
     Conflict if another policy has its target.
     """
     check_admin(caller)
-    policy = with_name(draft, name, user_id=caller.user_id, token_id=caller.token_id)
+    policy = policy_from_draft(draft, name, user_id=caller.user_id, token_id=caller.token_id)
     check_policy(services, policy)
     saved = await services.store.policies.put(policy)
     services.caches.policies.invalidate()

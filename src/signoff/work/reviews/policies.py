@@ -9,7 +9,7 @@ from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of, stri
 from signoff.core.reviews.policy import Policy, PolicyVersion, stricter
 from signoff.core.reviews.request_values import RequestContext, context_of, request_values
 from signoff.core.reviews.ruling import Ruling
-from signoff.core.reviews.stored_signals import storable
+from signoff.core.reviews.stored_signals import storable_signals
 from signoff.errors import AnswerRejected
 from signoff.work.services import Services
 
@@ -51,7 +51,7 @@ async def govern(services: Services, context: RequestContext, policy: Policy) ->
     if not rejections and (not is_passed or policy.may_hold):
         return PolicyAdmission(policy, is_cacheable=is_cacheable)
     deciding, match = max(rejections or decided, key=lambda each: strictness(each[1]))
-    signals = storable(request_values(context, deciding.reads))
+    signals = storable_signals(request_values(context, deciding.reads))
     return PolicyAdmission(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
 
 

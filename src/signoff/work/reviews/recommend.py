@@ -9,9 +9,16 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.reviews.accuracy import Estimate, weighted_share
-from signoff.core.reviews.compiled import CompiledPolicy, Match, with_name
-from signoff.core.reviews.risk_score import LabelledAnswer, RiskScore, Value, expression_of, fit_score, scorable_signals
-from signoff.core.reviews.risk_validation import Validation, validate
+from signoff.core.reviews.compiled import CompiledPolicy, Match, policy_from_draft
+from signoff.core.reviews.risk_score import (
+    LabelledAnswer,
+    RiskScore,
+    SignalValue,
+    expression_of,
+    fit_score,
+    scorable_signals,
+)
+from signoff.core.reviews.risk_validation import Validation, cross_validate
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy, Rule
 from signoff.errors import BadRequest, Conflict
 from signoff.work.reviews.judge import match_answer
@@ -75,7 +82,7 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
 class _AssessedAnswer(msgspec.Struct, frozen=True):
     """A past answer, as the policy treats it."""
 
-    values: dict[str, Value]
+    values: dict[str, SignalValue]
     unknown: frozenset[str]
     match: Match
     is_reviewed: bool
@@ -110,7 +117,7 @@ async def recommend(
     answers = [LabelledAnswer(each.values, each.is_wrong, each.weight) for each in fitted]
     # The fits take up to seconds of processor time.
     score = await asyncio.to_thread(fit_score, answers, names)
-    validation, scores = await asyncio.to_thread(validate, answers, names)
+    validation, scores = await asyncio.to_thread(cross_validate, answers, names)
     used = {term.signal for term in score.terms}
     left_out |= {signal: "adds nothing to the signals of the score" for signal in names if signal not in used}
     thresholds = _thresholds(assessed, score, fitted, scores)
@@ -144,7 +151,7 @@ def draft_at(services: Services, policy: ReviewPolicy, score: RiskScore, thresho
     members: dict[str, Any] = {field: getattr(policy, field) for field in PolicyDraft.__struct_fields__}
     members["rules"] = (*policy.rules, rule)
     draft = PolicyDraft(**members)
-    check_policy(services, with_name(draft, policy.name))
+    check_policy(services, policy_from_draft(draft, policy.name))
     return draft
 
 
@@ -170,7 +177,7 @@ async def _assess(services: Services, compiled: CompiledPolicy, answer: PastAnsw
     )
 
 
-async def _values(signals: StoredSignals, policy: ReviewPolicy, names: Sequence[str]) -> dict[str, Value]:
+async def _values(signals: StoredSignals, policy: ReviewPolicy, names: Sequence[str]) -> dict[str, SignalValue]:
     """Return the values of signals; what cannot be read is no number, and holds the answer as in an evaluation."""
     try:
         values = await signals.values(policy, names)
@@ -182,7 +189,7 @@ async def _values(signals: StoredSignals, policy: ReviewPolicy, names: Sequence[
     return {name: _value_of(values, name) for name in names}
 
 
-def _value_of(values: Mapping[str, Any], name: str) -> Value:
+def _value_of(values: Mapping[str, Any], name: str) -> SignalValue:
     root, _, field = name.partition(".")
     value: Any = values[root][field] if field else values[root]
     return value if isinstance(value, bool | int | float) else None

@@ -12,7 +12,7 @@ from signoff.core.reviews.logprobs import logprobs_of
 from signoff.core.reviews.request_values import context_of, request_values
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.schema_check import meets_schema
-from signoff.core.reviews.stored_signals import storable
+from signoff.core.reviews.stored_signals import storable_signals
 from signoff.work.reviews.consult import judge_score, moderation_of, webhook_answer
 from signoff.work.services import Perform, Services
 
@@ -62,7 +62,7 @@ class AnswerSignals:
             values["cost"] = None if nanodollars is None else nanodollars / NANODOLLARS
             self.seen["cost"] = values["cost"]
         for root in ("request", "answer", "signals", "usage"):
-            self.seen |= storable(values.get(root, {}), root)
+            self.seen |= storable_signals(values.get(root, {}), root)
         check_size(values)
         return values
 
