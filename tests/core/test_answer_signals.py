@@ -168,6 +168,11 @@ DOUBLING = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in ran
         (b"{}", "no JSON", None),
         (b'{"response_format":{"type":"json_object"}}', "[]", False),
         (json.dumps({"text": {"format": {"type": "json_schema", "schema": WHOLE}}}).encode(), '{"a":1}', True),
+        (
+            json.dumps({"output_config": {"format": {"type": "json_schema", "schema": WHOLE}}}).encode(),
+            '{"a":"1"}',
+            False,
+        ),
         (asks(LIST), '{"next":{"next":{}}}', True),
         (asks(LIST), '{"next":{"next":1}}', False),
         (asks({"$ref": "http://127.0.0.1:1/schema"}), "{}", False),

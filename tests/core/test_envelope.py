@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from signoff.core.envelope import parse_envelope
+from signoff.core.endpoints import COMPLETIONS
+from signoff.core.envelope import answer_message, parse_envelope
+from signoff.core.job import Job
 from signoff.errors import BadBody, BadRequest
 
 
@@ -38,3 +41,25 @@ def test_metadata_that_can_be_read_are_kept_with_the_error() -> None:
     envelope = parse_envelope(b'{"metadata": {"n": 1}, "path": [], "body": {}}')
     assert type(envelope.error) is BadRequest
     assert envelope.metadata == b'{"n": 1}'
+
+
+@pytest.mark.parametrize("path", ["", "/", "openai", "/openai/", "/openai/v1/completions"])
+def test_a_path_without_an_endpoint_is_that_of_completions(path: str) -> None:
+    assert parse_envelope(b'{"path": "%s", "body": {}}' % path.encode()).path == COMPLETIONS
+
+
+def test_a_failed_job_without_an_error_has_the_code_of_the_http_api() -> None:
+    job = Job(
+        id="j",
+        status="fail",
+        door="topic",
+        lane="later",
+        user_id=0,
+        token_id=0,
+        target="m",
+        model="m",
+        path=COMPLETIONS,
+        body=b"{}",
+    )
+    error = msgspec.json.decode(answer_message(job))["body"]["error"]
+    assert error["code"] == "job_failed"

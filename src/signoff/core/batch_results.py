@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.batch import BATCH_CANCELLED, BATCH_EXPIRED, Batch, BatchTotals
-from signoff.core.job import Job, JobError
+from signoff.core.job import WITHOUT_ANSWER, Job, JobError
 from signoff.errors import kind_of
 
 _CUT_OFF = {BATCH_EXPIRED.code: "expired", BATCH_CANCELLED.code: "cancelled"}
@@ -73,7 +73,7 @@ def result_of_job(batch: Batch, job: Job) -> bytes:
         if batch.api == "anthropic":
             return _encode({"custom_id": custom_id, "result": {"type": "succeeded", "message": answer}})
         return _openai_line(job.id, custom_id, {"status_code": 200, "request_id": job.id, "body": answer}, None)
-    error = job.error or JobError(code="job_failed", message="The job ended without an answer.")
+    error = job.error or WITHOUT_ANSWER
     if error.code in _CUT_OFF:
         return result_without_job(batch, batch_line_id(batch, job.batch_line or 0), custom_id, error)
     if batch.api == "anthropic":

@@ -2,13 +2,11 @@
 
 import msgspec
 
-from signoff.core.decode import decode_json
+from signoff.core.decode import NULL, decode_json
 from signoff.core.dialects.edited_answer import in_form
 from signoff.core.endpoints import COMPLETIONS
-from signoff.core.job import Job, JobError
+from signoff.core.job import WITHOUT_ANSWER, Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
-
-NOTHING = b"null"
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,9 +14,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str = COMPLETIONS
     """Route of the request in the form of `endpoints.format_route`."""
-    metadata: bytes = NOTHING
+    metadata: bytes = NULL
     """JSON as it came; it is returned with the answer."""
-    body: bytes = NOTHING
+    body: bytes = NULL
     """JSON as it came."""
     model: str | None = None
     """The member `model` of the body."""
@@ -27,9 +25,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Outer(msgspec.Struct):
-    path: msgspec.Raw = msgspec.Raw(NOTHING)
-    metadata: msgspec.Raw = msgspec.Raw(NOTHING)
-    body: msgspec.Raw = msgspec.Raw(NOTHING)
+    path: msgspec.Raw = msgspec.Raw(NULL)
+    metadata: msgspec.Raw = msgspec.Raw(NULL)
+    body: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class _Model(msgspec.Struct):
@@ -37,7 +35,7 @@ class _Model(msgspec.Struct):
 
 
 def parse_envelope(message: bytes) -> Envelope:
-    """Parse a message; an invalid one has an `error`, and its metadata if they could be read."""
+    """Parse a message; the envelope of an invalid one has an `error`, and the metadata if they could be read."""
     try:
         message.decode()
         outer = decode_json(message, _Outer)
@@ -49,7 +47,7 @@ def parse_envelope(message: bytes) -> Envelope:
     try:
         path = _normalize(msgspec.json.decode(outer.path, type=str | None) or "")
         body = bytes(outer.body)
-        if body == NOTHING:
+        if body == NULL:
             return Envelope(path=path, metadata=metadata, error=BadRequest("The message must have a `body`."))
         model = msgspec.json.decode(body, type=_Model).model
     except (ValueError, RecursionError) as error:
@@ -62,7 +60,7 @@ def answer_message(job: Job) -> bytes:
     if job.status == "success":
         message = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
     else:
-        error = job.error or JobError(code="internal_error", message="The job ended without an answer.")
+        error = job.error or WITHOUT_ANSWER
         message = {"status_code": error.status, "metadata": msgspec.Raw(job.metadata), "body": error_body(error)}
     return msgspec.json.encode(message)
 
@@ -74,10 +72,10 @@ def error_body(error: JobError) -> dict[str, dict[str, str | None]]:
 
 
 def _answer(job: Job) -> msgspec.Raw:
-    return msgspec.Raw(NOTHING if job.response is None else in_form(job, job.response))
+    return msgspec.Raw(NULL if job.response is None else in_form(job, job.response))
 
 
 def _normalize(path: str) -> str:
-    """Return the path of the HTTP API: completions for an empty one; slashes at its ends do not matter."""
-    path = "/" + path.strip("/")
-    return COMPLETIONS if path == "/" else path.removeprefix("/openai")
+    """Return the path below `/openai` of the HTTP API: completions for an empty one; outer slashes do not matter."""
+    path = f"{path.strip('/')}/".removeprefix("openai/").strip("/")
+    return f"/{path}" if path else COMPLETIONS

@@ -41,6 +41,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
 # The status 408 is retryable, so the caller may send the request again with the same key.
 CALLER_LEFT = JobError(code="cancelled", message="The caller disconnected before the answer came.", status=408)
 INTERRUPTED = JobError(code="interrupted", message="The server stopped before the answer came.", status=503)
+WITHOUT_ANSWER = JobError(code="job_failed", message="The job ended without an answer.")
 RUN_ENDED = JobError(code="cancelled", message="The pipeline run of this step has ended.", status=409)
 
 

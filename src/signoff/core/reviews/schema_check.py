@@ -1,44 +1,25 @@
 """Check of an answer against the JSON schema that its request asks for."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import msgspec
 
+from signoff.core.dialects.edit_faults import format_of
 from signoff.core.json_schema import fits_schema
-
-JsonObject = dict[str, Any]
 
 
 def meets_schema(request: bytes, texts: Sequence[str]) -> bool | None:
     """Return True if each text is JSON that meets the schema of `request`; None if it asks for no JSON.
 
-    A schema that cannot be used, or that refers to another document, is met by nothing.
+    Without a schema, each text must be a JSON object. No text meets a schema that is not valid or refers to another
+    document.
     """
-    wanted = _schema_in(request)
+    wanted = format_of(request)
     if wanted is None:
         return None
+    schema = {"type": "object"} if wanted.schema is None else wanted.schema
     try:
         values = [msgspec.json.decode(text) for text in texts]
     except (ValueError, RecursionError):
         return False
-    return bool(values) and all(fits_schema(wanted, value) is True for value in values)
-
-
-def _schema_in(request: bytes) -> JsonObject | None:
-    """Return the schema of `response_format` (chat), `text.format` (responses) or `output_format` (messages)."""
-    try:
-        body = msgspec.json.decode(request)
-    except (ValueError, RecursionError):
-        return None
-    match body:
-        case {"response_format": {"type": "json_schema", "json_schema": {"schema": dict() as schema}}}:  # pyright: ignore[reportUnknownVariableType]
-            return cast("JsonObject", schema)
-        case {"text": {"format": {"type": "json_schema", "schema": dict() as schema}}}:  # pyright: ignore[reportUnknownVariableType]
-            return cast("JsonObject", schema)
-        case {"output_format": {"type": "json_schema", "schema": dict() as schema}}:  # pyright: ignore[reportUnknownVariableType]
-            return cast("JsonObject", schema)
-        case {"response_format": {"type": "json_object"}} | {"text": {"format": {"type": "json_object"}}}:
-            return {"type": "object"}
-        case _:
-            return None
+    return bool(values) and all(fits_schema(schema, value) is True for value in values)

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
-from signoff.core.job import TERMINAL, Event, Job, JobError
+from signoff.core.job import TERMINAL, WITHOUT_ANSWER, Event, Job, JobError
 from signoff.core.reviews.marks import event_without_marks, events_as_held, sees_marks, without_marks
 from signoff.core.reviews.policy import POLICY_DOOR
 from signoff.core.reviews.votes import event_as_seen_by
@@ -238,7 +238,7 @@ def interrupted_error(job: Job) -> SignoffError:
 
 def failure_of_job(job: Job) -> JobFailed:
     """Return the error for a caller who waited for `job`, which has failed."""
-    return caller_error(job, job.error or JobError(code="job_failed", message="The job ended without an answer."))
+    return caller_error(job, job.error or WITHOUT_ANSWER)
 
 
 def caller_error(job: Job, error: JobError) -> JobFailed:
