@@ -41,8 +41,8 @@ def test_a_condition_reads_only_what_it_names(source: str, reads: set[str], resu
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", f"an expression has 1 to {MAX_LENGTH} characters (this one has 0)"),
-        ("x" * (MAX_LENGTH + 1), f"(this one has {MAX_LENGTH + 1})"),
+        ("", f"the expression must be 1 to {MAX_LENGTH} characters long (got 0)"),
+        ("x" * (MAX_LENGTH + 1), f"(got {MAX_LENGTH + 1})"),
         ("1 +", "syntax error at line 1"),
         ("true &&\n é", "syntax error at line 2, column 2"),
         ("answer.txt == 'x'", "line 1, column 8: there is no field `txt`; the fields are empty, finish_reason"),

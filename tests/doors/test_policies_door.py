@@ -72,7 +72,10 @@ async def test_each_save_is_a_version(tmp_path: Path) -> None:
             {"rules": [{"if": "true", "then": "hold", "deadline_seconds": 0}]},
             "`rules[0].deadline_seconds` must be above",
         ),
-        ({"rules": [{"if": "true", "then": "hold", "on_deadline": {"escalate": ""}}]}, "the name of a queue"),
+        (
+            {"rules": [{"if": "true", "then": "hold", "on_deadline": {"escalate": ""}}]},
+            "`rules[0].on_deadline.escalate`",
+        ),
         ({"rules": [{"if": "true", "then": "reject", "code": "No!"}]}, "`rules[0].code` must be up to 64 lower-case"),
         ({"rules": [{"if": "true", "then": "hold", "message": "x"}]}, "`rules[0].message` are for `then` reject"),
         ({"rules": RULES * 101}, "`rules` must be at most 100 (got 101)"),

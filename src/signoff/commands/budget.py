@@ -27,7 +27,7 @@ def budget_table(
     """Print how many answers may be wrong if audits find 0, 1, 2 … wrong ones: a line `DETECTED BOUND` for each."""
     for option, value in (("audit-rate", audit_rate), ("confidence", confidence)):
         if not 0 < value < 1:
-            stop(f"--{option} must be between 0 and 1, without both (got {value:g}).")
+            stop(f"--{option} must be between 0 and 1, both excluded (got {value:g}).")
     if not 0 <= max_ <= MAX_DETECTED:
         stop(f"--max must be from 0 to {MAX_DETECTED} (got {max_}).")
     for detected in range(max_ + 1):

@@ -100,10 +100,10 @@ def anonymous_caller(role: Role) -> Caller:
 def check_identified(caller: Caller) -> None:
     """Raise Unauthorized for an anonymous caller, whatever its role.
 
-    Models, upstream keys and streams name programs, secrets and addresses, so nobody changes them without a token.
+    Changes of the configuration, of upstream keys and of saved views need a user who is accountable for them.
     """
     if caller.is_anonymous:
-        raise Unauthorized("Models, upstream keys and streams cannot be changed without a token; send one of an admin.")
+        raise Unauthorized("A caller without a token cannot do this; send `Authorization: Bearer TOKEN`.")
 
 
 def may_review(caller: Caller) -> bool:
@@ -114,7 +114,7 @@ def may_review(caller: Caller) -> bool:
 def check_may_review(caller: Caller) -> None:
     """Raise Forbidden unless `caller` may review."""
     if not may_review(caller):
-        raise Forbidden("Only a reviewer or an admin may review.")
+        raise Forbidden("This needs the role `reviewer` or `admin`; use the token of a reviewer or an admin.")
 
 
 def public_actor(caller: Caller, actor: str) -> str:

@@ -94,7 +94,7 @@ def _parameters(query: str) -> dict[str, str]:
     parameters = {name.strip(): value for name, value in parse_qsl(query, keep_blank_values=True) if value}
     for name in sorted(parameters):
         if name.lower() in UNSUPPORTED:
-            raise ValueError(f"The address of the database has the parameter {name}, which is not supported.")
+            raise ValueError(f"The parameter {name} of the database's address is not supported; remove it.")
     return {name: value for name, value in parameters.items() if name.lower() not in IGNORED}
 
 

@@ -101,7 +101,7 @@ def _load(functions: dict[str, LoadedFunction], name: str, python: Any, module: 
     if name in functions:
         raise ValueError(f"{name} is already defined in {functions[name].function.module}.py")
     if not is_valid_name(name):
-        raise ValueError(f"{name} is not a name that a pipeline can call")
+        raise ValueError(f"{name} is not a name that a pipeline can call; rename the function")
     function = describe_function(python, name=name, module=module, digest=digest)
     return LoadedFunction(function, with_coercion(function)(python))
 

@@ -103,7 +103,7 @@ def _messages(request: _Request) -> Iterator[JsonObject]:
             case "system":
                 yield {"role": "system", "content": content_text(content)}
             case role:
-                raise BadRequest(f"The `role` of a message must be `user` or `assistant` (got {role!r}).")
+                raise BadRequest(f"The `role` of a message must be `user`, `assistant` or `system` (got {role!r}).")
 
 
 def _blocks(content: object) -> list[JsonObject]:
@@ -164,7 +164,9 @@ def _part(block: JsonObject) -> JsonObject:
             head = f"{block.get('title', '')}\n{block.get('source', '')}\n"
             return {"type": "text", "text": head + content_text(content)}
         case _:
-            raise BadRequest(f"The model has no Messages API, so a block {block.get('type')!r} is not supported.")
+            raise BadRequest(
+                f"The model has no Messages API, so a block {block.get('type')!r} is not supported; remove it."
+            )
 
 
 def _file_part(kind: str, source: JsonObject, title: object) -> JsonObject:
@@ -207,7 +209,7 @@ def _tools(request: _Request) -> JsonObject:
 def _tool(tool: JsonObject) -> JsonObject:
     if "input_schema" not in tool:
         raise BadRequest(
-            f"The tool {tool.get('name')!r} has no `input_schema`; only a model of Anthropic has tools of its own."
+            f"The tool {tool.get('name')!r} has no `input_schema`; add it. Only Anthropic's models know tools by name."
         )
     function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool["input_schema"]}
     if (strict := tool.get("strict")) is not None:

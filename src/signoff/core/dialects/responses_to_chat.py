@@ -122,7 +122,9 @@ def _messages(items: str | list[JsonObject]) -> list[JsonObject]:
             case "reasoning":
                 continue
             case kind:
-                raise BadRequest(f"The model has no Responses API, so an item {kind!r} of `input` is not supported.")
+                raise BadRequest(
+                    f"The model has no Responses API, so an item {kind!r} of `input` is not supported; remove it."
+                )
     return messages
 
 
@@ -155,7 +157,8 @@ def _part(part: JsonObject) -> JsonObject:
             return {"type": "file", "file": {"filename": part.get("filename", "document.pdf"), "file_data": data}}
         case _:
             raise BadRequest(
-                f"The model has no Responses API, so a part {part.get('type')!r} without its data is not supported."
+                f"The model has no Responses API, so a part {part.get('type')!r} of `input` is not supported; "
+                "send a text, an `image_url` or `file_data`."
             )
 
 
@@ -178,7 +181,7 @@ def _tools(request: _Request) -> JsonObject:
 
 def _tool(tool: JsonObject) -> JsonObject:
     if tool.get("type") != "function":
-        raise BadRequest(f"The model has no Responses API, so a tool {tool.get('type')!r} is not supported.")
+        raise BadRequest(f"The model has no Responses API, so a tool {tool.get('type')!r} is not supported; remove it.")
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from signoff.core.pipelines.names import NAME
+from signoff.core.pipelines.names import NAME, join_names
 from signoff.errors import BadRequest
 
 # `{{` and `}}` are literal braces; a brace that opens no valid placeholder is text.
@@ -30,7 +30,7 @@ def render_template(text: str, values: Mapping[str, str], *, max_bytes: int) -> 
     """
     missing = [name for name in placeholders(text) if name not in values]
     if missing:
-        raise BadRequest(f"The request has no value for {', '.join(missing)}.")
+        raise BadRequest(f"The request has no value for {join_names(missing)}; send one for each placeholder.")
     size_bytes = rendered_bytes(text, values)
     if size_bytes > max_bytes:
         raise BadRequest(

@@ -44,7 +44,7 @@ def check_terms(terms: BudgetTerms) -> None:
     """Raise ValueError if no answer could ever leave under `terms`; the message names the terms that work."""
     for name in ("share", "confidence", "audit_rate"):
         if not 0 < getattr(terms, name) < 1:
-            raise ValueError(f"`budget.{name}` must be between 0 and 1, without both (got {getattr(terms, name):g}).")
+            raise ValueError(f"`budget.{name}` must be between 0 and 1, both excluded (got {getattr(terms, name):g}).")
     if not 1 <= terms.answers <= MAX_ANSWERS:
         raise ValueError(f"`budget.answers` must be from 1 to {MAX_ANSWERS} (got {terms.answers}).")
     if terms.audit_rate < MIN_AUDIT_RATE:

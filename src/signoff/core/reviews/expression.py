@@ -132,7 +132,7 @@ def check_expression(source: str) -> Expression:
     not exist, or combines types in a way that fails.
     """
     if not 0 < len(source) <= MAX_LENGTH:
-        raise BadExpressionError(f"an expression has 1 to {MAX_LENGTH} characters (this one has {len(source)})")
+        raise BadExpressionError(f"the expression must be 1 to {MAX_LENGTH} characters long (got {len(source)})")
     try:
         tree: Any = _parser().parse(source)  # pyright: ignore[reportUnknownMemberType] -- lark is partly typed
     except UnexpectedInput as error:

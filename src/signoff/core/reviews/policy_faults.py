@@ -1,7 +1,6 @@
 """Faults of a policy that an admin saves, beside those of its conditions."""
 
 import re
-from collections.abc import Iterable
 
 from signoff.core.model import is_name
 from signoff.core.reviews.budget_period import check_budget
@@ -61,10 +60,11 @@ def _review_fault(place: str, action: Action) -> str | None:
 
 
 def _hold_fault(place: str, action: Action) -> str | None:
-    queues = [action.queue, action.on_deadline.escalate if isinstance(action.on_deadline, Escalation) else None]
+    escalate = action.on_deadline.escalate if isinstance(action.on_deadline, Escalation) else None
     seconds = action.deadline_seconds
-    if not all(queue is None or is_name(queue) for queue in queues):
-        return f"`{place}`: the name of a queue must be printable, without outer blanks."
+    for member, queue in (("queue", action.queue), ("on_deadline.escalate", escalate)):
+        if queue is not None and not is_name(queue):
+            return f"`{place}.{member}` must be the name of a review queue (got {queue!r})."
     if action.priority is not None and action.priority not in range(10):
         return f"`{place}.priority` must be from 0 to 9 (got {action.priority})."
     if action.votes not in range(1, MAX_VOTES + 1):
@@ -82,17 +82,16 @@ def _signal_fault(compiled: CompiledPolicy) -> str | None:
     for name in ("judge", "moderation", "webhook"):
         if f"signals.{name}" in compiled.reads and getattr(policy, name) is None:
             return f"`{name}` must be set, as a rule reads `signals.{name}`."
-    for name in _names_of_sources(policy):
-        if not is_name(name):
-            return f"`judge` and `moderation` must be names of a prompt or a model (got {name!r})."
+    for name, source in (("judge", policy.judge), ("moderation", policy.moderation)):
+        if source is not None and not is_name(source):
+            return f"`{name}` must be the name of a prompt or a model (got {source!r})."
     webhook = policy.webhook
     if webhook is not None and not 0 < webhook.timeout_seconds <= MAX_WEBHOOK_SECONDS:
-        return f"`webhook.timeout_seconds` must be above 0, and at most {MAX_WEBHOOK_SECONDS}."
+        return (
+            f"`webhook.timeout_seconds` must be above 0, and at most {MAX_WEBHOOK_SECONDS} "
+            f"(got {webhook.timeout_seconds})."
+        )
     return None
-
-
-def _names_of_sources(policy: PolicyDraft) -> Iterable[str]:
-    return [name for name in (policy.judge, policy.moderation) if name is not None]
 
 
 def _budget_fault(policy: PolicyDraft) -> str | None:

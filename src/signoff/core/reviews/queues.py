@@ -146,7 +146,7 @@ def checked_reasons(reasons: Sequence[str]) -> list[str]:
     if len(stripped) > MAX_REASONS:
         raise BadRequest(f"`reasons` must have at most {MAX_REASONS} entries (got {len(stripped)}).")
     if len(set(stripped)) < len(stripped):
-        raise BadRequest("`reasons` must be different from each other.")
+        raise BadRequest("`reasons` must be different from each other; remove the duplicates.")
     if not all(0 < len(reason) <= MAX_REASON_LENGTH for reason in stripped):
         raise BadRequest(f"Each of `reasons` must be 1 to {MAX_REASON_LENGTH} characters long.")
     return stripped
