@@ -37,7 +37,7 @@ class Metric(msgspec.Struct, frozen=True):
 class DurationHistogram:
     """Number of durations in each bucket, and their sum; durations are in seconds.
 
-    It costs a tenth of the histogram of the client library of Prometheus, which has a lock.
+    It takes a tenth of the time of the histogram in Prometheus' client library, which has a lock.
     """
 
     __slots__ = ("_bounds", "_counts", "sum")
@@ -173,7 +173,7 @@ QUEUE_JOBS = Metric(
 QUEUE_AGE = Metric(
     "signoff_queue_oldest_seconds",
     "gauge",
-    "Time for which the oldest of these jobs has been due.",
+    "Time for which the oldest queued job that no worker has claimed has been due.",
     ("owner",),
     "seconds",
 )
@@ -184,7 +184,11 @@ HELD = Metric(
     ("queue",),
 )
 HELD_AGE = Metric(
-    "signoff_held_oldest_seconds", "gauge", "Time for which the oldest of them waits.", ("queue",), "seconds"
+    "signoff_held_oldest_seconds",
+    "gauge",
+    "Time for which the oldest held answer has waited for a verdict.",
+    ("queue",),
+    "seconds",
 )
 DELIVERIES = Metric(
     "signoff_deliveries_pending",
@@ -195,14 +199,14 @@ DELIVERIES = Metric(
 DELIVERY_AGE = Metric(
     "signoff_delivery_overdue_seconds",
     "gauge",
-    "Time for which the next attempt of the oldest of them has been due.",
+    "Time for which the next attempt of the oldest pending delivery has been due.",
     ("kind",),
     "seconds",
 )
 BUDGETS = Metric(
     "signoff_error_budgets",
     "gauge",
-    "Error budgets, one for each group of answers, that are `open` or `spent`: a person must see every answer then. "
+    "Error budgets, one for each group of answers: `open`, or `spent` (a person must see every further answer). "
     "Counting ends at 100 groups of a policy.",
     ("policy", "state"),
 )
@@ -215,7 +219,7 @@ BUDGET_ALLOWED = Metric(
 BUDGET_UNDETECTED = Metric(
     "signoff_error_budget_undetected",
     "gauge",
-    "Upper bound of the wrong answers that may have left; of groups, the highest one.",
+    "Upper bound of the wrong answers that may have left without a review; of several groups, the highest bound.",
     ("policy",),
 )
 # In the order of the output, and of the reference.
