@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from contracts.test_streams import a_stream
 from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.dialects.answer import Usage
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, Decision, Draft, Edit, Job, JobError, Verdict
 from signoff.core.model import Model
 from signoff.core.price import Price
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.rules import ReviewPolicy
+from signoff.core.tokens import Usage
 from signoff.core.transitions import TRANSITIONS, Guard, replay
 from signoff.core.turn import Turn
 from signoff.errors import Conflict, IdTaken, JobNotFound, Overloaded, Stale, TokenExpired

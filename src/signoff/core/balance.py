@@ -57,7 +57,7 @@ def bounded_load(total: int, count: int) -> int:
     return ceil(LOAD_FACTOR * (total + 1) / max(count, 1))
 
 
-def choose_by_hash(key: int, names: Sequence[int], loads: Sequence[int | None], most: int) -> int | None:
+def choose_by_hash(key: int, endpoint_keys: Sequence[int], loads: Sequence[int | None], most: int) -> int | None:
     """Return the index of the endpoint for `key`: the first one in the key's own order with a load below `most`.
 
     Each key orders the endpoints by a hash, so when one leaves, only its keys move, evenly to all the others (Thaler
@@ -66,7 +66,7 @@ def choose_by_hash(key: int, names: Sequence[int], loads: Sequence[int | None], 
 
     Args:
         key: see `prefix_key`.
-        names: `endpoint_key` of each endpoint.
+        endpoint_keys: `endpoint_key` of each endpoint.
         loads: requests in flight at each endpoint; None for an endpoint that is not available.
         most: see `bounded_load` (Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
     """
@@ -74,7 +74,7 @@ def choose_by_hash(key: int, names: Sequence[int], loads: Sequence[int | None], 
     if not available:
         return least_loaded(loads, 0)
     key_bytes = key.to_bytes(8, "big")
-    return max(available, key=lambda index: xxhash.xxh3_64_intdigest(key_bytes, seed=names[index]))
+    return max(available, key=lambda index: xxhash.xxh3_64_intdigest(key_bytes, seed=endpoint_keys[index]))
 
 
 def endpoint_key(name: str) -> int:

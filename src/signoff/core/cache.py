@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from signoff.core.dialects import messages
+from signoff.core.dialects import messages, response
 from signoff.core.dialects.reported_usage import parse_usage
 from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES, STREAMED
 from signoff.core.fingerprint import fingerprint
@@ -198,24 +198,10 @@ def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
 
 def _usage_in(path: str, usage: Usage) -> Usage | dict[str, Any]:
     """Return `usage` with the names that it has in an answer of `path`."""
-    match path:
-        case endpoint if endpoint == RESPONSES:
-            return _usage_of_response(usage)
-        case endpoint if endpoint == MESSAGES:
-            return messages.usage_of(usage)
-        case _:
-            return usage
-
-
-def _usage_of_response(usage: Usage) -> dict[str, Any]:
-    """Return `usage` with the names that it has in the responses API."""
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.total_tokens or usage.prompt_tokens + usage.completion_tokens,
-    }
+    if path == RESPONSES:
+        total, cached = usage.total_tokens, usage.cached_tokens
+        return response.usage_of(usage.prompt_tokens, usage.completion_tokens, total=total, cached=cached)
+    return messages.usage_of(usage) if path == MESSAGES else usage
 
 
 class _Ending(msgspec.Struct):

@@ -55,3 +55,9 @@ def _accepts_null(kind: Any) -> bool:
 def as_object(value: object) -> JsonObject:
     """Return `value` itself if it is a JSON object, else an empty one."""
     return cast("JsonObject", value) if isinstance(value, dict) else {}
+
+
+def as_objects(value: object) -> list[JsonObject]:
+    """Return the JSON objects in `value` if it is a list, else an empty list."""
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    return [cast("JsonObject", item) for item in items if isinstance(item, dict)]

@@ -12,8 +12,6 @@ from signoff.errors import BadRequest
 DEFAULT_OUTPUT_TOKENS = 32
 # Endpoints whose answers have no tokens.
 WITHOUT_OUTPUT = frozenset({EMBEDDINGS, MODERATIONS, RERANK})
-
-
 # Larger numbers count as this one, so that products and sums of them fit into 64 bits.
 MAX_NUMBER = 2**31 - 1
 _NULL = msgspec.Raw(b"null")

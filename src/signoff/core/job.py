@@ -7,9 +7,9 @@ import msgspec
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.dialects.answer import Usage
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.ruling import Ruling
+from signoff.core.tokens import Usage
 
 # `bot`: queued, or in progress; `human`: held for a review; `success` and `fail`: ended.
 Status = Literal["bot", "human", "success", "fail"]

@@ -319,32 +319,16 @@ def registered_name(name: str) -> str:
     return name.partition(_REPLICA_MARK)[0]
 
 
-def _with_endpoint_keys(model: Model, known: Model) -> Model:
-    """Return `model` with the keys of the endpoints of `known` at its own endpoints that have none.
-
-    Endpoints match by URL and upstream model, else by URL alone.
-    """
-    by_name = {(each.url, each.upstream_model): each.key_id for each in known.endpoints}
-    by_url = {each.url: each.key_id for each in known.endpoints}
-    endpoints = [
-        msgspec.structs.replace(
-            each, key_id=each.key_id or by_name.get((each.url, each.upstream_model), by_url.get(each.url))
-        )
-        for each in model.endpoints
-    ]
-    return msgspec.structs.replace(model, endpoints=tuple(endpoints))
-
-
 def with_new_keys(
     model: Model, add: Callable[[bytes], int], own: bytes | None, at: Mapping[EndpointName, bytes]
 ) -> Model:
     """Return `model` with new keys.
 
     Args:
-        model: the model.
-        add: stores an encrypted key and returns its id.
-        own: encrypted key of the model itself; None to leave it as it is.
-        at: encrypted keys of its endpoints; others stay as they are.
+        model: Model to change.
+        add: Function that stores an encrypted key and returns its id.
+        own: Encrypted key of the model itself; None to leave it as it is.
+        at: Encrypted keys of its endpoints; others stay as they are.
     """
     endpoints = [
         msgspec.structs.replace(each, key_id=add(at[each.url, each.upstream_model]))
@@ -365,9 +349,18 @@ def without_keys(model: Model) -> Model:
 def with_existing_keys(model: Model, old: Model) -> Model:
     """Return `model` with the keys of `old`, which it replaces, so that a registration without keys keeps them.
 
-    The key of the model is always that of `old`; an endpoint that has a key keeps its own.
+    The key of the model is always that of `old`. An endpoint without a key gets that of the old endpoint with its URL
+    and upstream model, else of one with its URL.
     """
-    return _with_endpoint_keys(msgspec.structs.replace(model, key_id=old.key_id), old)
+    by_name = {(each.url, each.upstream_model): each.key_id for each in old.endpoints}
+    by_url = {each.url: each.key_id for each in old.endpoints}
+    endpoints = [
+        msgspec.structs.replace(
+            each, key_id=each.key_id or by_name.get((each.url, each.upstream_model), by_url.get(each.url))
+        )
+        for each in model.endpoints
+    ]
+    return msgspec.structs.replace(model, key_id=old.key_id, endpoints=tuple(endpoints))
 
 
 def key_ids_of(model: Model) -> list[int]:

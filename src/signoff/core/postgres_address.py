@@ -47,7 +47,8 @@ def parse_postgres_address(url: str) -> PostgresAddress:
         raise ValueError(f"The address of the database is not one of PostgreSQL; {FORM}.")
     login, hosts, database, query = _parts(url[scheme.end() :])
     parameters = _parameters(query)
-    parameters.pop("schema", None) if "search_path" in parameters else _rename(parameters, "schema", "search_path")
+    if "schema" in parameters:
+        parameters.setdefault("search_path", parameters.pop("schema"))
     host_list = _hosts(hosts or parameters.get("host", ""), parameters.get("port", ""))
     if "," in host_list and "target_session_attrs" not in parameters:
         parameters["target_session_attrs"] = "primary"  # a standby cannot be written to
@@ -96,11 +97,6 @@ def _parameters(query: str) -> dict[str, str]:
         if name.lower() in UNSUPPORTED:
             raise ValueError(f"The parameter {name} of the database's address is not supported; remove it.")
     return {name: value for name, value in parameters.items() if name.lower() not in IGNORED}
-
-
-def _rename(parameters: dict[str, str], name: str, new_name: str) -> None:
-    if name in parameters:
-        parameters[new_name] = parameters.pop(name)
 
 
 def _hosts(hosts: str, ports: str) -> str:

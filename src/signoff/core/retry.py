@@ -30,8 +30,6 @@ SPENT_CODES = frozenset(
         "accountoverdueerror",
     }
 )
-
-
 # Codes of errors that blame the request; gateways send some of them with status 500.
 REQUEST_CODES = frozenset(
     {

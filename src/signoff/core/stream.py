@@ -1,7 +1,6 @@
 """Streams: requests from one topic of a message broker, and answers on another."""
 
 import re
-from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +16,7 @@ TRANSPORTS = {
     "mqtt": "mqtt",
     "mqtts": "mqtt",
 }
+_SCHEMES = ", ".join(f"{scheme}://" for scheme in TRANSPORTS)
 MAX_HANDLERS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
@@ -71,7 +71,8 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 
     ok: bool
     """True if its messages are being received."""
-    error: Annotated[str | None, "in words, without a password"] = None
+    error: str | None = None
+    """Fault in words, without a password; None while there is none."""
 
 
 def public_address(url: str) -> tuple[str, str]:
@@ -110,9 +111,6 @@ def _topic_fault(stream: Stream) -> str | None:
     if stream.requests == stream.responses:
         return "`requests` and `responses` must be different topics."
     return None
-
-
-_SCHEMES = ", ".join(f"{scheme}://" for scheme in TRANSPORTS)
 
 
 def _is_topic(name: str) -> bool:

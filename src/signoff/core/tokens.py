@@ -12,8 +12,9 @@ from signoff.core.parse_cost import is_cheap_to_parse
 BYTES_PER_TOKEN = 4
 # Members of a request without text, and of an answer without generated text.
 NON_TEXT = frozenset({"role", "type", "input_audio"})
-_EMBEDDED_DATA = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
 NON_OUTPUT = NON_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
+# An image or audio in base64, as a `data:` URL or a member `data`.
+_EMBEDDED_DATA = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,7 +103,7 @@ def _load(functions: dict[str, LoadedFunction], name: str, python: Any, module: 
     if not is_valid_name(name):
         raise ValueError(f"{name} is not a name that a pipeline can call; rename the function")
     function = describe_function(python, name=name, module=module, digest=digest)
-    return LoadedFunction(function, with_coercion(function)(python))
+    return LoadedFunction(function, with_coercion(python, function))
 
 
 def _error_line(error: BaseException, file: Path) -> int:

@@ -45,23 +45,19 @@ def describe_function(python: Callable[..., Any], *, name: str, module: str, dig
     )
 
 
-def with_coercion(function: Function) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that converts each argument as annotated. Missing arguments keep their defaults."""
+def with_coercion(python: Callable[..., Any], function: Function) -> Callable[..., Any]:
+    """Return `python` with each argument converted as `function` declares; a missing argument keeps its default."""
+    signature = inspect.signature(python)
     param_types: dict[str, ParamType] = {param.name: param.reads for param in function.params}
 
-    def decorate(python: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(python)
+    @functools.wraps(python)
+    def wrapper(*args: object, **kwargs: object) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _coerce(name, value, param_types[name])
+        return python(*bound.args, **bound.kwargs)
 
-        @functools.wraps(python)
-        def wrapper(*args: object, **kwargs: object) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            for name, value in bound.arguments.items():
-                bound.arguments[name] = _coerce(name, value, param_types[name])
-            return python(*bound.args, **bound.kwargs)
-
-        return wrapper
-
-    return decorate
+    return wrapper
 
 
 def call_with(function: Callable[..., Any], args: Mapping[str, object]) -> Any:

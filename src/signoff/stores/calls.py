@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
-from signoff.core.dialects.answer import Usage
 from signoff.core.job import Event, Job, JobError
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.ruling import Ruling
+from signoff.core.tokens import Usage
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.schema import calls
 from signoff.stores.transitions import event_of, initial_data

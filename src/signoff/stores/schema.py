@@ -5,7 +5,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.dialects.answer import Usage
 from signoff.core.job import Decision, Draft, JobError
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
@@ -13,6 +12,7 @@ from signoff.core.pipelines.tree import Call
 from signoff.core.reviews.policy import Policy
 from signoff.core.reviews.queues import NO_DEADLINE, RANK_OF_PRIORITY
 from signoff.core.reviews.ruling import Ruling
+from signoff.core.tokens import Usage
 from signoff.core.usage import UsageTotals
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.metadata import metadata, partial_index

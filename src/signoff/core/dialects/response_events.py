@@ -50,7 +50,7 @@ class EventCompleter:
             return event
         members.setdefault("sequence_number", next(self._number))
         if whole := as_object(members.get("response")):
-            members["response"] = complete(whole, self._defaults)
+            members["response"] = _complete(whole, self._defaults)
         if item := as_object(members.get("item")):
             self._item_id = str(item.setdefault("id", _item_id(item, len(self._indexes))))
             members.setdefault("output_index", self._index_of(self._item_id))
@@ -77,7 +77,7 @@ class EventCompleter:
         return self._indexes.setdefault(item_id, len(self._indexes))
 
 
-def complete(whole: JsonObject, defaults: JsonObject) -> JsonObject:
+def _complete(whole: JsonObject, defaults: JsonObject) -> JsonObject:
     """Return the response with the members of `defaults` that it lacks, but no `id`, and with an id for each item."""
     whole = {name: value for name, value in defaults.items() if name != "id"} | whole
     if usage := as_object(whole.get("usage")):
@@ -110,4 +110,4 @@ def complete_body(body: bytes, model: str, created_at: int) -> bytes:
         return body
     if not isinstance(members.get("output"), list):
         return body
-    return msgspec.json.encode(complete(members, response_of([], "", model, created_at)))
+    return msgspec.json.encode(_complete(members, response_of([], "", model, created_at)))

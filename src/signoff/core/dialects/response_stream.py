@@ -1,6 +1,6 @@
 """Streams of `/v1/responses`: the response that their events add up to.
 
-The last event has it whole. Some servers leave that event out, or leave the output out of it.
+The last event has the whole response. Some servers leave that event out, or leave the output out of it.
 """
 
 from __future__ import annotations
@@ -116,9 +116,7 @@ class _Item:
     def whole(self) -> JsonObject:
         """Return the item as its last event has it, else from its pieces; some servers leave out its arguments."""
         if self._is_whole:
-            arguments = {
-                member: text.value for (name, _), text in self._texts.items() if (member := _argument_of(name))
-            }
+            arguments = {_CALLS[name][1]: text.value for (name, _), text in self._texts.items() if name in _CALLS}
             return self._members | {name: value for name, value in arguments.items() if not self._members.get(name)}
         if not self._texts:
             return self._members
@@ -136,11 +134,6 @@ class _Item:
         if all(name.startswith("reasoning") for name, _ in self._texts):
             return {"type": "reasoning"} | members | {"summary": summary} | ({"content": content} if content else {})
         return {"type": "message", "role": "assistant"} | members | {"content": content}
-
-
-def _argument_of(name: str) -> str | None:
-    """Return the member of a call whose text the events `name` have."""
-    return _CALLS[name][1] if name in _CALLS else None
 
 
 class _Text:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from signoff.core.decode import JsonObject, as_object
+from signoff.core.decode import JsonObject, as_object, as_objects
 from signoff.core.dialects.chat_answer import content_text
 from signoff.core.fingerprint import fingerprint
 
@@ -90,7 +90,7 @@ def tool_names(request_body: bytes) -> list[str]:
 
 def count_choices(answer: bytes | None) -> int:
     """Return the number of choices of an answer; 1 where there can be no others."""
-    return len(_objects(_decode(answer).get("choices"))) or 1
+    return len(as_objects(_decode(answer).get("choices"))) or 1
 
 
 def arguments_text(arguments: Any) -> str:
@@ -106,7 +106,7 @@ def with_edited_calls(answer: bytes, edit: CallsEdit) -> bytes:
     whole = _decode(answer)
     plan = _Plan(_calls_in(whole), edit)
     if "choices" in whole:
-        choices = _objects(whole["choices"])
+        choices = as_objects(whole["choices"])
         return msgspec.json.encode(whole | {"choices": [_edited_choice(choice, plan) for choice in choices]})
     if "output" in whole:
         return msgspec.json.encode(_edited_response(whole, plan))
@@ -120,26 +120,20 @@ def _decode(answer: bytes | None) -> JsonObject:
         return {}
 
 
-def _objects(value: object) -> list[JsonObject]:
-    """Return the objects in a list; none if `value` is no list."""
-    items = cast("list[object]", value) if isinstance(value, list) else []
-    return [cast("JsonObject", item) for item in items if isinstance(item, dict)]
-
-
 def _calls_in(whole: JsonObject) -> list[JsonObject]:
     """Return the calls of a decoded answer, in order."""
     if "choices" in whole:
-        return [call for choice in _objects(whole["choices"]) for call in _calls_of_choice(choice)]
+        return [call for choice in as_objects(whole["choices"]) for call in _calls_of_choice(choice)]
     if "output" in whole:
-        return [item for item in _objects(whole["output"]) if item.get("type") in _RESPONSE_CALLS]
-    return [block for block in _objects(whole.get("content")) if block.get("type") == "tool_use"]
+        return [item for item in as_objects(whole["output"]) if item.get("type") in _RESPONSE_CALLS]
+    return [block for block in as_objects(whole.get("content")) if block.get("type") == "tool_use"]
 
 
 def _calls_of_choice(choice: JsonObject) -> list[JsonObject]:
     """Return the calls of a choice, also one in the earlier form `function_call`, which has no id."""
     message = as_object(choice.get("message"))
     function = as_object(message.get("function_call"))
-    return [*_objects(message.get("tool_calls")), *([function] if function else [])]
+    return [*as_objects(message.get("tool_calls")), *([function] if function else [])]
 
 
 def _ids_of(calls: Sequence[JsonObject]) -> list[str]:
@@ -192,7 +186,7 @@ def _tools_of(request_body: bytes) -> dict[str, JsonObject | bool | None]:
     except (ValueError, RecursionError):
         return {}
     tools = dict[str, JsonObject | bool | None]()
-    for tool in [*_objects(request.tools), *_objects(request.functions)]:
+    for tool in [*as_objects(request.tools), *as_objects(request.functions)]:
         function = as_object(tool.get("function")) or as_object(tool.get("custom")) or tool
         if isinstance(name := function.get("name"), str):
             schema = function.get("parameters", function.get("input_schema"))
@@ -266,7 +260,7 @@ def _edited_choice(choice: JsonObject, plan: _Plan) -> JsonObject:
 
 def _edited_message(whole: JsonObject, plan: _Plan) -> JsonObject:
     """Return a message of Anthropic's API: what is said comes before the calls, as the model itself writes it."""
-    blocks = _objects(whole.get("content"))
+    blocks = as_objects(whole.get("content"))
     calls = [block for block in blocks if block.get("type") == "tool_use"]
     others = [block for block in blocks if block.get("type") != "tool_use"]
     if plan.text is not msgspec.UNSET:
@@ -280,7 +274,7 @@ def _edited_message(whole: JsonObject, plan: _Plan) -> JsonObject:
 
 def _edited_response(whole: JsonObject, plan: _Plan) -> JsonObject:
     """Return a response. What is said comes before the calls, but not between them and the reasoning before them."""
-    items, output = _objects(whole["output"]), list[JsonObject]()
+    items, output = as_objects(whole["output"]), list[JsonObject]()
     calls = [item for item in items if item.get("type") in _RESPONSE_CALLS]
     texts = [plan.text if isinstance(plan.text, str) else "", plan.refusals(calls)]
     said = [_message_item(text, number, whole) for number, text in enumerate(texts) if text]

@@ -54,11 +54,7 @@ LibraryItem = Prompt | Pipeline
 # Bounds for all prompts and pipelines of one user, in all of their versions.
 MAX_VERSIONS_OF_USER = 100_000
 MAX_CHARACTERS_OF_USER = 256 * 1024 * 1024
-
-
 LibraryItemKind = Literal["prompt", "pipeline"]
-
-
 # Label of the version that calls without a version use.
 PRODUCTION = "production"
 

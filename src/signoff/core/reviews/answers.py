@@ -5,13 +5,13 @@ All choices of an answer count, as all of them reach the caller.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
+from signoff.core.decode import JsonObject, as_objects
 from signoff.core.dialects.answer import text_of_content, text_or_json
 
-JsonObject = dict[str, Any]
 # Reasons of an ending that say that the answer was cut.
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
 
@@ -47,11 +47,11 @@ def read_answer(body: bytes) -> AnswerContent:
     """Return the content of an answer; one of another format is all text. Raises ValueError, RecursionError."""
     match msgspec.json.decode(body):
         case {"choices": list() as choices}:  # pyright: ignore[reportUnknownVariableType]
-            return _read_choices(_objects(cast("list[object]", choices)))
+            return _read_choices(as_objects(cast("object", choices)))
         case {"output": list() as output, **members}:  # pyright: ignore[reportUnknownVariableType]
-            return _read_response(_objects(cast("list[object]", output)), members)
+            return _read_response(as_objects(cast("object", output)), members)
         case {"type": "message", "content": list() as content, **members}:  # pyright: ignore[reportUnknownVariableType]
-            return _read_message(_objects(cast("list[object]", content)), members)
+            return _read_message(as_objects(cast("object", content)), members)
         case _:
             return AnswerContent(texts=[text_or_json(body)], tool_calls=[])
 
@@ -72,8 +72,7 @@ def _read_choices(choices: list[JsonObject]) -> AnswerContent:
 
 
 def _calls_of(message: JsonObject) -> Iterator[JsonObject]:
-    calls = message.get("tool_calls")
-    for call in _objects(cast("list[object]", calls)) if isinstance(calls, list) else []:
+    for call in as_objects(message.get("tool_calls")):
         for kind, arguments in (("function", "arguments"), ("custom", "input")):
             if isinstance(called := call.get(kind), dict):
                 members = cast("JsonObject", called)
@@ -91,7 +90,7 @@ def _read_response(output: list[JsonObject], response: JsonObject) -> AnswerCont
     for item in output:
         kind, content = str(item.get("type")), item.get("content")
         if kind == "message" and isinstance(content, list):
-            pieces = _objects(cast("list[object]", content))
+            pieces = as_objects(cast("object", content))
             reading.texts += [
                 "".join(str(each.get("text", "")) for each in pieces if each.get("type") == "output_text")
             ]
@@ -128,7 +127,3 @@ def _add_ending(reading: AnswerContent, reason: object) -> None:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _objects(values: list[object]) -> list[JsonObject]:
-    return [cast("JsonObject", each) for each in values if isinstance(each, dict)]

@@ -190,7 +190,7 @@ class _Checker:
 
     def _index(self, node: Tree[Any], scope: Scope, loops: int) -> Type:
         base, key = node.children
-        if key.data == "string" and (literal := _literal(key)) is not None and not _is_map_literal(base):
+        if key.data == "string" and (literal := _literal(key)) is not None and base.data != "map":
             return self._member(key, base, literal, scope, loops)
         kind, of_base = self.type_of(key, scope, loops), self.type_of(base, scope, loops)
         if of_base.kind == "list" and kind.kind in {"int", "any"}:
@@ -368,10 +368,6 @@ def _literal(node: Tree[Any]) -> str | None:
     """Return the text of a string without escapes; None for one with escapes."""
     text = str(node.children[0])
     return None if "\\" in text or text[0] in "rR" else text[1:-1]
-
-
-def _is_map_literal(node: Tree[Any]) -> bool:
-    return node.data == "map"
 
 
 def _error(node: Tree[Any] | Token, reason: str) -> BadExpressionError:

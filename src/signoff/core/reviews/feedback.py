@@ -5,13 +5,14 @@ preference optimization"): all dialects are translated to chats.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
+from signoff.core import endpoints
+from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages_to_chat, responses_to_chat
 from signoff.core.dialects.edited_answer import in_form
-from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from signoff.core.job import Decision, Event, Job
 from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import SIGNED, VerdictReceipt
@@ -20,7 +21,6 @@ from signoff.errors import BadRequest
 
 FeedbackKind = Literal["decisions", "supervised", "preference", "rejected"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
-JsonObject = dict[str, Any]
 # Members of an answer's message that OpenAI's formats have.
 _MESSAGE = ("role", "content", "tool_calls")
 _UNREADABLE = (BadRequest, msgspec.MsgspecError, ValueError, RecursionError)
@@ -190,17 +190,17 @@ def _translated(job: Job, request: JsonObject, answer: JsonObject) -> tuple[list
     The answer of another dialect goes into its request as the last turn, which is translated like the others.
     """
     match job.path:
-        case endpoint if endpoint == CHAT:
+        case endpoints.CHAT:
             chat, last = request, answer["choices"][0]["message"]
             return [*chat["messages"], {"role": "assistant"} | last], chat
-        case endpoint if endpoint == COMPLETIONS:
+        case endpoints.COMPLETIONS:
             texts = [{"role": "user", "content": request["prompt"]}]
             return [*texts, {"role": "assistant", "content": answer["choices"][0]["text"]}], {}
-        case endpoint if endpoint == MESSAGES:
+        case endpoints.MESSAGES:
             turn = {"role": "assistant", "content": answer["content"]}
             whole = request | {"messages": [*request["messages"], turn], "stream": False}
             chat = msgspec.json.decode(messages_to_chat.to_chat(msgspec.json.encode(whole), job.target))
-        case endpoint if endpoint == RESPONSES:
+        case endpoints.RESPONSES:
             conversation = request["input"]
             turns = [{"role": "user", "content": conversation}] if isinstance(conversation, str) else conversation
             whole = request | {"input": [*turns, *answer["output"]], "stream": False}

@@ -55,7 +55,7 @@ def item_as_json(
         "prompt": job.prompt,
         "prompt_version": job.prompt_version,
         "run": job.parent_id,
-        "transcript": [entry._asdict() for entry in transcript(job.body)],
+        "transcript": _entries(job.body),
         "new_transcript": None if draft.payload is None else _entries(draft.payload.encode()),
         "payload": msgspec.Raw(job.body),
         "response": None if job.response is None else msgspec.Raw(job.response),

@@ -4,13 +4,13 @@ Source: OpenAI's API reference: `logprobs` of chat completions and of completion
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
+from signoff.core.decode import JsonObject, as_objects
 from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES
 
-JsonObject = dict[str, Any]
 INCLUDED = "message.output_text.logprobs"
 
 
@@ -65,10 +65,10 @@ def _holders(answer: object) -> Iterator[JsonObject]:
     """Yield the objects of an answer that can have the member `logprobs`."""
     match answer:
         case {"choices": list() as choices}:  # pyright: ignore[reportUnknownVariableType]
-            yield from _objects(cast("object", choices))
+            yield from as_objects(cast("object", choices))
         case {"output": list() as output}:  # pyright: ignore[reportUnknownVariableType]
-            for item in _objects(cast("object", output)):
-                yield from _objects(item.get("content"))
+            for item in as_objects(cast("object", output)):
+                yield from as_objects(item.get("content"))
         case _:
             return
 
@@ -77,7 +77,7 @@ def _values(logprobs: object) -> Iterator[object]:
     """Yield the numbers in one member `logprobs`: a list of tokens, or an object with lists of them."""
     match logprobs:
         case list():
-            for token in _objects(logprobs):  # pyright: ignore[reportUnknownArgumentType]
+            for token in as_objects(logprobs):  # pyright: ignore[reportUnknownArgumentType]
                 yield token.get("logprob")
         case {"token_logprobs": list() as numbers}:  # pyright: ignore[reportUnknownVariableType]
             yield from cast("list[object]", numbers)
@@ -87,8 +87,3 @@ def _values(logprobs: object) -> Iterator[object]:
                 yield from _values(members.get(name))
         case _:
             return
-
-
-def _objects(values: object) -> list[JsonObject]:
-    items = cast("list[object]", values) if isinstance(values, list) else []
-    return [cast("JsonObject", each) for each in items if isinstance(each, dict)]

@@ -15,8 +15,10 @@ _RULING_MARKS = ("rule", "coin", "audit")
 _OWN = frozenset({"client_id", "idempotency_key", "fingerprint", "deliver", "retry_of", "lease", "lease_until", "id"})
 # Columns that the transition `hold` changes.
 _OF_HOLD = frozenset(
-    {"status", "usage", "round", "model", "error", "attempt", "policy", "ruling", "review_queue", "review_priority"}
-    | {"response"}
+    (
+        *("status", "usage", "round", "model", "error", "attempt", "policy", "ruling"),
+        *("review_queue", "review_priority", "response"),
+    )
 )
 
 
