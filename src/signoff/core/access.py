@@ -17,15 +17,18 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     """A person or a program that can sign in or own tokens."""
 
     id: int
+    """Number of the user, from 1."""
     email: str
-    """Unique name of the user."""
+    """Email address, in lower case; no two users have the same."""
     role: Role
+    """Role of the user, which none of their tokens exceeds."""
     password_hash: str | None = None
     """Argon2id hash; None for a user who cannot sign in by password."""
     active: bool = True
     """False once an admin has disabled the user."""
 
 
+# Token for programs, one-time link to sign in, session of a browser.
 TokenKind = Literal["api", "signin", "session"]
 
 
@@ -33,14 +36,19 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     """A secret that stands for a user. Only its digest is stored."""
 
     id: int
+    """Number of the token, from 1."""
     digest: str
     """SHA-256 of the token, in hexadecimal."""
     user_id: int
+    """User for whom it stands."""
     kind: TokenKind
+    """Use of the token."""
     name: str
+    """Name that its creator gave it, for lists; it need not be unique."""
     role: Role
     """Role of its requests, capped at the role of its user."""
     active: bool = True
+    """False once it is revoked, or a link was used."""
     expires_at: int | None = None
     """Microseconds since 1970, UTC; None for a token that does not expire."""
     cache: CacheRule | None = None
@@ -57,9 +65,11 @@ class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
     """Description of a stored upstream key, without its value."""
 
     id: int
+    """Number of the key, from 1."""
     user_id: int | None
     """Owner; None for a key that belongs to a model."""
     name: str
+    """Name that the owner gave it, for lists."""
     is_shared: bool
     """True if an admin lets every user send requests with it."""
     created_at: int
@@ -70,19 +80,21 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated user, as seen through one of their tokens."""
 
     user_id: int
+    """User; 0 for the anonymous caller and for commands, -1 for messages of a stream without a user."""
     token_id: int
+    """Token of the request; 0 without one."""
     role: Role
     """The lower of the roles of the user and the token."""
     email: str
+    """Email address of the user; without one `anonymous`, `operator` or `stream:NAME`."""
     expires_at: int | None = None
     """Microseconds since 1970, UTC, at which the token expires; None for never."""
     cache: CacheRule | None = None
-    """Cache rule of the token."""
+    """Cache rule of the token; see `Token.cache`."""
     key_id: int | None = None
-    """Upstream key of the token."""
+    """Upstream key of the token; see `Token.key_id`."""
     kind: TokenKind = "api"
     """Kind of the token."""
-
     is_anonymous: bool = False
     """True for a caller without a token."""
 

@@ -20,7 +20,7 @@ _DAY = 24 * 60 * MINUTE
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """Number of a limit, and its use now. Costs are nanodollars."""
+    """Number of a limit, with its present use. Costs are nanodollars."""
 
     name: AllowanceName
     """Member of the limit."""
@@ -31,8 +31,8 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     reserved: int = 0
     """Part of `used` that requests in progress have reserved."""
     free_at: int | None = None
-    """Time at which some of it is free again if it is all used, else at which all of it is; None if that is not known,
-    or if nothing is used. Microseconds since 1970, UTC."""
+    """Microseconds since 1970, UTC, at which a part is free again if nothing is left, or else everything is; None if
+    nothing is used, or if the time is not known."""
 
     @property
     def is_exhausted(self) -> bool:

@@ -29,7 +29,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     """JSON as it came; another kind of body is a `BinaryBody` in JSON."""
     requires_members: bool = False
-    """Refuse a body that lacks what its endpoint requires, such as `messages`; else it becomes the text of a chat."""
+    """True to refuse a body that lacks what its endpoint requires, such as `messages`; False to make it the text of a
+    chat."""
     target: str | None = None
     """Name of a model, prompt or pipeline; None for the default model."""
     pipeline: Pipeline | None = None
@@ -73,7 +74,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:
-    """Return the path to request from `model`: chat unless it takes any JSON, else prediction if `body` is no chat."""
+    """Return the endpoint to ask `model` at, which is `path` except that chats and predictions replace each other.
+
+    A model that takes any JSON is asked for a prediction if `body` is no chat; any other is asked for a chat instead of
+    a prediction.
+    """
     if not accepts_any_json(model):
         return CHAT if path == PREDICT else path
     return PREDICT if path == CHAT and not _is_chat(body) else path

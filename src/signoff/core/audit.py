@@ -11,7 +11,8 @@ from signoff.core.wire import format_time
 
 # Fields that hold a secret, and the name under which an entry says that it was set or changed.
 SECRETS = {"password_hash": "password", "sealed": "url"}
-# Digests of tokens; and texts of prompts and pipelines, which may be long and are stored in versions anyway.
+# Fields that entries leave out: secrets, digests of tokens, and texts of prompts and pipelines. Texts can be long, and
+# their versions are stored anyway.
 OMITTED = frozenset({"digest", "body", "tree", *SECRETS})
 TOKEN_NOUNS: dict[TokenKind, str] = {"api": "token", "signin": "sign_in_link", "session": "session"}
 
@@ -71,7 +72,7 @@ class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def change_of(noun: str, name: str | int, before: msgspec.Struct | None, after: msgspec.Struct | None) -> AuditChange:
-    """Return the change from one state of a thing to another; None stands for a thing that does not exist."""
+    """Describe the change from one state of a thing to another; None stands for a thing that does not exist."""
     verb = "created" if before is None else "removed" if after is None else "changed"
     new = None if after is None else _public(after) | _changed_secrets(before, after)
     old = None if before is None else _public(before)
@@ -79,24 +80,24 @@ def change_of(noun: str, name: str | int, before: msgspec.Struct | None, after: 
 
 
 def token_created(token: Token) -> AuditChange:
-    """Return the creation of a token or a sign-in link."""
+    """Describe the creation of a token or a sign-in link."""
     return change_of(TOKEN_NOUNS[token.kind], token.id, None, token)
 
 
 def token_revoked(token: Token) -> AuditChange:
-    """Return the revocation of a token or a session."""
+    """Describe the revocation of a token or a session."""
     noun = TOKEN_NOUNS[token.kind]
     before = _public(msgspec.structs.replace(token, active=True))
     return AuditChange(action=f"{noun}_revoked", subject=f"{noun}:{token.id}", before=before)
 
 
 def sessions_ended(email: str, count: int) -> AuditChange:
-    """Return the end of all sessions and sign-in links of a user."""
+    """Describe the end of all sessions and sign-in links of a user."""
     return AuditChange(action="sessions_ended", subject=f"user:{email}", after={"ended": count})
 
 
 def account_bound(email: str, issuer: str, subject: str, created: msgspec.Struct | None = None) -> AuditChange:
-    """Return the binding of an account at an OpenID Connect provider to a user, who is `created` for it unless None."""
+    """Describe the binding of an account at an OpenID Connect provider to a user; `created` is a new user."""
     account = {"issuer": issuer, "account": subject}
     if created is None:
         return AuditChange(action="account_bound", subject=f"user:{email}", after=account)
@@ -105,54 +106,54 @@ def account_bound(email: str, issuer: str, subject: str, created: msgspec.Struct
 
 
 def accounts_unbound(email: str, accounts: Sequence[tuple[str, str]]) -> AuditChange:
-    """Return the end of the binding of accounts, which are pairs of an issuer and an id, to a user."""
+    """Describe the end of the binding of accounts, which are pairs of an issuer and an id, to a user."""
     before = {"accounts": [{"issuer": issuer, "account": subject} for issuer, subject in accounts]}
     return AuditChange(action="accounts_unbound", subject=f"user:{email}", before=before)
 
 
 def label_moved(noun: str, name: str, label: str, old: int | None, new: int | None) -> AuditChange:
-    """Return the move of a label of a prompt or pipeline from one version to another; None stands for no version."""
+    """Describe the move of a label of a prompt or pipeline from one version to another; None stands for no version."""
     before, after = (None if number is None else {"label": label, "version": number} for number in (old, new))
     return AuditChange(action=f"{noun}_label_changed", subject=f"{noun}:{name}", before=before, after=after)
 
 
 def sharing_changed(noun: str, name: str, *, old: bool, new: bool) -> AuditChange:
-    """Return the change of who may use a prompt or a pipeline."""
+    """Describe the change of who may use a prompt or a pipeline."""
     before, after = {"shared": old}, {"shared": new}
     return AuditChange(action=f"{noun}_sharing_changed", subject=f"{noun}:{name}", before=before, after=after)
 
 
 def functions_changed(created: Sequence[str], changed: Sequence[str], deleted: Sequence[str]) -> AuditChange:
-    """Return the change of the registered functions, by their names."""
+    """Describe the change of the registered functions, by their names."""
     after = {"created": [*created], "changed": [*changed], "deleted": [*deleted]}
     return AuditChange(action="functions_changed", subject="functions", after=after)
 
 
 def encryption_key_changed(old: set[str], new: set[str]) -> AuditChange:
-    """Return the change of the keys that encrypt stored secrets, by their fingerprints."""
+    """Describe the change of the keys that encrypt stored secrets, by their fingerprints."""
     before, after = {"fingerprints": sorted(old)}, {"fingerprints": sorted(new)}
     return AuditChange(action="encryption_key_changed", subject="encryption_key", before=before, after=after)
 
 
 def signing_key_changed(old: str | None, new: str, *, is_lost: bool) -> AuditChange:
-    """Return the change of the key that signs receipts, by ids; None stands for no key."""
+    """Describe the change of the key that signs receipts, by ids; None stands for no key."""
     before = None if old is None else {"key": old}
     after = {"key": new, "old_key_is_lost": is_lost}
     return AuditChange(action="signing_key_changed", subject="signing_key", before=before, after=after)
 
 
 def receipts_archived(until: int) -> AuditChange:
-    """Return the removal of old receipts from the database."""
+    """Describe the removal of old receipts from the database."""
     return AuditChange(action="receipts_archived", subject="receipts", after={"archived_until": until})
 
 
 def user_erased(user_id: int) -> AuditChange:
-    """Return the erasure of a user, who is not named by their email."""
+    """Describe the erasure of a user, who is not named by their email."""
     return AuditChange(action="user_erased", subject=f"user_id:{user_id}")
 
 
 def cache_cleared(query: CacheFilter, count: int | None) -> AuditChange:
-    """Return the deletion of cached answers; `count` is None if the cache did not say how many."""
+    """Describe the deletion of cached answers; `count` is None if the cache did not say how many."""
     return AuditChange(action="cache_cleared", subject="cache", after=_public(query) | {"deleted": count})
 
 

@@ -24,6 +24,7 @@ MAX_COOLDOWN_SECONDS = 300.0
 LASTING_COOLDOWN_SECONDS = 30.0
 # Statuses of an endpoint that does not have the model or the route, or may not serve it to this server.
 REFUSAL_STATUSES = {403, 404, 405, 410, 421, 451, 501}
+# Statuses of an endpoint with which another endpoint may still answer the request, besides those from 500 on.
 ELSEWHERE_STATUSES = REFUSAL_STATUSES | {408, 425, 429}
 # Codes with which servers say that they have no such model, or no longer. (Azure: no such deployment.)
 UNKNOWN_MODEL_CODES = frozenset(
@@ -145,7 +146,10 @@ def may_succeed_elsewhere(error: SignoffError) -> bool:
 
 
 def is_refusal(error: SignoffError) -> bool:
-    """Return True if either the request or the endpoint is at fault, which the answers of other endpoints tell."""
+    """Return True if the error does not show whether the request or the endpoint is at fault.
+
+    If another endpoint answers the same request, the endpoint that refused it is at fault.
+    """
     if not isinstance(error, ModelAnswered):
         return False
     return error.status in REFUSAL_STATUSES or not error.codes.isdisjoint(UNKNOWN_MODEL_CODES)
@@ -172,7 +176,7 @@ def is_soft_failure(error: SignoffError) -> bool:
 def cooldown_seconds(error: SignoffError, failures: int) -> float:
     """Return the length of the cooldown after `failures` failures in a row; the endpoint's `Retry-After` is a floor.
 
-    What a person must mend is not tried again so soon.
+    It is at least LASTING_COOLDOWN_SECONDS after a failure that a person must mend, such as an account without credit.
     """
     is_lasting = is_refusal(error) or (isinstance(error, ModelAnswered) and error.is_account_fault)
     floor = max(error.retry_after_seconds or 0, LASTING_COOLDOWN_SECONDS if is_lasting else 0)

@@ -22,6 +22,7 @@ MAX_LINES = 50_000
 MAX_OPEN_BATCHES = 500
 # OpenAI deletes the files of batches after 30 days, unless the caller says otherwise.
 FILE_SECONDS = 30 * 24 * 3600
+# Lifetimes that a caller may set for a file.
 EXPIRY_SECONDS = range(3600, FILE_SECONDS + 1)
 
 # Purposes of OpenAI's API that a caller may give a file, that of the server's own output, and those of Anthropic's
@@ -92,11 +93,11 @@ class BatchTotals(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int = 0
     """Number of requests that a cancellation of the batch cut off."""
     prompt_tokens: int = 0
-    """Sum over all attempts."""
+    """Sum of the prompt tokens of all attempts."""
     cached_tokens: int = 0
     """Number of prompt tokens that upstreams read from their own caches."""
     completion_tokens: int = 0
-    """Sum over all attempts."""
+    """Sum of the completion tokens of all attempts."""
 
     @property
     def unanswered(self) -> int:
@@ -117,7 +118,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     api: BatchApi
     """API that the batch was made with, which defines the form of its results."""
     caller: Caller
-    """Caller who made the batch, with the rights of that time; they are looked at again for the lines."""
+    """Caller who made the batch, with the rights of that time, which are checked again while the batch runs."""
     endpoint: str
     """Path of all requests, such as `/v1/chat/completions`."""
     input_file_id: str

@@ -79,7 +79,9 @@ class BatchLine(msgspec.Struct, frozen=True):
     """A line of an input file that was checked."""
 
     custom_id: str
+    """Id that the caller gave the request, unique in its file."""
     body: msgspec.Raw
+    """Body of the request, as JSON."""
 
 
 class _LineFields(msgspec.Struct):
@@ -112,11 +114,11 @@ class LineChecker:
 
     @property
     def is_full(self) -> bool:
-        """True if no further fault is listed."""
+        """True if further lines need no check: the list of faults is full, or the file has too many requests."""
         return len(self.errors) >= MAX_ERRORS or self.count > MAX_LINES
 
     def check(self, line: Line) -> None:
-        """Check one line."""
+        """Count a line, and add the first fault that it has to `errors`."""
         self.count += 1
         if self.count > MAX_LINES:
             message = f"The input file must have at most {MAX_LINES} requests; split it."
@@ -128,7 +130,7 @@ class LineChecker:
             self.errors.append(BatchError(code=code, message=message, line=line.number, param=param))
 
     def finish(self) -> None:
-        """Check the file as a whole."""
+        """Add a fault to `errors` if the file has no requests."""
         if not self.count:
             message = "The input file has no requests; write one JSON object a line."
             self.errors.append(BatchError(code="empty_file", message=message))

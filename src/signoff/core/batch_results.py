@@ -17,7 +17,7 @@ class _CustomId(msgspec.Struct):
 
 
 def metadata_of(custom_id: str) -> bytes:
-    """Return the metadata of the job of a line."""
+    """Return the metadata of the job of a line, as JSON: the line's `custom_id`."""
     return msgspec.json.encode(_CustomId(custom_id))
 
 
@@ -66,7 +66,7 @@ def end_of(job: Job) -> str:
 
 
 def result_of_job(batch: Batch, job: Job) -> bytes:
-    """Return the line of an ended job."""
+    """Return the output line of an ended job, with its line feed."""
     custom_id = custom_id_of(job)
     if job.status == "success":
         answer = msgspec.Raw(job.response or b"null")
@@ -88,7 +88,7 @@ def result_of_job(batch: Batch, job: Job) -> bytes:
 
 
 def result_without_job(batch: Batch, line_id: str, custom_id: str, error: JobError) -> bytes:
-    """Return the line of a request that was cut off by the end of the window, or by a cancellation."""
+    """Return the output line of a request that the end of the window, or a cancellation, cut off."""
     if batch.api == "anthropic":
         kind = "expired" if error.code == BATCH_EXPIRED.code else "canceled"
         return _encode({"custom_id": custom_id, "result": {"type": kind}})
@@ -106,7 +106,7 @@ def _openai_line(line_id: str, custom_id: str, response: dict[str, Any] | None, 
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    """Return a line; an answer may be written on several lines, which JSON allows between its tokens only."""
+    """Return `line` as JSON on one line; line breaks of an answer are between JSON tokens, so they become blanks."""
     encoded = msgspec.json.encode(line)
     return (
         encoded.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in encoded or b"\r" in encoded else encoded

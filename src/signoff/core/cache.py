@@ -16,10 +16,11 @@ from signoff.core.reviews.policy import Policy
 from signoff.core.tokens import Usage
 
 CacheRule = Literal["always", "never"]
-# Use of the cache by one job. The answer of a `miss` is stored once it is signed off.
+# Use of the cache by one job: the answer came from it, is stored in it once it is signed off, or does neither.
 CacheState = Literal["hit", "miss", "bypass"]
 # Parameters that change the form of the answer and not its content.
 IGNORED_PARAMETERS = ("stream", "stream_options")
+# Values of `status` in a response that has ended; other answers have no such member.
 FINAL_STATUSES = {None, "completed", "incomplete"}
 
 
@@ -35,6 +36,7 @@ class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Name of the model that answered."""
     path: str
+    """Endpoint of the request."""
     job_id: str
     """Job whose answer it is."""
     answer: bytes
@@ -47,17 +49,24 @@ class CacheHit(msgspec.Struct, frozen=True):
     """An entry with its age and its remaining time to live."""
 
     entry: CacheEntry
+    """The entry."""
     age_seconds: float
+    """Time since it was stored."""
     left_seconds: float
+    """Time until it expires."""
 
 
 class CacheFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A selection of entries by their fields; None matches all."""
 
     key: str | None = None
+    """Key of one entry."""
     user_id: int | None = None
+    """Owner of the jobs."""
     model: str | None = None
+    """Name of the model that answered."""
     target: str | None = None
+    """Name that the requests were for."""
 
 
 class CacheSize(msgspec.Struct, frozen=True):
@@ -84,7 +93,9 @@ class Sampling(msgspec.Struct, frozen=True):
     """The members of a request that make its answer random or repeatable, as raw JSON."""
 
     temperature: msgspec.Raw = msgspec.Raw(b"null")
+    """Randomness of the choice of tokens; null for the model's own."""
     seed: msgspec.Raw = msgspec.Raw(b"null")
+    """Start of the random numbers; null for a random one."""
 
     @property
     def is_repeatable(self) -> bool:

@@ -15,15 +15,18 @@ class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A webhook that a caller asks for."""
 
     url: str
+    """Address that gets the message."""
     secret: Secret | None = None
     """Secret to sign the message with; None for the one of the deployment."""
 
 
 class SealedWebhook(msgspec.Struct, frozen=True):
-    """Encrypted parts of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
+    """Parts of a webhook that are stored encrypted."""
 
     url: str
+    """The whole URL, as the path is often a secret."""
     secret: str | None = None
+    """Secret to sign the message with; None for the one of the deployment."""
 
 
 class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,6 +48,7 @@ class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A receiver of the end of a job; a job has at most one of each kind."""
 
     kind: DeliveryKind = "webhook"
+    """Way to the receiver."""
     address: str
     """Host of a webhook, whose URL is in `sealed`; Redis key, or name of a stream.
 
@@ -75,8 +79,11 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     """Id of the job or the batch that has ended."""
     kind: DeliveryKind
+    """Way to the receiver."""
     address: str
+    """See `DeliveryTarget.address`."""
     host: str
+    """See `DeliveryTarget.host`."""
     state: DeliveryState = "due"
     """`due` until it is `done`, or `failed` once its attempts are used up or its receiver refuses it for good."""
     attempt: int = 0
@@ -92,6 +99,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     """Error of the last attempt; None after a success."""
     created_at: int
+    """Time of creation."""
     done_at: int | None = None
     """Time at which it became `done` or `failed`."""
 
@@ -100,8 +108,11 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message in the form that a deliverer sends."""
 
     address: str
+    """URL of a webhook, Redis key, name of a stream, or topic."""
     headers: Mapping[str, str] = {}
+    """Headers of the message, by name in lower case."""
     body: bytes
+    """The message, as JSON."""
 
 
 class DeliveryOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +123,7 @@ class DeliveryOutcome(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     """HTTP status of the receiver, if there was one."""
     error: str | None = None
+    """Fault in words; None for a success."""
     after_seconds: float = 0
     """Seconds until the next attempt, for the state `due`."""
     counts: bool = True

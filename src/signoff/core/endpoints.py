@@ -58,7 +58,7 @@ USER_ROUTES = (
 _HAS_AN_ID = re.compile(r"[0-9A-Z]")
 # Path segments that only group collections.
 _GROUPS = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}
-# The segment after one of these is an id, even if it looks like a word,
+# The segment after one of these is an id, even if it looks like a word, unless both are in _ACTIONS.
 _COLLECTIONS = {
     "assistants",
     "completions",
@@ -71,7 +71,7 @@ _COLLECTIONS = {
     "vector_stores",
     "videos",
 }
-# except for these actions.
+# Collections with an action of theirs, which is no id.
 _ACTIONS = {
     ("graders", "run"),
     ("graders", "validate"),
@@ -86,11 +86,14 @@ _ACTIONS = {
 
 
 class Route(msgspec.Struct, frozen=True):
-    """The method, the path and the query (None if there is none) of a request to an upstream."""
+    """The method, the path and the query of a request to an upstream."""
 
     method: str
+    """HTTP method, in capitals."""
     path: str
+    """Path below the server, such as `/v1/responses/resp_1`."""
     query: str | None
+    """Query without its question mark; None if there is none."""
 
     @property
     def first_segment(self) -> str:

@@ -21,7 +21,9 @@ class TokenEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated number of tokens of a request and of its answer."""
 
     prompt: int
+    """Tokens of the request."""
     output: int
+    """Tokens of the answer: its maximum, or DEFAULT_OUTPUT_TOKENS without one."""
     is_explicit: bool
     """True if the request itself states the maximum of its answer, or the answer has no tokens."""
 

@@ -72,7 +72,7 @@ def restrict_headers(headers: Headers, names: tuple[str, ...]) -> dict[str, str]
 
 
 def comparable_headers(headers: Headers | None) -> bytes:
-    """Return what two equal requests have in common of their headers; empty if they have none that counts."""
+    """Encode the headers that could change the answer, to compare requests by; empty if there are none."""
     if headers is None:
         return b""
     relevant = {name: value for name, value in headers.items() if name not in TRACING_HEADERS}

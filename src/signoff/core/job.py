@@ -289,5 +289,8 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     """Kind of the callee: a prompt or a pipeline."""
     name: str
+    """Name of the callee."""
     version: int
+    """Version of the callee."""
     arguments: dict[str, str]
+    """Arguments by name."""

@@ -12,7 +12,7 @@ import msgspec
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-# With more entries than this, those of one slot are merged into one, which counts as long as the last of them.
+# With more entries than this, all entries of one span are merged into one, which counts as long as the last of them.
 MAX_ENTRIES = 600
 MERGE_SPAN = MINUTE // 300
 # A clock that is this far behind an earlier reading was set back.
@@ -82,27 +82,35 @@ class Admission(msgspec.Struct, frozen=True, array_like=True):
     """Requests and tokens that were admitted at one time, and count for a minute."""
 
     at: int
+    """Time of the admission."""
     requests: int
+    """Number of requests; 0 for tokens that a request took beyond its reservation."""
     tokens: int
+    """Number of tokens."""
 
 
 class PendingReservation(msgspec.Struct, frozen=True, array_like=True):
-    """A request in progress, with the tokens and the cost (nanodollars) that are reserved for it."""
+    """A request in progress, with what is reserved for it."""
 
     id: str
+    """Id of the reservation."""
     until: int
     """Time at which it lapses unless it is renewed."""
     tokens: int
+    """Reserved tokens."""
     cost: int
+    """Reserved cost in nanodollars."""
 
 
 class PeriodUsage(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens and cost (nanodollars) that were used in a day or a month."""
+    """Tokens and cost that were used in a day or a month."""
 
     since: int = 0
     """First instant of the period."""
     tokens: int = 0
+    """Used tokens."""
     cost: int = 0
+    """Used cost in nanodollars."""
 
 
 class Counter(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +121,9 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[PendingReservation, ...] = msgspec.field(default=(), name="holds")
     """Requests in progress; empty unless the limit tracks them."""
     day: PeriodUsage = PeriodUsage()
+    """Use in the present day."""
     month: PeriodUsage = PeriodUsage()
+    """Use in the present month."""
 
 
 class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +149,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """A granted reservation."""
 
     request: ReservationRequest
+    """The request that was granted."""
     at: int
     """Time of the admission."""
     gauges: Mapping[str, Gauge]

@@ -15,3 +15,4 @@ class LogLine(msgspec.Struct, frozen=True):
     level: Level
     """`info` for output of the model, `error` for a failure."""
     text: str
+    """The line, without its line feed."""

@@ -1,6 +1,6 @@
 """Limits of failed sign-ins by e-mail address and by client, and the pages to which a sign-in may lead.
 
-The limits keep everybody from guessing passwords by trying many.
+The limits keep attackers from finding a password by trying many.
 An attempt counts as failed from its start, so that concurrent attempts cannot exceed a limit; success takes it back.
 """
 
@@ -32,7 +32,7 @@ class SignInLimit(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     """Name of the counter in the store, without the address itself if it is an e-mail address."""
     burst: int
-    """Failures without a wait; then one of FIRST_WAIT_SECONDS, which each further failure doubles."""
+    """Number of failures after which an attempt must wait FIRST_WAIT_SECONDS; each further failure doubles the wait."""
     max_wait_seconds: float
     """Longest wait."""
 

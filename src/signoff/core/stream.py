@@ -27,6 +27,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """A configured stream."""
 
     name: str
+    """Unique name of the stream."""
     scheme: str
     """Scheme of the URL of the broker; a key of TRANSPORTS."""
     host: str
@@ -54,6 +55,7 @@ class IncomingMessage(msgspec.Struct, frozen=True):
     """A message of a request topic."""
 
     body: bytes
+    """The message as the broker delivered it, with its compression."""
     id: str | None = None
     """Id of the transport, the same at every delivery of the message; None if the transport has none."""
     is_redelivery: bool = False

@@ -21,7 +21,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one answer, as the upstream reported them or as `estimate_usage` estimates them."""
 
     prompt_tokens: int = 0
+    """Tokens of the request, cached ones included."""
     completion_tokens: int = 0
+    """Tokens of the answer, reasoning included."""
     total_tokens: int = 0
     """Sum that the upstream reported; it can differ from that of the parts."""
     cached_tokens: int = 0

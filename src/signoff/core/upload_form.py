@@ -23,7 +23,7 @@ _ENCODED = re.compile(r"(?i)utf-8'[^']*'(.*)")
 
 
 class UploadForm:
-    """Reader of a form. `fields` has its plain fields, and `filename` the name of its file.
+    """Reader of a form. `fields` has its plain fields, and `filename` the name of its file (None before it comes).
 
     Raises:
         BadRequest: `content_type` is not that of a form.

@@ -59,7 +59,7 @@ _NEVER_CHANGES = re.compile(rf"(?:{_FINAL})[_-]")
 
 
 def is_stateless(path: str) -> bool:
-    """Return True if a request to `path` never creates an object at the upstream, or names one."""
+    """Return True if a request to `path` neither creates an object at the upstream nor refers to one."""
     return path in KNOWN and path not in {RESPONSES, MESSAGES, COUNT_TOKENS}
 
 
@@ -88,7 +88,7 @@ def _valid_id(object_id: str | None) -> str | None:
 
 
 def is_creation(path: str) -> bool:
-    """Return True if `path` is for a new answer or object, False if it is for an object that exists."""
+    """Return True if a request to `path` asks for a new answer or object, False if it is about an existing object."""
     if path in KNOWN:
         return True
     route = parse_route(path)

@@ -39,7 +39,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals of some jobs. Times are sums over the `timed` jobs, in microseconds."""
+    """Totals of some jobs. The times are sums over the `timed` jobs, as in `Job`."""
 
     jobs: int = 0
     """Number of jobs."""
@@ -48,12 +48,19 @@ class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
     timed: int = 0
     """Number of jobs whose request went to a model."""
     prompt_tokens: int = 0
+    """Prompt tokens of all attempts."""
     cached_tokens: int = 0
+    """Number of these that upstreams read from their own caches."""
     completion_tokens: int = 0
+    """Completion tokens of all attempts."""
     cost_nanodollars: int = 0
+    """Cost of all attempts."""
     queued_us: int = 0
+    """Microseconds of waits for the first attempt."""
     ttft_us: int = 0
+    """Microseconds until the first chunk."""
     generation_us: int = 0
+    """Microseconds from the first chunk to the last one."""
 
 
 def totals_of(job: Job) -> UsageTotals:
@@ -78,3 +85,4 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: dict[str, str | int | None]
     """Value of each dimension of the query; the email of a user, and the id of a token."""
     totals: UsageTotals
+    """Totals of the jobs with these values."""
