@@ -220,7 +220,8 @@ def settle_reservation(
         entries = _without_unused(counter.entries, reservation, tokens, was_sent=was_sent, now=time)
         if tokens > reservation.request.tokens and limit.tokens_per_minute is not None:
             entries = _append(entries, Admission(time, 0, tokens - reservation.request.tokens))
-        day, month = (_add_usage(usage, tokens, cost) for usage in (counter.day, counter.month))
+        periods = (counter.day, counter.month)
+        day, month = (PeriodUsage(each.since, each.tokens + tokens, each.cost + cost) for each in periods)
         after[name] = Counter(entries=entries, pending=pending, day=day, month=month)
     return after
 
@@ -280,7 +281,7 @@ def day_of(now: int) -> int:
 
 def month_of(now: int) -> int:
     """Return the first instant of the month of `now`, UTC."""
-    first = _date(now).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    first = (EPOCH + timedelta(microseconds=now)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (first - EPOCH) // timedelta(microseconds=1)
 
 
@@ -378,10 +379,6 @@ def _without_unused(
     return (*entries[:index], *((used,) if used.requests or used.tokens else ()), *entries[index + 1 :])
 
 
-def _add_usage(usage: PeriodUsage, tokens: int, cost: int) -> PeriodUsage:
-    return PeriodUsage(usage.since, usage.tokens + tokens, usage.cost + cost)
-
-
 def _in_period(usage: PeriodUsage, since: int) -> PeriodUsage:
     """Return the usage of the period that began at `since`; a later one comes from a wrong clock and counts too."""
     return PeriodUsage(since) if usage.since < since else PeriodUsage(since, usage.tokens, usage.cost)
@@ -399,7 +396,3 @@ def _latest(counter: Counter, now: int) -> int:
 def _is_ahead(counter: Counter, now: int) -> bool:
     """Return True if the clock was set back since the last entry."""
     return bool(counter.entries) and counter.entries[-1].at > now + SET_BACK
-
-
-def _date(now: int) -> datetime:
-    return EPOCH + timedelta(microseconds=now)

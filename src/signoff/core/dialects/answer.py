@@ -46,26 +46,26 @@ def parse_answer(body: bytes) -> Answer:
 
 
 def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answer:
-    """Return the completion that the server-sent `events` add up to.
+    """Return the answer that the server-sent `events` of a completion, a response or a message add up to.
 
     With `request_body`, the tokens of a stream that does not report them are estimated.
 
     Raises:
-        ModelGarbled: an event is not one of a completion.
+        ModelGarbled: an event is not JSON, or not of such a stream.
     """
     try:
         body, pieces = assemble(events)
         return Answer(body=body, usage=parse_usage(body) or _estimate(request_body, pieces))
     except (ValueError, RecursionError) as error:
-        raise ModelGarbled(f"The model's answer is not a stream of completion events: {error}") from error
+        raise ModelGarbled(f"The model's answer is not a stream of a known form: {error}") from error
 
 
 def has_a_known_shape(events: Iterable[bytes], *, with_messages: bool = False) -> bool:
     """Return True if `collect` can read `events`: those of a completion, a response or, if asked for, a message."""
-    return any(_has_known_shape(payload, with_messages=with_messages) for payload in decode_payloads(events))
+    return any(_is_known_payload(payload, with_messages=with_messages) for payload in decode_payloads(events))
 
 
-def _has_known_shape(payload: object, *, with_messages: bool) -> bool:
+def _is_known_payload(payload: object, *, with_messages: bool) -> bool:
     match payload:
         case {"choices": list()}:
             return True

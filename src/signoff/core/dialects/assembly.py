@@ -21,7 +21,7 @@ def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
     """Return the answer that `events` add up to, of any known form, and the number of events with content.
 
     Raises:
-        ValueError: an event is not one of a completion.
+        ValueError: an event is not JSON, or has a member of an unexpected type.
         RecursionError: an event is nested too deeply.
     """
     completion, response, pieces, is_plain = _Completion(), ResponseStream(), 0, True

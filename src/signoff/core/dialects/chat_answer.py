@@ -74,7 +74,7 @@ class _Completion(msgspec.Struct):
 
 
 def parse_chat_answer(body: bytes) -> ChatAnswer:
-    """Return the first choice of a chat completion. Raises ModelGarbled if `body` is none."""
+    """Return the first choice of a chat completion. Raises ModelGarbled if `body` is not one."""
     try:
         completion = msgspec.json.decode(body, type=_Completion)
         choice = completion.choices[0]
@@ -115,7 +115,10 @@ def call_members(message: JsonObject) -> list[JsonObject]:
 
 
 def content_text(content: object) -> str:
-    """Return the text of a content: a text, or the texts of its blocks."""
+    """Return the text of a content: a text, or the texts of all of its blocks, whatever their types; empty without one.
+
+    `answer.text_of_content` reads only the blocks that are text of an answer.
+    """
     if not isinstance(content, list):
         return content if isinstance(content, str) else ""
     blocks = [as_object(block) for block in cast("list[object]", content)]

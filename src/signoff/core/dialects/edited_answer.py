@@ -92,7 +92,8 @@ def _with_plain_text(answer: bytes, text: str) -> bytes | None:
 def in_form(job: Job, body: bytes | None) -> bytes:
     """Return `body` as an answer to `job`: one of another form becomes the text of an answer of its endpoint."""
     is_written_here = job.response is None and not job.model.endswith("*")
-    model = job.model if is_written_here else job.target  # of a fallback too, as it answers
+    # A person is named as `job.model`, also as a fallback; for a model, callers see the name that they asked for.
+    model = job.model if is_written_here else job.target
     seed = job.id if is_written_here else ""
     return convert_answer(job.path, body or b"null", model, created=job.created_at // 1_000_000, seed=seed)
 

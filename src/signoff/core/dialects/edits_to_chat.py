@@ -48,7 +48,7 @@ def to_chat(body: bytes) -> bytes:
 
 
 def from_chat(body: bytes) -> bytes:
-    """Return the edit that a chat completion is. Raises ModelGarbled."""
+    """Convert a chat completion to an answer of the edits API. Raises ModelGarbled if `body` is not one."""
     try:
         completion = msgspec.json.decode(body, type=_Completion)
     except msgspec.ValidationError as error:

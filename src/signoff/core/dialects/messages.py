@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: the text of an answer, and the events of its stream.
+"""Anthropic's Messages API: the form, the text and the usage of an answer, and the events of its stream.
 
 Source: Anthropic's API reference, "Messages" and "Streaming messages".
 """
@@ -61,7 +61,7 @@ def message_text(body: bytes) -> str | None:
 
 
 def with_message_text(body: bytes, text: str) -> bytes:
-    """Return the message with `text` as its only content; it has ended by itself then."""
+    """Return the message with `text` as its only content, and the stop reason `end_turn`."""
     whole: JsonObject = msgspec.json.decode(body)
     return msgspec.json.encode(whole | {"content": [_text(text)], "stop_reason": "end_turn", "stop_sequence": None})
 
@@ -86,7 +86,7 @@ def message_of(content: list[JsonObject], name: str, model: str) -> JsonObject:
 
 
 def usage_of(usage: Usage) -> JsonObject:
-    """Return the usage of a message, in which cached tokens are no input tokens."""
+    """Return `usage` in the form of a message, in which cached tokens do not count as input tokens."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
@@ -190,7 +190,7 @@ def _whole_block(block: JsonObject) -> JsonObject:
 
 
 def tool_input(arguments: str) -> JsonObject:
-    """Return the arguments of a call of a tool as an object. Arguments that are none, as when cut, become its text."""
+    """Return the arguments of a tool call as an object; text that is no object, as when cut, is its `arguments`."""
     if not arguments.strip():
         return {}
     try:

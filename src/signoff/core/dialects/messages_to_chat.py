@@ -229,7 +229,7 @@ def _format(request: _Request) -> JsonObject:
 
 
 def from_chat(body: bytes, name: str, model: str) -> bytes:
-    """Return the message that a chat completion is; its id ends in `name`. Raises ModelGarbled."""
+    """Convert a chat completion to a message, whose id ends in `name`. Raises ModelGarbled if `body` is not one."""
     chat = parse_chat_answer(body)
     text = chat.text or chat.refusal
     content: list[JsonObject] = [{"type": "text", "text": text}] if text or not chat.calls else []

@@ -1,7 +1,7 @@
 """Usage as upstreams report it: OpenAI, Anthropic, Google, AWS, Cohere, DeepSeek, Groq, Ollama, llama.cpp and others.
 
-They report the same few numbers, under different names and in different places. So a report is read as counts by name,
-and a member of an unexpected type costs no other.
+The reports have the same few numbers, under different names and in different places. So a report is read as counts by
+name, and a member of an unexpected type does not hide the others.
 """
 
 import math
@@ -29,12 +29,12 @@ _COMPLETION = (
 )
 _TOTAL = ("totaltokens", "totaltokencount")
 _REASONING = ("reasoningtokens", "thoughtstokencount", "reasoningoutputtokens", "thinkingtokens")
-# Prompt tokens from the upstream's cache, which it counts within the prompt,
+# Prompt tokens from the upstream's cache. An upstream that uses these names counts them within the prompt.
 _CACHED = (
     *("cachedtokens", "promptcachehittokens", "cachedprompttokens", "cachedinputtokens", "numcachedtokens"),
     *("cachedcontenttokencount", "prompttokenscached"),
 )
-# and those that it counts beside the prompt, unless the total says otherwise.
+# Under these names they count beside the prompt, unless the total says otherwise.
 _CACHE_READ = ("cachereadinputtokens", "cachereadinputtokencount", "cachereadtokens", "cachen")
 _CACHE_WRITTEN = ("cachecreationinputtokens", "cachewriteinputtokens", "cachewriteinputtokencount")
 _TOOL_PROMPT = ("tooluseprompttokencount",)

@@ -12,6 +12,7 @@ import msgspec
 from signoff.core import sse
 from signoff.core.decode import JsonObject
 
+# A function that splits a text into the deltas of a stream.
 Cut = Callable[[str], Iterable[str]]
 
 
@@ -85,7 +86,7 @@ def response_of(output: list[JsonObject], name: str, model: str, created_at: int
 def usage_of(
     input_tokens: int, output_tokens: int, *, total: int = 0, cached: int = 0, reasoning: int = 0
 ) -> JsonObject:
-    """Return the usage of a response; a `total` of 0 is the sum."""
+    """Return the usage of a response, in tokens; a `total` of 0 stands for the sum of input and output."""
     return {
         "input_tokens": input_tokens,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},

@@ -197,7 +197,7 @@ def _format(text: JsonObject) -> JsonObject:
 
 
 def from_chat(body: bytes, name: str, model: str, request_body: bytes) -> bytes:
-    """Return the response that a chat completion is; its ids end in `name`. Raises ModelGarbled."""
+    """Convert a chat completion to a response, whose ids end in `name`. Raises ModelGarbled if `body` is not one."""
     chat, output = parse_chat_answer(body), list[JsonObject]()
     if chat.text:
         output.append(_message_item(name, 0) | _with_text(chat.text, "output_text"))

@@ -1,7 +1,7 @@
-"""State of a stream, as its events tell it: that the answer has begun, and that it is whole.
+"""State of a stream, from its events: whether the answer has begun, and whether it is whole.
 
 Events before the first content are no answer yet: comments, empty chunks, the role, `ping`, `message_start`,
-`response.created`. A stream that fails there can be asked of another model.
+`response.created`. If a stream fails before that, another model can be asked.
 """
 
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from signoff.core.dialects.surrogates import decode_with_surrogates
 from signoff.core.endpoints import STREAMED
 
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-# Events of Anthropic's and OpenAI's streams that say nothing yet,
+# Events of Anthropic's and OpenAI's streams that come before any content.
 _SILENT = KEEPALIVES | {"message_start", "response.created", "response.queued", "response.in_progress"}
-# and those that announce an item, which says something only if it is a call, or has a text already.
+# Events that announce an item, and its member in them. They have content if the item is a call, or has a text already.
 _ANNOUNCEMENTS = {
     "content_block_start": "content_block",
     "response.output_item.added": "item",
@@ -31,7 +31,7 @@ _TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refus
 def has_content(event: bytes, path: str = "") -> bool:
     """Return True if `event` has content, or ends the stream.
 
-    So does one of a format that is not known here, unless `path` is an endpoint whose streams are known.
+    An event of an unknown format counts as content, unless `path` is an endpoint whose streams have a known format.
     """
     if not (data := sse.data_of(event)):
         return False

@@ -1,6 +1,6 @@
 """Events of a chat that equal an earlier one but for their text: nearly all events of an answer.
 
-To compare the bytes around the text costs a tenth of what it costs to parse an event.
+Comparing the bytes around the text takes a tenth of the time of parsing an event.
 """
 
 import re
@@ -15,10 +15,12 @@ _TEXT = msgspec.json.Decoder(str)
 
 
 class TextEvent(NamedTuple):
-    """An event, as the bytes around the JSON string of its text."""
+    """An event, as the bytes before and after the JSON string of its text."""
 
     before: bytes
+    """Bytes up to the opening quote of the text."""
     after: bytes
+    """Bytes from the end of the text on."""
 
     def text_in(self, event: bytes) -> str | None:
         """Return the text of an event that equals this one but for the text; None for any other event.

@@ -1,7 +1,7 @@
 """Validation of the calls of a pipeline against their callees, before anything runs.
 
 A function takes arguments by position or by name, as in Python. A prompt or pipeline with one parameter takes its only
-argument without a name; with several, each argument has a name, or is a bare name that is that of a parameter.
+argument without a name; with several, each argument has a name, or is a bare name that equals that of a parameter.
 """
 
 from collections.abc import Callable
@@ -126,7 +126,7 @@ class _TreeSize(msgspec.Struct):
     calls: int
     """Number of calls, with those of the pipelines it calls."""
     nested: int = 1
-    """Depth of nested pipelines, its own one included."""
+    """Depth of nested pipelines; 1 for a pipeline that calls no other."""
 
 
 class _CallChecker:

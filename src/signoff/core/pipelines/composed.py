@@ -34,7 +34,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a pipeline of nested calls. Fields without a description are those of a prompt."""
+    """A version of a pipeline of nested calls. The fields without a description are as in `Prompt`."""
 
     name: str
     body: str

@@ -11,12 +11,14 @@ class Name(msgspec.Struct, frozen=True, tag="name"):
     """A bare name, which stands for an argument of the run."""
 
     name: str
+    """Name of the argument."""
 
 
 class Constant(msgspec.Struct, frozen=True, tag="given"):
-    """A literal value."""
+    """A constant in the text of a pipeline."""
 
     value: ConstantValue
+    """The value, as JSON has it."""
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", kw_only=True):
@@ -25,12 +27,15 @@ class Call(msgspec.Struct, frozen=True, tag="call", kw_only=True):
     name: str
     """Name of the callee."""
     args: tuple[Arg, ...] = ()
+    """Arguments, in the order of the text."""
     at: int = 0
     """Position of the call in the text, in characters from 0."""
 
 
 class Arg(msgspec.Struct, frozen=True):
-    """An argument of a call, by name or (with the name None) by position."""
+    """An argument of a call."""
 
     value: Call | Name | Constant
+    """The value; that of a call is its result."""
     name: str | None = None
+    """Name of the parameter; None for an argument by position."""

@@ -62,9 +62,12 @@ def brier_score(chances: Sequence[float], outcomes: Sequence[bool], weights: Seq
 
 
 def weighted_share(outcomes: Sequence[bool], weights: Sequence[float]) -> Estimate:
-    """Return the share of observations with the outcome; the interval counts as many as their weights are worth."""
+    """Return the share of observations with the outcome.
+
+    The interval is that of as many observations of equal weight as these are worth (L. Kish, "Survey Sampling", 1965).
+    """
     value = _mean([float(outcome) for outcome in outcomes], weights)
-    number = math.floor(sum(weights) ** 2 / sum(weight * weight for weight in weights) + 1e-9)  # (L. Kish, 1965)
+    number = math.floor(sum(weights) ** 2 / sum(weight * weight for weight in weights) + 1e-9)
     return Estimate(value, *_exact(value, number))
 
 

@@ -11,11 +11,12 @@ from signoff.core.reviews.request_values import context_of, request_values
 # All answers of further groups are held, so that callers who invent groups fill no table.
 MAX_GROUPS = 1000
 METADATA_PREFIX = "metadata."
+# Name of the group of the jobs without a value.
 NO_VALUE = ""
 
 
 def check_per(per: str | None) -> None:
-    """Raise ValueError if `per`, the member of a budget, says no kind of group."""
+    """Raise ValueError if `per`, the member of a budget, names no kind of group."""
     if per is None or per in {"user", "prompt_version"}:
         return
     if not per.startswith(METADATA_PREFIX) or not is_name(per.removeprefix(METADATA_PREFIX)):
@@ -38,10 +39,10 @@ def group_words(per: str) -> str:
 
 
 def group_of(job: Job, per: str) -> str | None:
-    """Return the name of the group of `job`; None if it can be none, so that the answer must be held.
+    """Return the name of the group of `job`: a user's id, `PROMPT@VERSION`, or the value of a member of the metadata.
 
-    It is the id of the user, `PROMPT@VERSION`, or the value of the metadata as conditions of policies read it; empty
-    for a job without a prompt or without this value.
+    The name is NO_VALUE for a job without a prompt or without this member. Return None if the value cannot name a
+    group, so that the answer must be held.
     """
     match per:
         case "user":

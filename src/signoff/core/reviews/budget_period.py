@@ -19,7 +19,7 @@ MIN_AUDIT_RATE = 0.001
 
 
 class BudgetTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """Promise of an error budget, and the way in which it is checked; a change starts a new period."""
+    """Promise of an error budget, and how audits check it; a change starts a new period."""
 
     answers: int
     """Number of answers of a period that leave without a review."""

@@ -59,16 +59,19 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     """A bulk decision: a fixed selection, which its reviewer previews, applies, and may undo."""
 
     id: str
+    """UUIDv7 in text form."""
     reviewer: str
     """Email of the reviewer, who alone may apply and undo it."""
     verdict: Verdict
+    """Verdict on each answer."""
     reason: str | None
+    """Reason that the reviewer gave; None for none."""
     items: tuple[BulkItem, ...]
     """Selected answers, in the order of the list."""
     examined: int = 0
     """Number of held answers that the selection looked at."""
     is_whole: bool = True
-    """False if there were more, which it did not look at."""
+    """False if there were more held answers, which the selection did not look at."""
 
 
 def stays_out_of_bulk(job: Job) -> bool:

@@ -11,7 +11,7 @@ from signoff.core.reviews.policy import PolicyVersion
 from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
 from signoff.core.reviews.ruling import Ruling
 
-# Members of a request that differ between callers who may get the same cached answer.
+# Values that can differ between requests that share a cached answer.
 OF_CALLER = frozenset({"request.user", "request.door", "request.tags"})
 HOLD = Action(then="hold")
 # From the most lenient to the strictest.
@@ -26,6 +26,7 @@ class Match(NamedTuple):
     """The action that a policy takes on an answer."""
 
     action: Action
+    """Treatment of the answer."""
     rule: int | None = None
     """Position of the rule that matched, from 0; None for the default."""
     is_failure: bool = False
@@ -153,7 +154,7 @@ class PolicyIndex:
         return None if prefix is None else self._by_target[prefix]
 
     def find_all(self, names: Sequence[str | None], prompt: str | None = None) -> list[CompiledPolicy]:
-        """Return the policies for all `names`, and that of a prompt, which `*` alone does not mean."""
+        """Return the policies for all `names`, and that for `prompt` unless its target is `*`."""
         each = [self.find(name) for name in names if name is not None]
         of_prompt = None if prompt is None else self.find(prompt)
         if of_prompt is not None and of_prompt.policy.target != "*":

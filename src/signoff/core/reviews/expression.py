@@ -58,11 +58,14 @@ COMMENT: /\/\/[^\n]*/
 
 
 class Type(msgspec.Struct, frozen=True):
-    """The type of an expression. `any` stands for JSON whose form is not known before."""
+    """The type of an expression. `any` stands for JSON whose form is known only when it is evaluated."""
 
     kind: str
+    """Name of the type in CEL, `object` for a map with known fields, or `any`."""
     fields: Mapping[str, "Type"] | None = None
+    """Types of the fields of an `object`, by name; None for any other type."""
     item: "Type | None" = None
+    """Type of the items of a `list`; None for any other type."""
 
 
 ANY, BOOL, INT, DOUBLE, STRING, NULL = (Type(kind) for kind in ("any", "bool", "int", "double", "string", "null"))

@@ -67,9 +67,9 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
 def feedback_of(receipt: VerdictReceipt, job: Job, events: Sequence[Event]) -> Feedback | None:
     """Return a decision with its contents, from the events of its job.
 
-    None if they do not have it, and for a planted item.
+    Return None if the events lack the decision, and for a planted item.
     """
-    if is_planted(job):  # nobody has asked for it, and its answer is none of a model
+    if is_planted(job):  # no caller sent the request, and no model gave the answer
         return None
     number, answer, effect, reason = 0, None, None, None
     for index, event in enumerate(events):
@@ -96,7 +96,7 @@ def feedback_of(receipt: VerdictReceipt, job: Job, events: Sequence[Event]) -> F
 
 
 def row_of(feedback: Feedback, kind: FeedbackKind) -> JsonObject | None:
-    """Return the row of a decision; None if it has none in this form, as answers that are no chat have."""
+    """Return the row of a decision; None if it has none of this kind, for example because the answer is not a chat."""
     match kind:
         case "decisions":
             return _decision(feedback)

@@ -46,7 +46,7 @@ class FigureTotals(msgspec.Struct, frozen=True, kw_only=True):
     approved: int = 0
     """Number of answers that were released."""
     edited: int = 0
-    """Number of those that were edited before."""
+    """Number of `approved` that a reviewer edited first."""
     redone: int = 0
     """Number of requests that were sent to the model again."""
     rejected: int = 0
@@ -85,10 +85,11 @@ class FigureRow(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: dict[str, str | int | None]
     """Value of each dimension of the query."""
     totals: FigureTotals
+    """Sums over the decisions with these values."""
 
 
 class DecisionDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about a decision that its receipt does not tell, such as whether it was about a planted item."""
+    """Facts about a decision that its receipt leaves out, such as whether it was about a planted item."""
 
     is_caught: bool | None = None
     """True if a planted item was rejected, sent back or corrected; None for the answer of a model."""
@@ -101,7 +102,7 @@ class DecisionDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def details_of(before: Job, after: Job) -> DecisionDetails:
-    """Return the outcome of a decision, from the job before and after it took effect."""
+    """Return the details of a decision, from the job before and after it took effect."""
     prompt, version = before.prompt, before.prompt_version
     if before.pipeline_id is not None:  # no prompt and pipeline have the same name
         prompt, version = before.target, before.pipeline_version

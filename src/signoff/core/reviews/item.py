@@ -46,7 +46,16 @@ def summary_as_json(job: Job, now: int) -> dict[str, Any]:
 def item_as_json(
     job: Job, now: int, *, reviewer: str, asker: str | None, votes_cast: int, votes: Sequence[Vote]
 ) -> dict[str, Any]:
-    """Return the whole held answer for `reviewer`, who sees its draft unless it is one voter's of several."""
+    """Return the whole held answer as `reviewer` sees it; while several reviewers vote, each sees only their own draft.
+
+    Args:
+        job: The job with the held answer.
+        now: Time in microseconds since 1970.
+        reviewer: Email of the reviewer.
+        asker: Email of the user who sent the request; None if it is not known.
+        votes_cast: Number of votes in this round.
+        votes: The votes, if `reviewer` decides between them; else empty.
+    """
     job = as_seen_by(job, reviewer)
     draft, shown = job.draft or Edit(), shown_answer(job)
     return summary_as_json(job, now) | {

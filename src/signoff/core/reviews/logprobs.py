@@ -15,9 +15,9 @@ INCLUDED = "message.output_text.logprobs"
 
 
 def with_logprobs(path: str, body: bytes) -> bytes | None:
-    """Return the request `body` with the wish for log-probabilities; None if it has it, or the path has no such wish.
+    """Return the request `body` with a member that asks for log-probabilities.
 
-    Members that cannot be read are left to the model.
+    Return None if `body` asks for them already or is malformed, or if the endpoint `path` has none.
     """
     if path not in {CHAT, COMPLETIONS, RESPONSES}:
         return None
@@ -45,7 +45,7 @@ def logprobs_of(body: bytes) -> list[float]:
 
 
 def without_logprobs(body: bytes) -> bytes:
-    """Return the answer without log-probabilities: as if nobody had asked for them."""
+    """Return the answer without log-probabilities, as a request that does not ask for them gets it."""
     try:
         answer = msgspec.json.decode(body)
     except (ValueError, RecursionError):

@@ -10,8 +10,8 @@ from signoff.core.job import Event, Job
 
 # Members of a stored ruling that tell why an answer is held.
 _RULING_MARKS = ("rule", "coin", "audit")
-# Members of the events of a job that the copy of it must not have in common with it. Nobody who does not see marks sees
-# them in the events of any job, as they would tell by what is missing.
+# Members of events that belong to a job and not to its copy. Callers who do not see marks see them in the events of no
+# job, because events without them would show that a job is a copy.
 _OWN = frozenset({"client_id", "idempotency_key", "fingerprint", "deliver", "retry_of", "lease", "lease_until", "id"})
 # Columns that the transition `hold` changes.
 _OF_HOLD = frozenset(
@@ -34,7 +34,7 @@ def sees_marks(caller: Caller, job: Job) -> bool:
 
 
 def without_marks(job: Job) -> Job:
-    """Return `job` as everybody sees it who does not see its marks."""
+    """Return `job` for a caller who does not see its marks."""
     if job.ruling is None and job.copy_of is None:
         return job
     ruling = job.ruling and replace(job.ruling, **dict.fromkeys(_RULING_MARKS))
@@ -42,7 +42,7 @@ def without_marks(job: Job) -> Job:
 
 
 def data_without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data of an event as everybody sees it who does not see the marks of its job."""
+    """Return the data of an event for a caller who does not see the marks of its job."""
     plain = {name: value for name, value in data.items() if name != "copy_of" and name not in _OWN}
     if isinstance(plain.get("ruling"), dict):
         ruling: dict[str, Any] = plain["ruling"]
@@ -51,7 +51,7 @@ def data_without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def event_without_marks(event: Event) -> dict[str, Any]:
-    """Return the data of an event as everybody sees it who does not see marks: each hold has the same members."""
+    """Return the data of an event for a caller who does not see marks; each `hold` has the same members."""
     if event.verb != "hold":
         return data_without_marks(event.data)
     return data_without_marks({name: event.data.get(name) for name in sorted(_OF_HOLD)})

@@ -12,20 +12,23 @@ MAX_NAMED = 20
 
 
 class NewsItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A held answer in a digest: no word of the request or of the answer leaves the server with it."""
+    """A held answer in a digest, which has no text of the request or of the answer."""
 
     job_id: str
+    """Id of the job."""
     target: str
+    """Name of the model or pipeline that was requested."""
     at: int
     """Time of the hold, or of the escalation, in microseconds since 1970, UTC."""
 
 
 class QueueNews(msgspec.Struct, frozen=True, kw_only=True):
-    """Events in a queue in a period of time that its receivers want to know of."""
+    """Answers in a queue that a digest for a period of time reports."""
 
     queue: ReviewQueue
+    """The queue."""
     since: int
-    """Begin of the period, in microseconds since 1970, UTC: the end of the period of the last digest."""
+    """Start of the period, in microseconds since 1970, UTC: the end of the period of the last digest."""
     until: int
     """End of the period."""
     new: tuple[NewsItem, ...] = ()
@@ -49,6 +52,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     queue: str
     """Name of the queue, whose receivers get it as they are when it is sent."""
     kind: NoticeKind
+    """Way to the receiver."""
     body: bytes
     """Message as JSON."""
     attempt: int = 0

@@ -25,7 +25,9 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
     """A version of a named policy; see `rules.ReviewPolicy`."""
 
     name: str
+    """Name of the policy."""
     version: int
+    """Number of the version, from 1."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def review_for(path: str, review: Review | None) -> Review | None:
-    """Return the review rule of an answer of `path`: a count of tokens is no words of a model, and needs no review."""
+    """Return the review rule of an answer of `path`: `never` for a count of tokens, which is no text of a model."""
     return "never" if path == COUNT_TOKENS else review
 
 
@@ -73,7 +75,11 @@ def policy_for(target_review: Review | None, door_review: Review, base: Policy) 
 
 
 def stricter(policy: Policy, other: Policy) -> Policy:
-    """Return `policy` with all that `other` demands besides: its review mode, and its named policies."""
+    """Return `policy` with what `other` demands besides: its review mode, and its named policies.
+
+    The deadline and the time to undo are those of `other` if only `other` can hold answers. With more than MAX_VERSIONS
+    named policies, every answer is held.
+    """
     named = (*policy.named, *(each for each in other.named if each not in policy.named))
     if (other.may_hold and not policy.may_hold) or len(named) > MAX_VERSIONS:
         policy = msgspec.structs.replace(policy, deadline_seconds=other.deadline_seconds, on_deadline=other.on_deadline)

@@ -81,9 +81,13 @@ class VoteRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A verdict of a reviewer, as the history shows it."""
 
     job_id: str
+    """Id of the job."""
     round: int
+    """Review round."""
     reviewer: str
+    """Email of the reviewer."""
     verdict: str
+    """`approve`, `redo` or `reject`."""
     at: int
     """Microseconds since 1970, UTC."""
 
@@ -92,8 +96,11 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The decision of a round of a job."""
 
     job_id: str
+    """Id of the job."""
     round: int
+    """Review round."""
     decision: Decision
+    """The decision."""
     at: int
     """Microseconds since 1970, UTC."""
 

@@ -114,9 +114,10 @@ class VerdictReceipt(Link, frozen=True, kw_only=True, tag="verdict", tag_field="
 
 
 class KeyReceipt(Link, frozen=True, kw_only=True, tag="key", tag_field="kind", forbid_unknown_fields=True):
-    """Receipt of a new signing key, which signs all following receipts. The old key signs it, or the first key itself.
+    """Receipt of a new signing key, which signs all following receipts.
 
-    After a loss of the old key, the new key signs it; then it must be pinned like the first one.
+    The old key signs it. The first key, and one that replaces a lost key, signs its own receipt, and a verifier trusts
+    it only if it is pinned.
     """
 
     format: int = FORMAT
@@ -222,6 +223,7 @@ def encode_key(public_key: bytes) -> str:
     return base64.b64encode(public_key).decode()
 
 
+# Transitions that begin or renew a review lease.
 OPENING = frozenset({"open", "renew"})
 # Transitions that begin, renew or end a review lease.
 EVENTS_OF_OPENING = OPENING | {verb for verb, each in TRANSITIONS.items() if "review_lease_until" in each.clears}
@@ -305,7 +307,15 @@ def draft_of(verb: str, before: Job, after: Job, decision: Decision | None) -> R
 def verdict_receipt(
     draft: ReceiptDraft, place: dict[str, Any], *, salt: bytes, times: ReviewTimes, votes: tuple[ReceiptVote, ...]
 ) -> VerdictReceipt:
-    """Return the receipt of a decision; `place` has the fields of `Link`."""
+    """Return the receipt of a decision.
+
+    Args:
+        draft: The decision.
+        place: Fields of `Link`, by name.
+        salt: Random bytes of this receipt, for its digests.
+        times: Times of the review.
+        votes: Votes of the round, by reviewer.
+    """
     before, decision, ruling = draft.before, draft.decision, draft.before.ruling
     saved = None if before.draft is None else msgspec.json.encode(before.draft)
     edit = None if decision.edit == Edit() else msgspec.json.encode(decision.edit)

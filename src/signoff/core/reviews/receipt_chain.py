@@ -43,9 +43,11 @@ class ChainVerifier:
         self._key: str | None = None
         self._keys = dict(self._pinned)
         self._first: Receipt | None = None
-        self._anchored = False
+        self._is_anchored = False
         self.count = 0
+        """Number of receipts that were verified."""
         self.last = 0
+        """Number of the last receipt; 0 if there is none yet."""
         self._last_hash = FIRST_HASH
 
     @property
@@ -70,7 +72,7 @@ class ChainVerifier:
 
     def finish(self) -> None:
         """Check what only the end can show: archived receipts, and the head. Raises BrokenChain."""
-        if self.first > 1 and not self._anchored and not self._head_is_before_first():
+        if self.first > 1 and not self._is_anchored and not self._head_is_before_first():
             raise BrokenChain(
                 f"Receipts 1 to {self.first - 1} are missing, and no later receipt says that they were archived. "
                 "Verify the archive and this file together, in this order."
@@ -115,7 +117,7 @@ class ChainVerifier:
             self._trust(receipt)
         if isinstance(receipt, ArchiveReceipt) and self._first is not None:
             anchor = (receipt.archived_until, receipt.archived_hash)
-            self._anchored = self._anchored or anchor == (self._first.seq - 1, self._first.before)
+            self._is_anchored = self._is_anchored or anchor == (self._first.seq - 1, self._first.before)
 
     def _trust(self, receipt: KeyReceipt) -> None:
         """Trust the new key from now on. Raises BrokenChain if its id does not fit."""

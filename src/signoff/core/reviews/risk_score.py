@@ -47,7 +47,7 @@ class RiskTerm(msgspec.Struct, frozen=True, kw_only=True):
     highest: float | None = None
     """Value that higher ones count like; None for a boolean signal."""
     missing: float | None = None
-    """Part of an answer without a value; None if no past answer was without one, so that such a one has no score."""
+    """Part of an answer without a value; None if each past answer had one, so that an answer without has no score."""
 
 
 class RiskScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +86,10 @@ def expression_of(score: RiskScore) -> str:
 
 
 def fit_score(answers: Sequence[LabelledAnswer], signals: Sequence[str]) -> RiskScore:
-    """Return the score that fits best to what people decided; of the signals, it has those that tell most.
+    """Return the score that fits best to what people decided, from the signals that correlate most with the decisions.
 
-    All numbers of it are rounded to DIGITS digits, as they are in its expression. Raises ValueError if no answer, or
-    every one, is wrong.
+    Its numbers are rounded to DIGITS digits, so that its expression is exact. Raises ValueError if no answer, or every
+    one, is wrong.
     """
     wrong = sum(answer.is_wrong for answer in answers)
     number = max(1, min(MAX_TERMS, min(wrong, len(answers) - wrong) // ANSWERS_PER_TERM))

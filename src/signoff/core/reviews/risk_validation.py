@@ -19,7 +19,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     brier: Estimate
     """Mean squared error of the probability that an answer is wrong; lower is better."""
     brier_of_share: float
-    """The same if each answer had the share of wrong answers as its probability."""
+    """Mean squared error of a guess that gives each answer the overall share of wrong answers as its probability."""
 
 
 def cross_validate(answers: Sequence[LabelledAnswer], signals: Sequence[str]) -> tuple[Validation, list[float]]:

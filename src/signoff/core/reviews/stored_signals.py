@@ -11,7 +11,7 @@ MAX_BYTES = 2000
 
 
 def storable_signals(values: Mapping[str, Any], root: str = "request") -> dict[str, Any]:
-    """Return the fields of `root` by their full names, without texts of the job and without large values."""
+    """Return the values of the fields of `root` by full names (`answer.length`), without texts and large values."""
     named = {f"{root}.{name}": value for name, value in values.items()}
     return {name: value for name, value in named.items() if name not in OMITTED and _is_small(value)}
 

@@ -52,7 +52,7 @@ def event_as_seen_by(job: Job, event: Event, reviewer: str) -> Event:
 
 
 def is_open_ballot(needed: int, votes: Sequence[Decision]) -> bool:
-    """Return True if all votes are in and do not agree, so that one more reviewer decides, who sees them."""
+    """Return True if all votes of an undecided round are in, so that the next reviewer sees them and decides alone."""
     return needed > 1 and len(votes) >= needed
 
 
