@@ -138,7 +138,7 @@ def check_metadata(metadata: ProviderMetadata, issuer: str) -> None:
     for name, url in metadata.endpoints.items():
         if not url.startswith(schemes) or not (url.isascii() and url.isprintable()) or " " in url:
             raise ProviderFailed(
-                f"`{name}` of the discovery document must be a URL of {schemes[0]} (got {url[:200]!r})."
+                f"`{name}` of the discovery document must be a URL that begins with {schemes[0]} (got {url[:200]!r})."
             )
     methods = metadata.code_challenge_methods_supported
     if methods and "S256" not in methods:

@@ -5,6 +5,7 @@ from typing import Any
 from signoff.core.dialects.answer import content_or_json
 from signoff.core.job import Job
 
+# Values of `job_status`, by status of the job.
 JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "fail": "error"}
 
 

@@ -27,10 +27,10 @@ def check_calls(body: str, tree: Call, known: Known, *, own_name: str | None = N
     """Check all calls of a pipeline, and of the pipelines that it calls.
 
     Args:
-        body: text of the pipeline, for positions in messages.
-        tree: the parsed `body`.
-        known: returns the callee of a name, or None.
-        own_name: name of the pipeline, if it has one.
+        body: Text of the pipeline, for positions in messages.
+        tree: The parsed `body`.
+        known: Function that returns the callee of a name, or None.
+        own_name: Name of the pipeline, if it has one.
 
     Raises:
         BadPipeline: a name is unknown, arguments do not fit, a pipeline calls itself, or a run would be too large.

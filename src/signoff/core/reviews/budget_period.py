@@ -1,4 +1,7 @@
-"""Periods of an error budget: their terms, which never change, and the gate that lets answers leave unreviewed."""
+"""Periods of an error budget: their terms, which never change, and the gate that lets answers leave unreviewed.
+
+A *pass* lets one answer leave without a review; processes take some at a time from the period in the database.
+"""
 
 import math
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ import hmac
 
 import msgspec
 
+# Purpose from which the vault derives the key of the coins.
 KEY_PURPOSE = b"signoff audit coin 1"
 _BITS = 53
 
@@ -26,7 +27,7 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True):
     period: int | None = None
     """Number of the period of the error budget."""
     lease: str | None = None
-    """Id of the lease that the pass of the answer belongs to."""
+    """Id of the process's lease on passes of the error budget, from which this answer uses one; None without."""
 
     @property
     def is_look(self) -> bool:

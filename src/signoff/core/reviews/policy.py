@@ -31,7 +31,10 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """A review policy. A job stores its policy on admission, so a later change does not release what is held."""
+    """Rules of the review of one job: a review mode, and versions of named policies (`rules.ReviewPolicy`).
+
+    A job stores its policy on admission, so a later change does not release what is held.
+    """
 
     review: Review = "never"
     """`always` holds every answer for a review, `never` releases it at once."""

@@ -148,6 +148,9 @@ class ChainVerifier:
         if self._head_is_before_first() or (head.count, head.hash) == (0, FIRST_HASH):
             return
         if head.count < self.first:
-            raise BrokenChain(f"The head is receipt {head.count}, and the file begins with receipt {self.first}.")
+            raise BrokenChain(
+                f"The head names receipt {head.count}, and the file begins with receipt {self.first}. "
+                "Verify the archive and this file together, in this order."
+            )
         if self._hash_at_head != head.hash:
             raise BrokenChain(f"Receipt {head.count} is not the one that the head names.")

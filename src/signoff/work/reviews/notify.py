@@ -11,8 +11,8 @@ import structlog
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.retry import scheduled_seconds
-from signoff.core.reviews.digest import digest_body, digest_mail
 from signoff.core.reviews.notices import Notice, NoticeKind, NoticeOutcome, QueueNews
+from signoff.core.reviews.queue_digest import digest_body, digest_mail
 from signoff.core.reviews.queues import ReviewQueue
 from signoff.core.signing import Secret
 from signoff.core.webhook import webhook_headers
