@@ -11,7 +11,7 @@ from support.stores import ANSWER, AStore, ChangeRecorder, a_job, a_step, held, 
 
 pytestmark = pytest.mark.anyio
 
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 SEALED = b"sealed, and nobody's business"
 TARGET = DeliveryTarget(address="https://example.com/hook", host="example.com", sealed=SEALED)
 REFUSED = JobError(code="rejected", message="No.", status=403)
@@ -171,7 +171,7 @@ async def test_a_delivery_to_be_retried_is_due_later(store: AStore) -> None:
     settled = await settled_as(store, DeliveryOutcome(state="due", status=500, error="Oh.", after_seconds=60))
 
     assert (settled.state, settled.attempt, settled.last_status, settled.last_error) == ("due", 1, 500, "Oh.")
-    assert settled.due_at >= settled.created_at + 60 * SECOND
+    assert settled.due_at >= settled.created_at + 60 * SECOND_US
     assert settled.done_at is None
     assert await claim(store) == []
 

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.anyio
 
 PAST, FUTURE = 1, 2**60
 JOB_TIMES = ("created_at", "updated_at", "due_at")
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)
 FINAL = JobError(code="model_error", message="No.", status=400)
 RICH: dict[str, Any] = {
@@ -79,12 +79,12 @@ TEXTS = [name for name in PLAIN if name not in RICH and str(Job.__annotations__[
 async def test_a_new_job_is_stored_unchanged_with_the_times_of_the_database(store: AStore) -> None:
     job = a_job(metadata=b'{"a":[1]}', priority=7, policy=Policy(review="always"), retry_of="old", fingerprint="f")
 
-    before = time.time() * SECOND
+    before = time.time() * SECOND_US
     stored = await store.jobs.insert(job, actor="user:ann", due_seconds=60)
 
-    assert before - 5 * SECOND < stored.created_at < time.time() * SECOND + 5 * SECOND
+    assert before - 5 * SECOND_US < stored.created_at < time.time() * SECOND_US + 5 * SECOND_US
     assert stored == msgspec.structs.replace(
-        job, created_at=stored.created_at, updated_at=stored.created_at, due_at=stored.created_at + 60 * SECOND
+        job, created_at=stored.created_at, updated_at=stored.created_at, due_at=stored.created_at + 60 * SECOND_US
     )
     assert await store.jobs.get(stored.id) == stored
     [event] = await store.jobs.events(stored.id)
@@ -113,7 +113,7 @@ async def test_every_field_of_a_new_job_is_stored_and_can_be_replayed(store: ASt
 async def test_a_job_can_be_inserted_with_a_lease(store: AStore) -> None:
     job = await leased(store)
 
-    assert job.lease_until == job.created_at + 60 * SECOND
+    assert job.lease_until == job.created_at + 60 * SECOND_US
     assert await store.jobs.claim(actor="worker", lease="other", limit=1, lease_seconds=1) == []
 
 
@@ -259,10 +259,10 @@ async def test_a_key_returns_a_job_that_ended_without_a_retryable_error(store: A
 
 async def test_an_idempotency_key_expires_after_a_day(store: AStore) -> None:
     old = await inserted(store, idempotency_key="k")
-    day = 24 * 3600 * SECOND
+    day = 24 * 3600 * SECOND_US
     table = schema.jobs
 
-    await execute(store, sa.update(table).values(created_at=old.created_at - day + 60 * SECOND))
+    await execute(store, sa.update(table).values(created_at=old.created_at - day + 60 * SECOND_US))
     assert (await inserted(store, idempotency_key="k")).id == old.id
 
     await execute(store, sa.update(table).values(created_at=old.created_at - day - 1))
@@ -644,7 +644,7 @@ async def test_times_are_relative_to_the_clock_of_the_database(store: AStore) ->
 
     job = await store.jobs.transition(job.id, a_step("retry", after_seconds={"due_at": 1.5}))
 
-    assert job.due_at == job.updated_at + 1.5 * SECOND
+    assert job.due_at == job.updated_at + 1.5 * SECOND_US
 
 
 # Two transitions in one call
@@ -803,7 +803,7 @@ async def test_a_claim_sets_a_lease_counts_an_attempt_and_records_an_event(store
 
     [job] = await claim(store)
 
-    assert (job.lease, job.lease_until, job.attempt) == ("mine", job.updated_at + 60 * SECOND, 1)
+    assert (job.lease, job.lease_until, job.attempt) == ("mine", job.updated_at + 60 * SECOND_US, 1)
     assert job == await store.jobs.get(inserted_job.id)
     [_, event] = await store.jobs.events(inserted_job.id)
     assert (event.verb, event.actor, event.seq, event.data["attempt"]) == ("claim", "worker", 2, 1)
@@ -852,7 +852,7 @@ async def test_renew_extends_only_leases_that_the_caller_holds(store: AStore) ->
     assert renewed == {mine.id, lapsed.id}
     extended = await store.jobs.get(mine.id)
     assert extended is not None
-    assert (extended.lease_until or 0) >= (mine.lease_until or 0) + 900 * SECOND
+    assert (extended.lease_until or 0) >= (mine.lease_until or 0) + 900 * SECOND_US
     assert extended.seq == mine.seq
     assert await store.jobs.get(theirs.id) == theirs
     assert await store.jobs.get(free.id) == free
@@ -977,7 +977,7 @@ def is_allowed(job: Job, verb: str) -> bool:
 
     Now is 30 seconds ahead, which is before every future time in a walk.
     """
-    now = (time.time() + 30) * SECOND
+    now = (time.time() + 30) * SECOND_US
     return job.status in TRANSITIONS[verb].sources and all(MODEL[guard](job, now) for guard in TRANSITIONS[verb].guards)
 
 
@@ -1187,11 +1187,11 @@ async def test_a_session_begins_only_with_the_password_that_the_user_has(store: 
 
 
 async def test_a_token_expires_by_the_clock_of_the_database(store: AStore) -> None:
-    user, before = await store.people.put_user("ann@example.com", "user"), time.time() * SECOND
+    user, before = await store.people.put_user("ann@example.com", "user"), time.time() * SECOND_US
     expired = await store.people.add_token(user.id, "over", kind="api", name="", role="user", seconds=-1)
     valid = await store.people.add_token(user.id, "lives", kind="api", name="", role="user", seconds=60)
 
-    assert before - 6 * SECOND < (expired.expires_at or 0) < time.time() * SECOND + 4 * SECOND
+    assert before - 6 * SECOND_US < (expired.expires_at or 0) < time.time() * SECOND_US + 4 * SECOND_US
     with pytest.raises(TokenExpired):
         await store.people.token("over")
     assert await store.people.token("lives") == (valid, user)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from signoff.core.allowances import Allowance, allowances
-from signoff.core.limits import MINUTE, Admission, Counter, Limit, PendingReservation, PeriodUsage
+from signoff.core.limits import MINUTE_US, Admission, Counter, Limit, PendingReservation, PeriodUsage
 
 NOW = 1_770_000_000_000_000  # 2 February 2026, 02:40 UTC
-HOUR = 60 * MINUTE
+HOUR = 60 * MINUTE_US
 
 
 def test_a_minute_that_is_full_frees_with_its_first_entry_and_else_with_its_last() -> None:
@@ -16,16 +16,16 @@ def test_a_minute_that_is_full_frees_with_its_first_entry_and_else_with_its_last
         *allowances(Limit(scope="all", requests_per_minute=3), counter, NOW),
         *allowances(Limit(scope="all", tokens_per_minute=35), counter, NOW),
     )
-    assert (full.used, full.is_exhausted, full.free_at) == (2, True, NOW - 50 + MINUTE)
-    assert (open_.used, open_.is_exhausted, open_.free_at) == (2, False, NOW - 20 + MINUTE)
-    assert (tokens.used, tokens.is_exhausted, tokens.free_at) == (35, True, NOW - 20 + MINUTE)
+    assert (full.used, full.is_exhausted, full.free_at) == (2, True, NOW - 50 + MINUTE_US)
+    assert (open_.used, open_.is_exhausted, open_.free_at) == (2, False, NOW - 20 + MINUTE_US)
+    assert (tokens.used, tokens.is_exhausted, tokens.free_at) == (35, True, NOW - 20 + MINUTE_US)
 
 
 def test_days_and_months_count_what_is_reserved_and_end_with_the_calendar() -> None:
-    pending = (PendingReservation("a", NOW + MINUTE, 40, 7), PendingReservation("b", NOW + MINUTE, 2, 1))
+    pending = (PendingReservation("a", NOW + MINUTE_US, 40, 7), PendingReservation("b", NOW + MINUTE_US, 2, 1))
     counter = Counter(pending=pending, day=PeriodUsage(0, 100, 10), month=PeriodUsage(0, 1000, 20))
     limit = Limit(scope="all", parallel=2, tokens_per_day=142, tokens_per_month=2000, cost_per_day=50, cost_per_month=9)
-    midnight = NOW - (2 * HOUR + 40 * MINUTE) + 24 * HOUR
+    midnight = NOW - (2 * HOUR + 40 * MINUTE_US) + 24 * HOUR
     march = midnight + 26 * 24 * HOUR
     assert allowances(limit, counter, NOW) == [
         Allowance(name="parallel", most=2, used=2),

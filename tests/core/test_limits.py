@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from signoff.core.estimate import DEFAULT_OUTPUT_TOKENS, estimate_tokens
 from signoff.core.limits import (
     MAX_ENTRIES,
-    MERGE_SPAN,
+    MERGE_SPAN_US,
     MINUTE,
-    SECOND,
+    SECOND_US,
     Counter,
     Denial,
     Limit,
@@ -30,7 +30,7 @@ from signoff.core.limits import (
 )
 from signoff.errors import BadRequest
 
-NOON = int(datetime(2026, 2, 27, 12, tzinfo=UTC).timestamp()) * SECOND
+NOON = int(datetime(2026, 2, 27, 12, tzinfo=UTC).timestamp()) * SECOND_US
 DAY = 24 * 60 * MINUTE
 
 
@@ -72,7 +72,7 @@ class LimitHarness:
         )
 
     def advance(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
+        self.now += round(seconds * SECOND_US)
 
 
 def wait_of(denial: Reservation | Denial) -> int | None:
@@ -80,7 +80,7 @@ def wait_of(denial: Reservation | Denial) -> int | None:
     return denial.wait_us
 
 
-waits = st.lists(st.integers(0, 40 * SECOND), min_size=1, max_size=60)
+waits = st.lists(st.integers(0, 40 * SECOND_US), min_size=1, max_size=60)
 
 
 @given(waits, st.integers(1, 8))
@@ -95,7 +95,7 @@ def test_requests_per_minute_are_limited_exactly(steps: list[int], limit: int) -
             admitted_at.append(harness.now)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40 * SECOND), st.integers(1, 60)), min_size=1, max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 40 * SECOND_US), st.integers(1, 60)), min_size=1, max_size=60))
 def test_tokens_per_minute_are_limited_exactly(
     requests: list[tuple[int, int]],
 ) -> None:
@@ -110,7 +110,9 @@ def test_tokens_per_minute_are_limited_exactly(
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 20 * SECOND), st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(st.integers(0, 20 * SECOND_US), st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=40
+    ),
     st.integers(1, 60),
 )
 def test_a_denied_request_is_admitted_exactly_after_its_wait(requests: list[tuple[int, int, int]], tokens: int) -> None:
@@ -132,7 +134,9 @@ def test_a_denied_request_is_admitted_exactly_after_its_wait(requests: list[tupl
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["ask", "settle", "undo", "step"]), st.integers(0, 200), st.integers(0, 30 * SECOND)),
+        st.tuples(
+            st.sampled_from(["ask", "settle", "undo", "step"]), st.integers(0, 200), st.integers(0, 30 * SECOND_US)
+        ),
         max_size=60,
     )
 )
@@ -163,9 +167,9 @@ def test_unused_reserved_tokens_are_free_after_the_settlement() -> None:
     harness = LimitHarness(tokens_per_minute=100)
     reservation = harness.ask(100)
     harness.advance(5)
-    assert wait_of(harness.ask(1)) == 55 * SECOND
+    assert wait_of(harness.ask(1)) == 55 * SECOND_US
     harness.settle(reservation, 10)
-    assert wait_of(harness.ask(91)) == 55 * SECOND
+    assert wait_of(harness.ask(91)) == 55 * SECOND_US
     assert isinstance(harness.ask(90), Reservation)
 
 
@@ -225,7 +229,7 @@ def test_a_budget_is_reserved_before_and_settled_after() -> None:
     reservation = harness.ask(100)
     denied = harness.ask(1)
     assert isinstance(denied, Denial)
-    assert (denied.is_budget, denied.wait_us) == (False, SECOND), "others may give something back soon"
+    assert (denied.is_budget, denied.wait_us) == (False, SECOND_US), "others may give something back soon"
     harness.settle(reservation, 95)
     assert isinstance(harness.ask(5), Reservation)
     harness.settle(harness.reservations[-1], 5)
@@ -240,7 +244,7 @@ def test_a_month_is_a_calendar_month_in_utc() -> None:
     harness = LimitHarness(cost_per_month=1000)
     harness.settle(harness.ask(cost=1000), cost=1000)
     denial = harness.ask()
-    assert wait_of(denial) == int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * SECOND - NOON
+    assert wait_of(denial) == int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * SECOND_US - NOON
     harness.now += (wait_of(denial) or 0) - 1
     assert isinstance(harness.ask(), Denial)
     harness.now += 1
@@ -267,7 +271,7 @@ def test_a_request_under_several_limits_is_admitted_by_all_or_takes_nothing() ->
     assert sum(entry.requests for entry in after["all"].entries) == 1
 
 
-@given(st.integers(SECOND, 400 * DAY))
+@given(st.integers(SECOND_US, 400 * DAY))
 def test_a_counter_recovers_from_a_wrong_clock_within_a_minute(jump: int) -> None:
     # given a counter that was used with a clock far ahead
     harness = LimitHarness(requests_per_minute=1, tokens_per_day=100)
@@ -301,7 +305,7 @@ def test_a_busy_counter_stays_small_and_drops_nothing_too_early(mean_millisecond
         assert len(harness.counter.entries) <= MAX_ENTRIES
     counted = sum(entry.requests for entry in harness.counter.entries)
     assert sum(at > harness.now - MINUTE for at in admitted_at) <= counted
-    assert counted <= sum(at > harness.now - MINUTE - MERGE_SPAN for at in admitted_at)
+    assert counted <= sum(at > harness.now - MINUTE - MERGE_SPAN_US for at in admitted_at)
 
 
 @pytest.mark.parametrize(

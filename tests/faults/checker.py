@@ -17,7 +17,7 @@ from faults.walk import Finding, check_events
 from faults.wishes import MUST_FAIL, RETRY_AFTER
 from signoff.core.job import Job
 
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 MAX_UNLOGGED_ROWS = 512
 CLOCK_TOLERANCE_SECONDS = 5.0
 UNKNOWN_OUTCOME = {None, *range(500, 600)}
@@ -145,7 +145,7 @@ def _check_job(stored: StoredJob, index: HistoryIndex, result: Check) -> None:
                 Lease(job.id, event.actor, event.at, next_event.at, answered=answered, ended_by_worker=ended_by_worker)
             )
         wait = RETRY_AFTER.get(job.target, 0)
-        if wait and (event.verb, next_event.verb) == ("retry", "claim") and next_event.at < event.at + wait * SECOND:
+        if wait and (event.verb, next_event.verb) == ("retry", "claim") and next_event.at < event.at + wait * SECOND_US:
             result.findings.append(Finding("retry-after", job.id, f"asked again after {next_event.at - event.at} µs"))
 
 
@@ -173,7 +173,10 @@ def _record_of(stored: StoredJob) -> JobRecord:
 
 def _check_times(stored: StoredJob, index: HistoryIndex) -> Iterator[Finding]:
     """Check that event times come from the database's clock, however wrong the clock of a process is."""
-    first, last = (index.began - CLOCK_TOLERANCE_SECONDS) * SECOND, (index.ended + CLOCK_TOLERANCE_SECONDS) * SECOND
+    first, last = (
+        (index.began - CLOCK_TOLERANCE_SECONDS) * SECOND_US,
+        (index.ended + CLOCK_TOLERANCE_SECONDS) * SECOND_US,
+    )
     if not all(first <= event.at <= last for event in stored.events):
         yield Finding("clock", stored.job.id, "something happened before the round began or after it ended")
 
@@ -327,7 +330,7 @@ def _check_webhooks(index: HistoryIndex, result: Check) -> Iterator[Finding]:
             yield Finding("undelivered", job.id, f"the receiver took none of {len(lines)} messages")
         if len({(line["id"], line["digest"]) for line in lines}) > 1:
             yield Finding("undelivered", job.id, "one end was told in different words")
-        if lines and job.ended_at and lines[0]["at"] * SECOND < job.ended_at - SECOND:
+        if lines and job.ended_at and lines[0]["at"] * SECOND_US < job.ended_at - SECOND_US:
             yield Finding("undelivered", job.id, "it was told before it had ended")
     for job_id in by_job:
         yield Finding("unexpected", job_id, "told of a job that is not there")

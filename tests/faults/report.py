@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from faults import servers
-from faults.checker import SECOND, Check, HistoryIndex, Lease
+from faults.checker import SECOND_US, Check, HistoryIndex, Lease
 from faults.round import Round
 from faults.walk import Finding
 from support.service_supervisor import MissingError
@@ -187,7 +187,7 @@ class _Rescue:
     def of(self, jobs: list[str], moment: float) -> Iterator[float]:
         """Yield the seconds from `moment` to the next answer of each job that got one."""
         for job in jobs:
-            later = [answered / SECOND - moment for answered in self._answers[job] if answered > moment * SECOND]
+            later = [answered / SECOND_US - moment for answered in self._answers[job] if answered > moment * SECOND_US]
             yield from sorted(later)[:1]
 
 
@@ -203,8 +203,8 @@ class _Recovery:
 
     def after(self, moment: float) -> float | None:
         """Return the seconds from `moment` to the first answer of a job that was claimed after it, if there is one."""
-        index = bisect.bisect_left(self._claimed, moment * SECOND)
-        return self._answered[index] / SECOND - moment if index < len(self._claimed) else None
+        index = bisect.bisect_left(self._claimed, moment * SECOND_US)
+        return self._answered[index] / SECOND_US - moment if index < len(self._claimed) else None
 
 
 def line_of(rounds: list[Figures]) -> str:

@@ -16,7 +16,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.batches import _create_delivery
 from signoff.stores.files import UPLOAD_US
 from signoff.stores.jobs import KEY_LIFETIME_US, with_times
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.jobs import MemoryJobs
 from simulation.tables import Connection, Tables, Tx
 
@@ -36,7 +36,7 @@ class MemoryFiles:
             row = self._tables.files.get(file.id)
             if row is None or row.size_bytes is not None or file.id in self._tables.deleted_files:
                 return None
-            expires_at = None if lifetime_seconds is None else row.created_at + round(lifetime_seconds * SECOND)
+            expires_at = None if lifetime_seconds is None else row.created_at + round(lifetime_seconds * SECOND_US)
             completed = msgspec.structs.replace(file, created_at=row.created_at, expires_at=expires_at)
             self._tables.files[file.id] = completed
             return completed
@@ -119,7 +119,7 @@ class MemoryFiles:
 
 def put_file(tables: Tables, tx: Tx, file: StoredFile, lifetime_seconds: float | None) -> None:
     """Store a file, which is created now."""
-    expires_at = None if lifetime_seconds is None else tx.now + round(lifetime_seconds * SECOND)
+    expires_at = None if lifetime_seconds is None else tx.now + round(lifetime_seconds * SECOND_US)
     tables.files[file.id] = msgspec.structs.replace(file, created_at=tx.now, expires_at=expires_at)
 
 
@@ -138,7 +138,7 @@ class MemoryBatches:
                     if row.created_at >= tx.now - KEY_LIFETIME_US:
                         return row
                     self._tables.batches[row.id] = msgspec.structs.replace(row, idempotency_key=None)
-            times = {"created_at": tx.now, "due_at": tx.now, "expires_at": tx.now + round(window_seconds * SECOND)}
+            times = {"created_at": tx.now, "due_at": tx.now, "expires_at": tx.now + round(window_seconds * SECOND_US)}
             if batch.status == "in_progress":
                 times["in_progress_at"] = tx.now
             return self._put(tx, msgspec.structs.replace(batch, **times))
@@ -187,7 +187,7 @@ class MemoryBatches:
         def claim(tx: Tx) -> list[Batch]:
             rows = [row for row in self._tables.batches.values() if not row.has_ended and row.due_at <= tx.now]
             free = [row for row in rows if row.lease is None or (row.lease_until or 0) < tx.now]
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             due = sorted(free, key=lambda row: row.due_at)[:limit]
             claimed = [msgspec.structs.replace(row, lease=lease, lease_until=until) for row in due]
             self._tables.batches |= {row.id: row for row in claimed}
@@ -197,7 +197,7 @@ class MemoryBatches:
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         def renew(tx: Tx) -> set[str]:
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             held = [row for row in self._tables.batches.values() if leases.get(row.id, "") == row.lease]
             self._tables.batches |= {row.id: msgspec.structs.replace(row, lease_until=until) for row in held}
             return {row.id for row in held}
@@ -208,7 +208,7 @@ class MemoryBatches:
         def release(tx: Tx) -> None:
             batch = self._tables.batches.get(batch_id)
             if batch is not None and batch.lease == lease:
-                due_at = tx.now if batch.status == "cancelling" else tx.now + round(after_seconds * SECOND)
+                due_at = tx.now if batch.status == "cancelling" else tx.now + round(after_seconds * SECOND_US)
                 changes = {"lease": None, "lease_until": None, "due_at": due_at}
                 self._tables.batches[batch_id] = msgspec.structs.replace(batch, **changes)
 
@@ -304,7 +304,7 @@ class MemoryBatches:
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         def purge(tx: Tx) -> int:
-            before = tx.now - round(older_than_seconds * SECOND)
+            before = tx.now - round(older_than_seconds * SECOND_US)
             ended = [row for row in self._tables.batches.values() if row.has_ended]
             old = [row for row in ended if getattr(row, f"{row.status}_at") < before][:limit]
             for batch in old:

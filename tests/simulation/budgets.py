@@ -19,7 +19,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.audits import VERDICTS, audit_row, coin_in
 from signoff.stores.budgets import groups_restart_change, planted_change, restart_change
 from signoff.stores.schema import events, jobs
-from signoff.stores.transitions import SECOND, changes_of, copied_data, event_of
+from signoff.stores.transitions import SECOND_US, changes_of, copied_data, event_of
 from simulation.tables import BudgetLease, Connection, Tables, Tx, record
 
 
@@ -46,7 +46,7 @@ class MemoryBudgets:
                 period = self._begin(period, next_period(period, period.version, period.terms, counts, tx.now))
             number = min(request.most, period.passes)
             if number > 0:
-                until = tx.now + round(request.seconds * SECOND)
+                until = tx.now + round(request.seconds * SECOND_US)
                 lease = BudgetLease(policy=policy, period=period.number, granted=number, until=until)
                 tables.budget_leases[request.lease] = lease
             outstanding = period.outstanding + number

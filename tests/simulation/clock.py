@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 EPOCH_SECONDS = 1_790_000_000
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 
 
 class Clock:
@@ -30,7 +30,7 @@ class Clock:
 
     def wall(self, now: float) -> int:
         """Return the wall time in microseconds since 1970 at the true time `now`."""
-        return round((EPOCH_SECONDS + self._ahead + self._rate * now) * SECOND)
+        return round((EPOCH_SECONDS + self._ahead + self._rate * now) * SECOND_US)
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock forward by `seconds`, or back if they are negative."""

@@ -12,7 +12,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import MAX_CANDIDATES
 from signoff.stores.deliveries import _within_limits as within_limits
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx
 
 
@@ -45,7 +45,7 @@ class MemoryDeliveries:
                 if delivery.kind == kind and _is_free(delivery, tx.now) and busy.get(delivery.host, 0) < limit_per_host
             ]
             free.sort(key=lambda delivery: delivery.due_at)
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             for name in within_limits(free[:MAX_CANDIDATES], limit, limit_per_host, busy):  # type: ignore[arg-type]
                 delivery = self._tables.deliveries[name]
                 changes = {"lease": lease, "lease_until": until, "attempt": delivery.attempt + 1}
@@ -64,7 +64,7 @@ class MemoryDeliveries:
                 delivery,
                 state=outcome.state,
                 attempt=delivery.attempt if outcome.counts else delivery.attempt - 1,
-                due_at=tx.now + round(outcome.after_seconds * SECOND),
+                due_at=tx.now + round(outcome.after_seconds * SECOND_US),
                 done_at=None if outcome.state == "due" else tx.now,
                 lease=None,
                 lease_until=None,
@@ -80,7 +80,7 @@ class MemoryDeliveries:
             for kind in get_args(DeliveryKind):
                 due = [each for each in self._tables.deliveries.values() if (each.kind, each.state) == (kind, "due")]
                 if due:
-                    overdue = max(0.0, (tx.now - min(each.due_at for each in due)) / SECOND)
+                    overdue = max(0.0, (tx.now - min(each.due_at for each in due)) / SECOND_US)
                     depths.append(DeliveryDepth(kind=kind, pending=min(len(due), at_most), overdue_seconds=overdue))
             return depths
 

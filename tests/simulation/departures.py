@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from signoff.core.job import Job
 from signoff.stores.departures import LIFETIME_US
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx
 
 
@@ -27,7 +27,7 @@ class MemoryDepartures:
 
     async def renew(self, jobs: Sequence[Job], lease_seconds: float) -> None:
         def renew(tx: Tx) -> None:
-            tx.departures |= {job.id: tx.now + round(lease_seconds * SECOND) for job in jobs}
+            tx.departures |= {job.id: tx.now + round(lease_seconds * SECOND_US) for job in jobs}
 
         await self._connection.send(renew, writes=True)
 
@@ -43,7 +43,7 @@ class MemoryDepartures:
 
     async def take(self, job: Job, *, ended_within_seconds: float) -> Job | None:
         def take(tx: Tx) -> Job | None:
-            since = tx.now - round(ended_within_seconds * SECOND)
+            since = tx.now - round(ended_within_seconds * SECOND_US)
             left = [name for name, left_at in self._tables.departures.items() if left_at <= tx.now]
             departed = [self._tables.jobs[name] for name in left if name in self._tables.jobs]
             equal = [each for each in departed if _key_of(each) == _key_of(job)]

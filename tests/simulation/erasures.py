@@ -10,7 +10,7 @@ from signoff.core.audit import user_erased
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.budgets import close_unjudged
 from simulation.tables import Connection, Tables, Tx, bump, record
 
@@ -48,7 +48,7 @@ class MemoryErasures:
     async def pending(self, limit: int) -> list[PendingErasure]:
         def read(tx: Tx) -> list[PendingErasure]:
             times = sorted((user_id, at) for user_id, at in self._tables.erasures.items() if at is not None)
-            return [PendingErasure(user_id=name, age_seconds=(tx.now - at) / SECOND) for name, at in times[:limit]]
+            return [PendingErasure(user_id=name, age_seconds=(tx.now - at) / SECOND_US) for name, at in times[:limit]]
 
         return await self._connection.send(read, writes=False)
 

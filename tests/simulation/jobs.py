@@ -26,7 +26,7 @@ from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.schema import events, used_keys
 from signoff.stores.transitions import (
-    SECOND,
+    SECOND_US,
     changed_columns,
     changes_of,
     create_deliveries,
@@ -118,7 +118,7 @@ class MemoryJobs:
         def renew(tx: Tx) -> set[str]:
             leased = ((self._tables.jobs.get(job_id), lease) for job_id, lease in leases.items())
             held = [job for job, lease in leased if job is not None and job.lease == lease]
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             tx.jobs = {job.id: msgspec.structs.replace(job, lease_until=until) for job in held}
             return {*tx.jobs}
 
@@ -182,7 +182,7 @@ class MemoryJobs:
                 by_owner[roles.get(job.user_id, "none")].append(job)
             return [
                 JobQueueDepth(
-                    owner=owner, jobs=len(jobs), oldest_seconds=(tx.now - min(job.due_at for job in jobs)) / SECOND
+                    owner=owner, jobs=len(jobs), oldest_seconds=(tx.now - min(job.due_at for job in jobs)) / SECOND_US
                 )
                 for owner, jobs in by_owner.items()
             ]
@@ -207,7 +207,7 @@ class MemoryJobs:
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         def purge(tx: Tx) -> int:
-            before = tx.now - round(older_than_seconds * SECOND)
+            before = tx.now - round(older_than_seconds * SECOND_US)
             undelivered = {delivery.job_id for delivery in self._tables.deliveries.values() if delivery.state == "due"}
             ended = self._tables.ended.values()
             unfinished = self._tables.unfinished

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from signoff.brokers.local import LocalBroker
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Listener, Topic
-from simulation.clock import EPOCH_SECONDS, SECOND
+from simulation.clock import EPOCH_SECONDS, SECOND_US
 from simulation.loop import SimLoop, World
 from simulation.tables import Operation, Tables
 from simulation.weather import Weather
@@ -33,7 +33,7 @@ class Network:
 
     def now(self) -> int:
         """Return the time of the store's clock, which is correct, in microseconds since 1970."""
-        return EPOCH_SECONDS * SECOND + round(self.world.now * SECOND)
+        return EPOCH_SECONDS * SECOND_US + round(self.world.now * SECOND_US)
 
     def publish_change(self, topic: Topic, name: str) -> None:
         """Notify every process of a change; each notification may arrive late, twice, or never."""

@@ -22,7 +22,7 @@ from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
 from signoff.stores.people import UserChange
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx, bump, record
 
 
@@ -174,7 +174,7 @@ class MemoryPeople:
                 cache=cache,
                 key_id=key_id,
                 created_at=tx.now,
-                expires_at=None if seconds is None else tx.now + round(seconds * SECOND),
+                expires_at=None if seconds is None else tx.now + round(seconds * SECOND_US),
             )
             self._tables.tokens[digest] = token
             if kind != "session":

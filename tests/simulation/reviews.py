@@ -27,7 +27,7 @@ from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.store import TransitionRequest
 from signoff.stores.reviews import BULK_LIFETIME_US
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.jobs import MemoryJobs
 from simulation.tables import Connection, Tables, Tx, bump, record
 
@@ -75,7 +75,7 @@ class MemoryReviews:
             held = [job for job in held if filters.target in {None, job.target}]
             held = [job for job in held if filters.assignee in {None, job.assignee}]
             if filters.min_age_seconds is not None:
-                before = tx.now - round(filters.min_age_seconds * SECOND)
+                before = tx.now - round(filters.min_age_seconds * SECOND_US)
                 held = [job for job in held if job.held_at is not None and job.held_at <= before]
             held = sorted(held, key=lambda job: place_of(job, filters.order), reverse=filters.order == "newest")
             if filters.after is not None:
@@ -218,7 +218,7 @@ class MemoryReviewQueues:
 
     async def news(self, *, lag_seconds: float) -> list[QueueNews]:
         def read(tx: Tx) -> list[QueueNews]:
-            until = tx.now - round(lag_seconds * SECOND)
+            until = tx.now - round(lag_seconds * SECOND_US)
             queues = [queue for _, queue in sorted(self._tables.review_queues.items())]
             return [self._news_of(queue, until) for queue in queues if self._is_due(queue, until)]
 
@@ -226,10 +226,10 @@ class MemoryReviewQueues:
 
     def _is_due(self, queue: ReviewQueue, now: int) -> bool:
         has_receiver = bool(queue.emails) or queue.sealed is not None
-        return has_receiver and now >= self._tables.reported_until[queue.name] + round(queue.digest_seconds * SECOND)
+        return has_receiver and now >= self._tables.reported_until[queue.name] + round(queue.digest_seconds * SECOND_US)
 
     def _news_of(self, queue: ReviewQueue, now: int) -> QueueNews:
-        since, age = self._tables.reported_until[queue.name], round((queue.ageing_seconds or 0) * SECOND)
+        since, age = self._tables.reported_until[queue.name], round((queue.ageing_seconds or 0) * SECOND_US)
         is_ageing = queue.ageing_seconds is not None
         return QueueNews(
             queue=queue,
@@ -261,7 +261,7 @@ class MemoryReviewQueues:
             rows = sorted(self._tables.notices.values(), key=lambda row: row[1])
             due = [notice for notice, due_at, _ in rows if due_at <= tx.now][:limit]
             claimed = [msgspec.structs.replace(notice, attempt=notice.attempt + 1) for notice in due]
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             self._tables.notices |= {notice.id: (notice, until, lease) for notice in claimed}
             return claimed
 
@@ -275,7 +275,7 @@ class MemoryReviewQueues:
             if outcome.after_seconds is None:
                 del self._tables.notices[notice_id]
             else:
-                due_at = tx.now + round(outcome.after_seconds * SECOND)
+                due_at = tx.now + round(outcome.after_seconds * SECOND_US)
                 self._tables.notices[notice_id] = (row[0], due_at, None)
 
         await self._connection.send(settle, writes=True)

@@ -6,7 +6,7 @@ from signoff.core.audit import change_of
 from signoff.core.stream import Stream
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx, record
 
 
@@ -51,7 +51,7 @@ class MemoryStreams:
             leader, until = self._tables.leads.get(name, (holder, 0))
             if leader != holder and until >= tx.now:
                 return False
-            self._tables.leads[name] = (holder, tx.now + round(seconds * SECOND))
+            self._tables.leads[name] = (holder, tx.now + round(seconds * SECOND_US))
             return True
 
         return await self._connection.send(lead, writes=True)

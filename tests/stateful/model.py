@@ -15,9 +15,9 @@ from signoff.errors import JobNotFound, NotFound, Stale
 from signoff.store import TransitionRequest
 from support.turns import chosen_in_turns
 
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 TIMES = ("due_at", "lease_until", "review_lease_until", "review_deadline", "release_at")
-KEY_LIFETIME = 24 * 3600 * SECOND
+KEY_LIFETIME = 24 * 3600 * SECOND_US
 
 
 class StoreContent(msgspec.Struct):
@@ -203,7 +203,7 @@ class Model:
         self.content.votes.setdefault((job.id, job.round, decision.reviewer), (decision.verdict, self.now))
 
     def _after(self, seconds: float) -> int:
-        return self.now + round(seconds * SECOND)
+        return self.now + round(seconds * SECOND_US)
 
     # Reading
 

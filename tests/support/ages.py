@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from signoff.core.limits import SECOND, Admission
+from signoff.core.limits import SECOND_US, Admission
 from signoff.stores.limits_schema import counters
 from signoff.stores.writer import Tx
 
@@ -17,7 +17,7 @@ async def grow_older(store: Any, seconds: float) -> None:
 
     def shift(tx: Tx) -> None:
         for name, counter in tx.conn.execute(sa.select(counters.c.name, counters.c.counter)).all():
-            entries = tuple(Admission(e.at - round(seconds * SECOND), e.requests, e.tokens) for e in counter.entries)
+            entries = tuple(Admission(e.at - round(seconds * SECOND_US), e.requests, e.tokens) for e in counter.entries)
             older = msgspec.structs.replace(counter, entries=entries)
             tx.conn.execute(sa.update(counters).where(counters.c.name == name).values(counter=older))
 

@@ -17,7 +17,7 @@ from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.core.limits import SECOND, Counter, ReservationRequest
+from signoff.core.limits import SECOND_US, Counter, ReservationRequest
 from signoff.errors import Overloaded
 from signoff.stores.limits_schema import counters
 from support.ages import grow_older
@@ -347,7 +347,7 @@ async def test_an_accepted_job_waits_for_its_limit_and_loses_no_attempt(tmp_path
             postponed = [
                 job
                 for job in jobs
-                if job.status == "bot" and job.lease is None and job.due_at > job.created_at + SECOND
+                if job.status == "bot" and job.lease is None and job.due_at > job.created_at + SECOND_US
             ]
             assert all((job.attempt, job.error) == (0, None) for job in postponed)
             return len(postponed) if len(postponed) == 19 else None

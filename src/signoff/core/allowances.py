@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.limits import MINUTE, Admission, Counter, Limit, day_of, month_of
+from signoff.core.limits import MINUTE_US, Admission, Counter, Limit, day_of, month_of
 
 AllowanceName = Literal[
     "requests_per_minute",
@@ -16,7 +16,7 @@ AllowanceName = Literal[
     "cost_per_day",
     "cost_per_month",
 ]
-_DAY = 24 * 60 * MINUTE
+_DAY_US = 24 * 60 * MINUTE_US
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ def _of_minute(limit: Limit, counter: Counter) -> Iterator[Allowance]:
 
 def _sliding(name: AllowanceName, most: int, counts: list[int], entries: tuple[Admission, ...]) -> Allowance:
     """Return the allowance of a sliding minute, in which the entries have these counts."""
-    times = [entry.at + MINUTE for entry, count in zip(entries, counts, strict=True) if count]
+    times = [entry.at + MINUTE_US for entry, count in zip(entries, counts, strict=True) if count]
     used = sum(counts)
     free_at = None if not times else times[0] if used >= most else times[-1]
     return Allowance(name=name, most=most, used=used, free_at=free_at)
@@ -67,7 +67,7 @@ def _sliding(name: AllowanceName, most: int, counts: list[int], entries: tuple[A
 
 def _of_periods(limit: Limit, counter: Counter, now: int) -> Iterator[Allowance]:
     tokens, cost = sum(each.tokens for each in counter.pending), sum(each.cost for each in counter.pending)
-    tomorrow, next_month = day_of(now) + _DAY, month_of(month_of(now) + 32 * _DAY)
+    tomorrow, next_month = day_of(now) + _DAY_US, month_of(month_of(now) + 32 * _DAY_US)
     rows: tuple[tuple[AllowanceName, int | None, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, tomorrow),
         ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, next_month),

@@ -10,15 +10,15 @@ from typing import Literal
 
 import msgspec
 
-SECOND = 1_000_000
-MINUTE = 60 * SECOND
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
 # With more entries than this, all entries of one span are merged into one, which counts as long as the last of them.
 MAX_ENTRIES = 600
-MERGE_SPAN = MINUTE // 300
+MERGE_SPAN_US = MINUTE_US // 300
 # A clock that is this far behind an earlier reading was set back.
-SET_BACK = 10 * SECOND
+MAX_SET_BACK_US = 10 * SECOND_US
 # Suggested wait for a parallel slot, since it is not known when a request ends.
-SLOT_WAIT = SECOND
+SLOT_WAIT_US = SECOND_US
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LimitScope = Literal["all", "each", "user", "token"]
@@ -248,7 +248,7 @@ def expire(counter: Counter, now: int) -> Counter:
     entries = counter.entries
     if _is_ahead(counter, now):
         entries = tuple(Admission(min(entry.at, now), entry.requests, entry.tokens) for entry in entries)
-    first = next((index for index, entry in enumerate(entries) if entry.at > now - MINUTE), len(entries))
+    first = next((index for index, entry in enumerate(entries) if entry.at > now - MINUTE_US), len(entries))
     day, month = day_of(now), month_of(now)
     return Counter(
         entries=entries[first:],
@@ -268,7 +268,7 @@ def compute_gauges(limits: Iterable[tuple[str, Limit]], counters: Mapping[str, C
                 continue
             counting = [entry for entry in entries if _count(entry, kind)]
             left = max(0, most - sum(_count(entry, kind) for entry in counting))
-            reset = (counting[-1].at + MINUTE - now) / SECOND if counting else 0.0
+            reset = (counting[-1].at + MINUTE_US - now) / SECOND_US if counting else 0.0
             if kind not in gauges or left < gauges[kind][1]:
                 gauges[kind] = (most, left, max(0.0, reset))
     return gauges
@@ -276,7 +276,7 @@ def compute_gauges(limits: Iterable[tuple[str, Limit]], counters: Mapping[str, C
 
 def day_of(now: int) -> int:
     """Return the first instant of the day of `now`, UTC."""
-    return now - now % (24 * 60 * MINUTE)
+    return now - now % (24 * 60 * MINUTE_US)
 
 
 def month_of(now: int) -> int:
@@ -299,14 +299,14 @@ def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: i
             elif used + more > most:
                 yield Denial(limit=limit, kind=kind, wait_us=_wait(counter.entries, kind, used + more - most, now))
     if limit.parallel is not None and len(counter.pending) >= limit.parallel:
-        yield Denial(limit=limit, kind="parallel", wait_us=SLOT_WAIT if limit.parallel else None)
+        yield Denial(limit=limit, kind="parallel", wait_us=SLOT_WAIT_US if limit.parallel else None)
     yield from _period_denials(limit, counter, request, now)
 
 
 def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Iterable[Denial]:
     tokens, cost = sum(other.tokens for other in counter.pending), sum(other.cost for other in counter.pending)
-    tomorrow = day_of(now) + 24 * 60 * MINUTE
-    next_month = month_of(month_of(now) + 32 * 24 * 60 * MINUTE)
+    tomorrow = day_of(now) + 24 * 60 * MINUTE_US
+    next_month = month_of(month_of(now) + 32 * 24 * 60 * MINUTE_US)
     budgets: tuple[tuple[LimitKind, int | None, int, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, request.tokens, tomorrow),
         ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, request.tokens, next_month),
@@ -322,7 +322,7 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
         elif used + max(1, more) > most:
             yield Denial(limit=limit, kind=kind, wait_us=end - now, is_budget=True)
         else:
-            yield Denial(limit=limit, kind=kind, wait_us=SLOT_WAIT)
+            yield Denial(limit=limit, kind=kind, wait_us=SLOT_WAIT_US)
 
 
 def _with_reservation(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Counter:
@@ -335,7 +335,7 @@ def _with_reservation(limit: Limit, counter: Counter, request: ReservationReques
 
 
 def _pending_reservation(request: ReservationRequest, lease_seconds: float, now: int) -> PendingReservation:
-    return PendingReservation(request.id, now + round(lease_seconds * SECOND), request.tokens, request.cost)
+    return PendingReservation(request.id, now + round(lease_seconds * SECOND_US), request.tokens, request.cost)
 
 
 def _wait(entries: tuple[Admission, ...], kind: LimitKind, excess: int, now: int) -> int:
@@ -343,8 +343,8 @@ def _wait(entries: tuple[Admission, ...], kind: LimitKind, excess: int, now: int
     for entry in entries:
         excess -= _count(entry, kind)
         if excess <= 0:
-            return entry.at + MINUTE - now
-    return MINUTE
+            return entry.at + MINUTE_US - now
+    return MINUTE_US
 
 
 def _append(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission, ...]:
@@ -355,7 +355,7 @@ def _append(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission
         return (*entries, entry)
     fewer = [entries[0]]
     for each in (*entries[1:], entry):
-        if each.at // MERGE_SPAN == fewer[-1].at // MERGE_SPAN:
+        if each.at // MERGE_SPAN_US == fewer[-1].at // MERGE_SPAN_US:
             fewer[-1] = _merge(fewer[-1], each)
         else:
             fewer.append(each)
@@ -372,7 +372,7 @@ def _without_unused(
     """Return the entries without what was reserved and not used, if the reservation still counts."""
     surplus = max(0, reservation.request.tokens - tokens)
     index = next((index for index, entry in enumerate(entries) if entry.at >= reservation.at), None)
-    if index is None or (was_sent and not surplus) or not now - MINUTE < reservation.at <= now:
+    if index is None or (was_sent and not surplus) or not now - MINUTE_US < reservation.at <= now:
         return entries
     entry = entries[index]
     used = Admission(entry.at, max(0, entry.requests - (not was_sent)), max(0, entry.tokens - surplus))
@@ -395,4 +395,4 @@ def _latest(counter: Counter, now: int) -> int:
 
 def _is_ahead(counter: Counter, now: int) -> bool:
     """Return True if the clock was set back since the last entry."""
-    return bool(counter.entries) and counter.entries[-1].at > now + SET_BACK
+    return bool(counter.entries) and counter.entries[-1].at > now + MAX_SET_BACK_US

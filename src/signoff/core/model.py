@@ -36,6 +36,14 @@ _SEGMENT = re.compile(r"\*|[A-Za-z0-9_-]{1,64}")
 _REPLICA_MARK = "\N{NO-BREAK SPACE}#"
 
 
+TimeLimit = Literal["first_byte_seconds", "between_chunks_seconds", "total_seconds"]
+_TIMEOUT_FAULTS: dict[TimeLimit, str] = {
+    "first_byte_seconds": "did not start to answer within",
+    "between_chunks_seconds": "sent nothing for",
+    "total_seconds": "took more than",
+}
+
+
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits of one request to a model, in seconds."""
 
@@ -47,6 +55,10 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time between two chunks of a stream."""
     total_seconds: float = 600
     """Time from the request to the end of the answer."""
+
+    def fault(self, limit: TimeLimit) -> str:
+        """Return what a model has done when `limit` is over, to follow its name in a message."""
+        return f"{_TIMEOUT_FAULTS[limit]} {getattr(self, limit):g} s (`timeouts.{limit}`)"
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from signoff.core.price import NANO
-from signoff.dashboard.shell import SECOND, format_cost, format_duration
+from signoff.dashboard.shell import SECOND_US, format_cost, format_duration
 
 Unit = Literal["hour", "day"]
 WIDTH, BASE, TOP = 400, 150, 10
@@ -70,7 +70,7 @@ def column_chart(
         )
     scale = _SCALES.get(format_value, Scale())
     data = {
-        "times": [at // SECOND for at in times],
+        "times": [at // SECOND_US for at in times],
         "values": values if scale.divisor == 1 else [value / scale.divisor for value in values],
         "titles": [column.title for column in columns],
         "labels": [_time(at, unit) for at in times],
@@ -81,7 +81,7 @@ def column_chart(
 
 
 def _time(at: int, unit: Unit) -> str:
-    moment = datetime.fromtimestamp(at // SECOND, UTC)
+    moment = datetime.fromtimestamp(at // SECOND_US, UTC)
     return f"{moment:%H:%M}" if unit == "hour" else f"{moment:%d %b}"
 
 
@@ -97,6 +97,6 @@ def format_percent(value: int) -> str:
 
 _SCALES: dict[Callable[[int], str], Scale] = {
     format_cost: Scale(prefix="$", divisor=NANO),
-    format_duration: Scale(suffix=" s", divisor=SECOND),
+    format_duration: Scale(suffix=" s", divisor=SECOND_US),
     format_percent: Scale(suffix=" %"),
 }

@@ -15,7 +15,7 @@ from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
 from signoff.dashboard.budget import WHOLE, BudgetQuery, budget_view
 from signoff.dashboard.difference import line_difference
-from signoff.dashboard.shell import POLICIES, SECOND, format_unit, page, with_status
+from signoff.dashboard.shell import POLICIES, SECOND_US, format_unit, page, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import parse_form, parse_json
@@ -195,7 +195,7 @@ def action_words(action: Action) -> str:
 
 def _deadline_words(action: Action) -> str:
     within = (
-        "" if action.deadline_seconds is None else f" within {format_unit(round(action.deadline_seconds * SECOND))}"
+        "" if action.deadline_seconds is None else f" within {format_unit(round(action.deadline_seconds * SECOND_US))}"
     )
     match action.on_deadline:
         case Escalation(escalate=queue):

@@ -24,7 +24,7 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -147,7 +147,7 @@ def with_status(shown: Template, error: SignoffError | None) -> Template:
 def format_ago(now: int, at: int) -> str:
     """Return how long ago `at` was, in the largest unit that fits, or how long it is until then.
 
-    >>> format_ago(90 * SECOND, 0), format_ago(0, 3600 * SECOND), format_ago(0, 0)
+    >>> format_ago(90 * SECOND_US, 0), format_ago(0, 3600 * SECOND_US), format_ago(0, 0)
     ('1 min ago', 'in 1 h', 'now')
     """
     text = format_unit(abs(now - at))
@@ -157,10 +157,10 @@ def format_ago(now: int, at: int) -> str:
 def format_unit(microseconds: int) -> str:
     """Return a duration in the largest unit that fits, rounded down.
 
-    >>> format_unit(59 * SECOND), format_unit(2 * 86_400 * SECOND)
+    >>> format_unit(59 * SECOND_US), format_unit(2 * 86_400 * SECOND_US)
     ('59 s', '2 d')
     """
-    seconds = microseconds // SECOND
+    seconds = microseconds // SECOND_US
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), (1, "s"))
     return f"{seconds // size} {unit}"
 
@@ -168,14 +168,14 @@ def format_unit(microseconds: int) -> str:
 def format_duration(microseconds: int | None) -> str:
     """Return a duration with three digits; a dash if it is not known.
 
-    >>> format_duration(4_200), format_duration(1_234_000), format_duration(75 * SECOND), format_duration(None)
+    >>> format_duration(4_200), format_duration(1_234_000), format_duration(75 * SECOND_US), format_duration(None)
     ('4 ms', '1.23 s', '1 min', '–')
     """
     if microseconds is None:
         return "–"
-    if microseconds < SECOND:
+    if microseconds < SECOND_US:
         return f"{microseconds // 1000} ms"
-    return f"{microseconds / SECOND:.3g} s" if microseconds < 60 * SECOND else format_unit(microseconds)
+    return f"{microseconds / SECOND_US:.3g} s" if microseconds < 60 * SECOND_US else format_unit(microseconds)
 
 
 def format_cost(nanodollars: int | None) -> str:

@@ -15,7 +15,7 @@ from yarl import URL
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES, checked_host
 from signoff.core.endpoints import CHAT, EMBEDDINGS
-from signoff.core.model import Model, Timeouts, upstream_name
+from signoff.core.model import Model, TimeLimit, Timeouts, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream_errors import answered_error
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
@@ -63,10 +63,10 @@ class AnyLLMEngine:
         loop, limits = asyncio.get_running_loop(), model.timeouts
         end = loop.time() + limits.total_seconds
         try:
-            async with asyncio.timeout_at(end):
+            async with _time_limit(limits, "total_seconds", end):
                 await self._check_address(model)
             async with self._clients.borrow(client_key, end) as client:
-                async with asyncio.timeout_at(min(end, loop.time() + limits.first_byte_seconds)):
+                async with _time_limit(limits, "first_byte_seconds", end):
                     answer = await _send(client, name, request)
                 if not hasattr(answer, "__aiter__"):
                     return answer.model_dump_json(exclude_none=True).encode()
@@ -74,7 +74,7 @@ class AnyLLMEngine:
         except SignoffError:
             raise
         except TimeoutError as error:
-            raise ModelTimedOut from error
+            raise ModelTimedOut(f"The model {limits.fault('total_seconds')}.") from error
         except Exception as error:
             raise _map_error(error, has_begun=False) from error
         await sink.send([sse.DONE])
@@ -172,16 +172,27 @@ async def _send(client: Any, name: str, request: ModelRequest) -> Any:
     return await client.acompletion(model=name, messages=params.pop("messages", []), **params, **stream)
 
 
+@asynccontextmanager
+async def _time_limit(limits: Timeouts, limit: TimeLimit, end: float) -> AsyncGenerator[None]:
+    """Limit the time of the block by `limit`, and by `end` on the loop's clock. Raises ModelTimedOut."""
+    due = asyncio.get_running_loop().time() + getattr(limits, limit)
+    try:
+        async with asyncio.timeout_at(min(due, end)):
+            yield
+    except TimeoutError as error:
+        raise ModelTimedOut(f"The model {limits.fault('total_seconds' if end <= due else limit)}.") from error
+
+
 async def _pass_on_events(stream: Any, sink: Sink, limits: Timeouts, end: float) -> None:
-    """Send the chunks of the library's stream to `sink`. Raises ModelFailed or a subclass, and TimeoutError."""
-    loop, has_begun = asyncio.get_running_loop(), False
+    """Send the chunks of the library's stream to `sink`. Raises ModelFailed and its subclasses."""
+    has_begun = False
     async with aclosing(stream):
         while True:
-            seconds = limits.between_chunks_seconds if has_begun else limits.first_byte_seconds
+            limit = "between_chunks_seconds" if has_begun else "first_byte_seconds"
             try:
-                async with asyncio.timeout_at(min(end, loop.time() + seconds)):
+                async with _time_limit(limits, limit, end):
                     chunk = await anext(stream, None)
-            except TimeoutError:
+            except ModelTimedOut:
                 raise
             except Exception as error:
                 raise _map_error(error, has_begun=has_begun) from error

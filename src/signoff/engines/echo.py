@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from signoff.core import endpoints, sse
-from signoff.core.model import Model
+from signoff.core.model import Model, Timeouts
 from signoff.core.tokens import Usage
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.echo_endpoints import PIECE, EchoResponse, embeddings, moderations, ranks
@@ -66,7 +66,7 @@ class EchoEngine:
             )
         deadline = asyncio.get_running_loop().time() + model.timeouts.total_seconds
         if options.hang or options.delay:
-            await _pause(None if options.hang else options.delay, deadline)
+            await _pause(None if options.hang else options.delay, deadline, model.timeouts)
         if options.status is not None:
             message = f"The echo model fails with status {options.status}, as its name requests."
             raise _error(options.status, options.retry_after, message)
@@ -78,7 +78,7 @@ class EchoEngine:
         half = sum(1 for _ in completion.events()) // 2 if options.cut else None
         for number, event in enumerate(islice(completion.events(), half)):
             if number:
-                await _pause(options.chunk_delay, deadline)
+                await _pause(options.chunk_delay, deadline, model.timeouts)
             await sink.send([event])
         if options.cut:
             raise ModelCut
@@ -104,7 +104,7 @@ def options_of(model: Model, target: str) -> Options:
         raise BadRequest(f"The options of {target!r} are not valid: {error}. Valid ones: {valid}.") from error
 
 
-async def _pause(seconds: float | None, deadline: float) -> None:
+async def _pause(seconds: float | None, deadline: float, timeouts: Timeouts) -> None:
     """Sleep for `seconds` (forever if None), at most until `deadline` on the loop's clock. Raises ModelTimedOut."""
     if seconds == 0:
         # Let other tasks run, as every real model does.
@@ -113,7 +113,7 @@ async def _pause(seconds: float | None, deadline: float) -> None:
         async with asyncio.timeout_at(deadline):
             await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
     except TimeoutError as error:
-        raise ModelTimedOut from error
+        raise ModelTimedOut(f"The model {timeouts.fault('total_seconds')}.") from error
 
 
 def _error(status: int, retry_after_seconds: float | None, message: str) -> ModelAnswered:

@@ -151,7 +151,7 @@ class JsonLinesClient:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         end = started_at + timeouts.total_seconds
-        due, seconds = min(end, started_at + timeouts.first_byte_seconds), timeouts.first_byte_seconds
+        due, limit = min(end, started_at + timeouts.first_byte_seconds), "first_byte_seconds"
         try:
             async with asyncio.timeout_at(due):
                 await self._send(pending, operation, body)
@@ -161,15 +161,13 @@ class JsonLinesClient:
                 yield message
                 if message.kind != "delta":
                     return
-                due, seconds = min(end, loop.time() + timeouts.between_chunks_seconds), timeouts.between_chunks_seconds
+                due, limit = min(end, loop.time() + timeouts.between_chunks_seconds), "between_chunks_seconds"
         except TimeoutError:
-            fault = f"sent nothing for {seconds:g} s"
-            if due == end:
-                seconds, fault = timeouts.total_seconds, f"took more than {timeouts.total_seconds:g} s"
-            if self._is_stuck(loop.time(), seconds):
+            limit = "total_seconds" if due == end else limit
+            if self._is_stuck(loop.time(), getattr(timeouts, limit)):
                 self._abort_stuck()
             self._start_stall_timer(started_at, timeouts.total_seconds)
-            raise ModelTimedOut(f"The model {self._name} {fault}.") from None
+            raise ModelTimedOut(f"The model {self._name} {timeouts.fault(limit)}.") from None
         finally:
             self._abandon(pending)
 

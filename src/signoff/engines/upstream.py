@@ -233,11 +233,8 @@ class _Call:
 
     def timeout_error(self) -> ModelTimedOut:
         """Return the error for the deadline that has passed. The clock is not read: timers can fire a little early."""
-        if self._due == self._end:
-            return ModelTimedOut(f"The model took more than {self.timeouts.total_seconds:g} s.")
-        if self._first_byte_due:
-            return ModelTimedOut(f"The model did not start to answer within {self.timeouts.first_byte_seconds:g} s.")
-        return ModelTimedOut(f"The model sent nothing for {self.timeouts.between_chunks_seconds:g} s.")
+        limit = "first_byte_seconds" if self._first_byte_due else "between_chunks_seconds"
+        return ModelTimedOut(f"The model {self.timeouts.fault('total_seconds' if self._due == self._end else limit)}.")
 
     def end(self) -> None:
         """Give the connection back to the pool."""

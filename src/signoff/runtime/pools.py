@@ -145,7 +145,7 @@ class EndpointPool:
 
     def _timeout_error(self, *, is_total_timeout: bool) -> SignoffError:
         if is_total_timeout:
-            return ModelTimedOut(f"The model took more than {self.model.timeouts.total_seconds:g} s.")
+            return ModelTimedOut(f"The model {self.model.timeouts.fault('total_seconds')}.")
         if all(endpoint.state != "up" for endpoint in self._endpoints):
             return self.unavailable_error()
         return ModelBusy(

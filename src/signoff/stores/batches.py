@@ -21,7 +21,7 @@ from signoff.stores.files import delete_files, insert_file
 from signoff.stores.job_pages import jobs_by_id, sizes_of
 from signoff.stores.jobs import KEY_LIFETIME_US, insert_job, with_times
 from signoff.stores.schema import deliveries, jobs
-from signoff.stores.transitions import SECOND, apply_transition
+from signoff.stores.transitions import SECOND_US, apply_transition
 from signoff.stores.writer import Tx
 
 _NAMES = Batch.__struct_fields__
@@ -68,7 +68,7 @@ class SqlBatches:
         """See `batches.Batches`."""
 
         def renew(tx: Tx) -> set[str]:
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             is_leased = sa.tuple_(batches.c.id, batches.c.lease).in_(list(leases.items()))
             update = sa.update(batches).where(batches.c.id.in_(leases), is_leased).values(lease_until=until)
             return set(tx.conn.execute(update.returning(batches.c.id)).scalars())
@@ -79,7 +79,7 @@ class SqlBatches:
         """See `batches.Batches`."""
 
         def release(tx: Tx) -> int:
-            due_at = tx.now + round(after_seconds * SECOND)
+            due_at = tx.now + round(after_seconds * SECOND_US)
             # A cancellation meanwhile has made it due at once, and must not wait.
             next_due = sa.case((batches.c.status == "cancelling", tx.now), else_=due_at)
             update = sa.update(batches).where(batches.c.id == batch_id, batches.c.lease == lease)
@@ -185,7 +185,7 @@ class SqlBatches:
         """See `batches.Batches`."""
 
         def purge(tx: Tx) -> int:
-            before = tx.now - round(older_than_seconds * SECOND)
+            before = tx.now - round(older_than_seconds * SECOND_US)
             ended = [batches.c[f"{status}_at"] < before for status in sorted(ENDED)]
             old = sa.select(batches.c.id).where(batches.c.status.in_(sorted(ENDED)), sa.or_(*ended)).limit(limit)
             ids = tx.conn.execute(old.with_for_update(skip_locked=True)).scalars().all()
@@ -227,7 +227,7 @@ def _insert(tx: Tx, batch: Batch, window_seconds: float) -> Batch:
         if row is not None:  # this row alone: another process may have inserted one with the key in the meantime
             tx.conn.execute(sa.update(batches).where(batches.c.id == row.id).values(idempotency_key=None))
     stored = msgspec.structs.replace(
-        batch, created_at=tx.now, due_at=tx.now, expires_at=tx.now + round(window_seconds * SECOND)
+        batch, created_at=tx.now, due_at=tx.now, expires_at=tx.now + round(window_seconds * SECOND_US)
     )
     if stored.status == "in_progress":
         stored = msgspec.structs.replace(stored, in_progress_at=tx.now)
@@ -298,7 +298,7 @@ def _claim(tx: Tx, lease: str, limit: int, lease_seconds: float) -> list[Batch]:
     ids = tx.conn.execute(due).scalars().all()
     if not ids:
         return []
-    changes = {"lease": lease, "lease_until": tx.now + round(lease_seconds * SECOND)}
+    changes = {"lease": lease, "lease_until": tx.now + round(lease_seconds * SECOND_US)}
     update = sa.update(batches).where(batches.c.id.in_(ids)).values(changes).returning(*_COLUMNS)
     claimed = {row.id: _batch_of(row) for row in tx.conn.execute(update)}
     return [claimed[batch_id] for batch_id in ids]

@@ -28,7 +28,7 @@ from signoff.stores.budgets_schema import (
 )
 from signoff.stores.database import Database
 from signoff.stores.statements import insert_into
-from signoff.stores.transitions import SECOND, add_copy
+from signoff.stores.transitions import SECOND_US, add_copy
 from signoff.stores.writer import Tx
 
 # Maximum number of leases that a transaction which takes passes also deletes, so that it stays short.
@@ -164,7 +164,7 @@ def _take(tx: Tx, request: PassRequest) -> PassGrant:
     passes = min(request.most, period.passes)
     if passes > 0:
         row = {"id": request.lease, "policy": request.policy, "period": period.number, "granted": passes, "used": 0}
-        tx.conn.execute(sa.insert(budget_leases), row | {"until": tx.now + round(request.seconds * SECOND)})
+        tx.conn.execute(sa.insert(budget_leases), row | {"until": tx.now + round(request.seconds * SECOND_US)})
     return PassGrant(period=msgspec.structs.replace(period, outstanding=outstanding + passes), number=passes)
 
 

@@ -18,7 +18,7 @@ from signoff.stores.clock import now_us
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import cached, calls, jobs
 from signoff.stores.statements import insert_rows, upsert_statement
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.writer import Tx
 
 # The cache is trimmed after this many entries, or this fraction of a bound: it exceeds its bounds by no more than that.
@@ -60,7 +60,7 @@ class SqlCache:
         needs_trim = self._needs_trim(list(by_key.values()))
 
         def store(tx: Tx) -> None:
-            expires_at = tx.now + round(self._bounds.ttl_seconds * SECOND)
+            expires_at = tx.now + round(self._bounds.ttl_seconds * SECOND_US)
             # All processes lock rows in the order of the keys, so that they cannot deadlock.
             rows = [_row(by_key[key], tx.now, expires_at) for key in sorted(by_key)]
             text, names = upsert_statement(cached, tx.conn.dialect)
@@ -135,12 +135,12 @@ def _hit_of(row: sa.Row[Any]) -> CacheHit | None:
         usage=job.usage,
         answer=with_usage(job.path, job.response, job.usage),
     )
-    return CacheHit(entry, max(0, row.now - row.created_at) / SECOND, (row.expires_at - row.now) / SECOND)
+    return CacheHit(entry, max(0, row.now - row.created_at) / SECOND_US, (row.expires_at - row.now) / SECOND_US)
 
 
 def _trim(tx: Tx, bounds: CacheBounds) -> None:
     """Delete expired entries, and the oldest ones while the bounds are exceeded."""
-    before = tx.now - round(bounds.ttl_seconds * SECOND)
+    before = tx.now - round(bounds.ttl_seconds * SECOND_US)
     _delete(tx, tx.conn.execute(_EXPIRED.limit(MAX_TRIMMED_ENTRIES), {"before": before}).scalars().all())
     entries, size = tx.conn.execute(_TOTAL).one()
     evicted = list[str]()

@@ -12,7 +12,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(deliveries.c)
@@ -42,7 +42,7 @@ class SqlDeliveries:
             full = [host for host, count in busy.items() if count >= limit_per_host]
             candidates = tx.conn.execute(_CANDIDATES, {"now": tx.now, "kind": kind, "full": full}).all()
             ids = _within_limits(candidates, limit, limit_per_host, busy)
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             return _lease(tx, {"ids": ids, "new_lease": lease, "new_lease_until": until}) if ids else []
 
         return await self._database.write(claim)
@@ -165,7 +165,7 @@ def _read_depths(conn: sa.Connection, now: int, at_most: int) -> list[DeliveryDe
     for kind in get_args(DeliveryKind):
         number, due_at = conn.execute(_DEPTH, {"kind": kind, "limit": at_most}).one()
         if number:
-            overdue = max(0.0, (now - due_at) / SECOND)
+            overdue = max(0.0, (now - due_at) / SECOND_US)
             depths.append(DeliveryDepth(kind=kind, pending=number, overdue_seconds=overdue))
     return depths
 
@@ -182,7 +182,7 @@ def _settle(tx: Tx, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> b
         "old_lease": lease,
         "to": outcome.state,
         "uncounted": 0 if outcome.counts else 1,
-        "new_due_at": tx.now + round(outcome.after_seconds * SECOND),
+        "new_due_at": tx.now + round(outcome.after_seconds * SECOND_US),
         "new_done_at": None if outcome.state == "due" else tx.now,
     }
     if outcome.counts:

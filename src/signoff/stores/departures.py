@@ -8,10 +8,10 @@ from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.stores.database import Database
 from signoff.stores.schema import departures, jobs
 from signoff.stores.statements import insert_into
-from signoff.stores.transitions import EVERY_COLUMN, SECOND, job_of
+from signoff.stores.transitions import EVERY_COLUMN, SECOND_US, job_of
 from signoff.stores.writer import Tx
 
-LIFETIME_US = 24 * 3600 * SECOND
+LIFETIME_US = 24 * 3600 * SECOND_US
 PURGED_ROWS = 20
 
 
@@ -32,7 +32,7 @@ class SqlDepartures:
 
     async def renew(self, jobs: Sequence[Job], lease_seconds: float) -> None:
         """See `records.Departures`."""
-        await self._database.write(lambda tx: _put(tx, jobs, tx.now + round(lease_seconds * SECOND)))
+        await self._database.write(lambda tx: _put(tx, jobs, tx.now + round(lease_seconds * SECOND_US)))
 
     async def remove(self, job_id: str) -> None:
         """See `records.Departures`."""
@@ -54,7 +54,7 @@ class SqlDepartures:
 
         def take(tx: Tx) -> Job | None:
             tx.flush()
-            since = tx.now - round(ended_within_seconds * SECOND)
+            since = tx.now - round(ended_within_seconds * SECOND_US)
             row = tx.conn.execute(_NEWEST, key | {"since": since, "now": tx.now}).one_or_none()
             if row is None:
                 return None

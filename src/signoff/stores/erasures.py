@@ -30,7 +30,7 @@ from signoff.stores.schema import (
     keys,
     model_logs,
 )
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
@@ -72,7 +72,7 @@ class SqlErasures:
         def read(conn: sa.Connection, now: Any) -> list[PendingErasure]:
             rows = conn.execute(query).all()
             return [
-                PendingErasure(user_id=row.user_id, age_seconds=(now() - row.requested_at) / SECOND) for row in rows
+                PendingErasure(user_id=row.user_id, age_seconds=(now() - row.requested_at) / SECOND_US) for row in rows
             ]
 
         return await self._database.read(read)

@@ -11,10 +11,10 @@ from signoff.core.filters import Page
 from signoff.stores.batches_schema import IS_UNENDED, batches, files
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.writer import Tx
 
-UPLOAD_US = 24 * 3600 * SECOND
+UPLOAD_US = 24 * 3600 * SECOND_US
 _NAMES = StoredFile.__struct_fields__
 _COLUMNS = tuple(files.c[name] for name in _NAMES)
 
@@ -31,7 +31,7 @@ class SqlFiles:
 
     async def complete(self, file: StoredFile, *, lifetime_seconds: float | None) -> StoredFile | None:
         """See `batches.Files`."""
-        lifetime = None if lifetime_seconds is None else round(lifetime_seconds * SECOND)
+        lifetime = None if lifetime_seconds is None else round(lifetime_seconds * SECOND_US)
         changes: dict[str, Any] = {
             "filename": file.filename,
             "purpose": file.purpose,
@@ -95,7 +95,7 @@ class SqlFiles:
 
 def insert_file(tx: Tx, file: StoredFile, *, lifetime_seconds: float | None = None) -> None:
     """Insert the row of a file, which is created now."""
-    expires_at = None if lifetime_seconds is None else tx.now + round(lifetime_seconds * SECOND)
+    expires_at = None if lifetime_seconds is None else tx.now + round(lifetime_seconds * SECOND_US)
     row = {name: getattr(file, name) for name in _NAMES} | {"created_at": tx.now, "expires_at": expires_at}
     tx.conn.execute(sa.insert(files), row)
 

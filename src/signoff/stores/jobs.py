@@ -35,7 +35,7 @@ from signoff.stores.schema import (
 )
 from signoff.stores.transitions import (
     EVERY_COLUMN,
-    SECOND,
+    SECOND_US,
     apply_transition,
     changes_of,
     create_deliveries,
@@ -48,7 +48,7 @@ from signoff.stores.transitions import (
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
-KEY_LIFETIME_US = 24 * 3600 * SECOND
+KEY_LIFETIME_US = 24 * 3600 * SECOND_US
 # The user id of keys that are unique among all users; no user has it.
 ALL_USERS = -2
 
@@ -249,8 +249,8 @@ def with_times(job: Job, now: int, due_seconds: float, lease_seconds: float | No
         job,
         created_at=now,
         updated_at=now,
-        due_at=now + round(due_seconds * SECOND),
-        lease_until=None if lease_seconds is None else now + round(lease_seconds * SECOND),
+        due_at=now + round(due_seconds * SECOND_US),
+        lease_until=None if lease_seconds is None else now + round(lease_seconds * SECOND_US),
     )
 
 
@@ -332,7 +332,7 @@ _FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 
 def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
     """Extend leases, given as (job id, lease); return the ids of the jobs that still have them."""
-    until, renewed = tx.now + round(lease_seconds * SECOND), set[str]()
+    until, renewed = tx.now + round(lease_seconds * SECOND_US), set[str]()
     for chunk in chunked(sorted(leases)):
         job_ids = [job_id for job_id, _ in chunk]
         tx.conn.execute(_LOCK_IN_ORDER, {"jobs": job_ids})
@@ -360,7 +360,7 @@ _RENEW = (
 
 def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     """Delete at most `limit` ended jobs that are that old, with their rows in all tables; return their number."""
-    before = tx.now - round(older_than_seconds * SECOND)
+    before = tx.now - round(older_than_seconds * SECOND_US)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()
     delete_jobs(tx, ids)

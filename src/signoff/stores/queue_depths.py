@@ -12,7 +12,7 @@ from signoff.core.backlog import JobQueueDepth
 from signoff.core.job import PRIORITIES
 from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 
 # Maximum number of users of one priority whose oldest job is read.
 MAX_VISITED = 256
@@ -37,7 +37,7 @@ def read_queue_depths(conn: Connection, now: int, at_most: int) -> list[JobQueue
         return []
     return [
         JobQueueDepth(
-            owner=row.owner, jobs=row.number, oldest_seconds=max(0.0, (now - oldest.get(row.owner, now)) / SECOND)
+            owner=row.owner, jobs=row.number, oldest_seconds=max(0.0, (now - oldest.get(row.owner, now)) / SECOND_US)
         )
         for row in conn.execute(_NUMBERS, {"now": now, "limit": at_most})
     ]

@@ -16,7 +16,7 @@ from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.reviews_schema import review_notices, review_queue_members, review_queues, review_reasons
 from signoff.stores.schema import WAITS_FOR_REVIEW, jobs, review_queue_name
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
@@ -105,7 +105,7 @@ class SqlReviewQueues:
 
     async def news(self, *, lag_seconds: float) -> list[QueueNews]:
         """See `reviews.ReviewQueues`."""
-        lag = round(lag_seconds * SECOND)
+        lag = round(lag_seconds * SECOND_US)
         return await self._database.read(lambda conn, now: _read_news(conn, now() - lag))
 
     async def add_notices(self, news: QueueNews, notices: Sequence[Notice]) -> bool:
@@ -135,7 +135,7 @@ class SqlReviewQueues:
             ids = tx.conn.execute(due).scalars().all()
             if not ids:
                 return []
-            until = tx.now + round(lease_seconds * SECOND)
+            until = tx.now + round(lease_seconds * SECOND_US)
             update = sa.update(review_notices).where(review_notices.c.id.in_(ids))
             update = update.values(due_at=until, lease=lease, attempt=review_notices.c.attempt + 1)
             return [Notice(**row) for row in tx.conn.execute(update.returning(*_NOTICE)).mappings()]
@@ -150,7 +150,7 @@ class SqlReviewQueues:
             if outcome.after_seconds is None:
                 tx.conn.execute(sa.delete(review_notices).where(*is_leased))
                 return
-            due_at = tx.now + round(outcome.after_seconds * SECOND)
+            due_at = tx.now + round(outcome.after_seconds * SECOND_US)
             tx.conn.execute(sa.update(review_notices).where(*is_leased).values(due_at=due_at, lease=None))
 
         await self._database.write(settle)
@@ -176,7 +176,7 @@ def _read_news(conn: Connection, until: int) -> list[QueueNews]:
     for row in conn.execute(sa.select(review_queues)):
         queue: ReviewQueue = row.queue
         has_receiver = queue.emails or queue.sealed is not None
-        if not has_receiver or until < row.reported_until + round(queue.digest_seconds * SECOND):
+        if not has_receiver or until < row.reported_until + round(queue.digest_seconds * SECOND_US):
             continue
         due.append(_news_of(conn, queue, row.reported_until, until))
     return due
@@ -185,7 +185,7 @@ def _read_news(conn: Connection, until: int) -> list[QueueNews]:
 def _news_of(conn: Connection, queue: ReviewQueue, since: int, until: int) -> QueueNews:
     ageing = ()
     if queue.ageing_seconds is not None:
-        age = round(queue.ageing_seconds * SECOND)
+        age = round(queue.ageing_seconds * SECOND_US)
         ageing = _items(conn, queue.name, jobs.c.held_at, since - age, until - age)
     return QueueNews(
         queue=queue,

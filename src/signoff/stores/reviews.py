@@ -18,10 +18,10 @@ from signoff.stores.job_pages import chunked, jobs_by_id, sizes_of
 from signoff.stores.next_review import open_next
 from signoff.stores.reviews_schema import review_bulks
 from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queue_name, review_rank, votes
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.writer import Tx
 
-BULK_LIFETIME_US = 24 * 3600 * SECOND
+BULK_LIFETIME_US = 24 * 3600 * SECOND_US
 
 
 class SqlReviews:
@@ -157,7 +157,7 @@ def _page_statement(filters: ReviewFilter, now: int) -> sa.Select[Any]:
 
 def _old(filters: ReviewFilter, now: int, held_at: ColumnElement[int]) -> list[ColumnElement[bool]]:
     """Return the condition that an answer was held for `min_age_seconds`; an empty list if that is None."""
-    return [] if filters.min_age_seconds is None else [held_at <= now - round(filters.min_age_seconds * SECOND)]
+    return [] if filters.min_age_seconds is None else [held_at <= now - round(filters.min_age_seconds * SECOND_US)]
 
 
 def _ordered(*columns: ColumnElement[Any], is_descending: bool) -> list[ColumnElement[Any]]:

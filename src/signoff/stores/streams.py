@@ -10,7 +10,7 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.streams_schema import stream_leads, streams
-from signoff.stores.transitions import SECOND
+from signoff.stores.transitions import SECOND_US
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
@@ -63,7 +63,7 @@ class SqlStreams:
         """See `catalog.Streams`."""
 
         def acquire(tx: Tx) -> bool:
-            until = tx.now + round(seconds * SECOND)
+            until = tx.now + round(seconds * SECOND_US)
             free = (stream_leads.c.holder == holder) | (stream_leads.c.until < tx.now)
             update = sa.update(stream_leads).where(stream_leads.c.name == name, free)
             if tx.conn.execute(update.values(holder=holder, until=until)).rowcount == 1:

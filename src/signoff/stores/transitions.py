@@ -30,7 +30,7 @@ from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(jobs.c)
 # A second in microseconds, the unit of all times in the database.
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 _NOT_IN_EVENTS = {"body", "seq", "updated_at"}
 _NOT_IN_FIRST_EVENT = {*_NOT_IN_EVENTS, "response", "deliver"}
@@ -191,7 +191,7 @@ def parameters_of(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
         "actor_seq": request.seq,
         "actor_settled": request.settled_steps,
         **{f"new_{column}": value for column, value in request.changes.items()},
-        **{f"new_{column}": tx.now + round(seconds * SECOND) for column, seconds in request.after_seconds.items()},
+        **{f"new_{column}": tx.now + round(seconds * SECOND_US) for column, seconds in request.after_seconds.items()},
     }
 
 

@@ -9,7 +9,7 @@ from signoff.runtime.pools import EndpointStatus, endpoint_name
 from signoff.work.admin.models import model_health
 from signoff.work.services import Services
 
-SECOND = 1_000_000
+SECOND_US = 1_000_000
 
 
 async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:
@@ -29,7 +29,7 @@ async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:
 
 async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[str, Any]:
     cooldown = status.cooldown_seconds
-    until = None if cooldown is None else format_time(services.clock() + round(cooldown * SECOND))
+    until = None if cooldown is None else format_time(services.clock() + round(cooldown * SECOND_US))
     fields: dict[str, Any] = {"endpoint": endpoint_name(status.model), "load": status.load, "state": status.state}
     result = fields | {"resting_until": until, "fault": status.fault} | await model_health(services, status.model)
     return result if status.state != "resting" else result | {"ok": False}

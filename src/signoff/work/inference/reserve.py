@@ -10,7 +10,7 @@ import structlog
 
 from signoff.core.estimate import estimate_tokens
 from signoff.core.job import Job
-from signoff.core.limits import SECOND, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.limits import SECOND_US, Denial, Limit, Reservation, ReservationRequest
 from signoff.core.price import NANO, dollars
 from signoff.core.tokens import Usage
 from signoff.errors import BudgetSpent, LimitReached, Overloaded
@@ -99,7 +99,7 @@ async def _reserve_and_track(services: Services, request: ReservationRequest) ->
 
 
 def _limit_error(denial: Denial) -> LimitReached:
-    limit, seconds = denial.limit, None if denial.wait_us is None else denial.wait_us / SECOND
+    limit, seconds = denial.limit, None if denial.wait_us is None else denial.wait_us / SECOND_US
     model_text = "" if limit.model is None else f" of {limit.model}"
     limit_text = f"{SCOPE_NAMES[limit.scope]} may use {_allowance(denial)}{model_text}"
     if seconds is None:

@@ -283,7 +283,7 @@ def _has_passed(deadline: float) -> bool:
 
 
 def _timeout_error(model: Model) -> ModelTimedOut:
-    return ModelTimedOut(f"The model took more than {model.timeouts.total_seconds:g} s.")
+    return ModelTimedOut(f"The model {model.timeouts.fault('total_seconds')}.")
 
 
 def _final_error(pool: EndpointPool, failure: SignoffError | None, error: SignoffError) -> SignoffError:
