@@ -16,7 +16,7 @@ from signoff.core.estimate import DEFAULT_OUTPUT_TOKENS, estimate_tokens
 from signoff.core.limits import (
     MAX_ENTRIES,
     MERGE_SPAN_US,
-    MINUTE,
+    MINUTE_US,
     SECOND_US,
     Counter,
     Denial,
@@ -31,7 +31,7 @@ from signoff.core.limits import (
 from signoff.errors import BadRequest
 
 NOON = int(datetime(2026, 2, 27, 12, tzinfo=UTC).timestamp()) * SECOND_US
-DAY = 24 * 60 * MINUTE
+DAY = 24 * 60 * MINUTE_US
 
 
 class LimitHarness:
@@ -88,7 +88,7 @@ def test_requests_per_minute_are_limited_exactly(steps: list[int], limit: int) -
     harness, admitted_at = LimitHarness(requests_per_minute=limit), list[int]()
     for step in steps:
         harness.now += step
-        in_the_last_minute = sum(at > harness.now - MINUTE for at in admitted_at)
+        in_the_last_minute = sum(at > harness.now - MINUTE_US for at in admitted_at)
         is_admitted = isinstance(harness.ask(), Reservation)
         assert is_admitted == (in_the_last_minute < limit)
         if is_admitted:
@@ -102,7 +102,7 @@ def test_tokens_per_minute_are_limited_exactly(
     harness, admitted_at = LimitHarness(tokens_per_minute=100), list[tuple[int, int]]()
     for step, tokens in requests:
         harness.now += step
-        used = sum(count for at, count in admitted_at if at > harness.now - MINUTE)
+        used = sum(count for at, count in admitted_at if at > harness.now - MINUTE_US)
         is_admitted = isinstance(harness.ask(tokens), Reservation)
         assert is_admitted == (used + tokens <= 100)
         if is_admitted:
@@ -125,7 +125,7 @@ def test_a_denied_request_is_admitted_exactly_after_its_wait(requests: list[tupl
     denial = harness.ask(tokens)
     if isinstance(denial, Denial):
         assert denial.wait_us is not None
-        assert denial.wait_us <= MINUTE
+        assert denial.wait_us <= MINUTE_US
         harness.now += denial.wait_us - 1
         assert isinstance(harness.ask(tokens), Denial)
         harness.now += 1
@@ -159,7 +159,7 @@ def test_a_minute_after_all_settlements_only_the_spent_tokens_remain(steps: list
         assert all(entry.requests >= 0 and entry.tokens >= 0 for entry in harness.counter.entries)
     for reservation in pending:
         harness.settle(reservation, was_sent=False)
-    harness.now += MINUTE
+    harness.now += MINUTE_US
     assert (harness.counter.entries, harness.counter.pending, harness.counter.month.tokens) == ((), (), spent)
 
 
@@ -185,7 +185,7 @@ def test_usage_beyond_a_reservation_counts_from_its_settlement() -> None:
     reservation = harness.ask(10)
     harness.advance(70)
     harness.settle(reservation, 110)
-    assert wait_of(harness.ask(1)) == MINUTE
+    assert wait_of(harness.ask(1)) == MINUTE_US
     harness.advance(60)
     assert isinstance(harness.ask(100), Reservation)
 
@@ -235,7 +235,7 @@ def test_a_budget_is_reserved_before_and_settled_after() -> None:
     harness.settle(harness.reservations[-1], 5)
     spent = harness.ask(1)
     assert isinstance(spent, Denial)
-    assert (spent.is_budget, spent.wait_us) == (True, 12 * 60 * MINUTE)
+    assert (spent.is_budget, spent.wait_us) == (True, 12 * 60 * MINUTE_US)
     harness.now += spent.wait_us or 0
     assert isinstance(harness.ask(100), Reservation)
 
@@ -304,8 +304,8 @@ def test_a_busy_counter_stays_small_and_drops_nothing_too_early(mean_millisecond
         admitted_at.append(harness.now)
         assert len(harness.counter.entries) <= MAX_ENTRIES
     counted = sum(entry.requests for entry in harness.counter.entries)
-    assert sum(at > harness.now - MINUTE for at in admitted_at) <= counted
-    assert counted <= sum(at > harness.now - MINUTE - MERGE_SPAN_US for at in admitted_at)
+    assert sum(at > harness.now - MINUTE_US for at in admitted_at) <= counted
+    assert counted <= sum(at > harness.now - MINUTE_US - MERGE_SPAN_US for at in admitted_at)
 
 
 @pytest.mark.parametrize(
