@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 COLLECT_AFTER = 20_000
-pytest_plugins = ["plugins.services", "plugins.tiers", "plugins.unretrieved"]
+pytest_plugins = ["plugins.services", "plugins.tiers", "plugins.repeats", "plugins.unretrieved"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,7 +24,7 @@ from stateful.place import ControlledDatabase
 
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.law]
 RUNS = {"sqlite": 12, "postgres": 4}
 LONG_RUNS = 600
 SEARCHES = 400

@@ -38,7 +38,7 @@ from signoff.work.reviews.history import with_queues
 from support.live_server import Live, live
 from support.stores import execute
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.law]
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
 OTHERS = [Caller(user_id=number, token_id=number, role="admin", email=f"a{number}@example.com") for number in (97, 98)]
 TOOLS = [{"type": "function", "name": "tell", "parameters": {"type": "object"}}]
