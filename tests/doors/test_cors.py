@@ -52,6 +52,16 @@ async def test_a_page_of_a_named_origin_reads_answers_and_errors(
             assert "access-control-allow-credentials" not in headers
 
 
+@pytest.mark.parametrize("origin", [{}, {"origin": "https://elsewhere.example"}], ids=["none", "other"])
+async def test_no_cache_keeps_a_response_without_the_headers_for_a_page_of_a_named_origin(
+    origin: dict[str, str], tmp_path: Path
+) -> None:
+    async with live(tmp_path, cors_origins=[APP]) as server:
+        _, headers = await headers_of(server, "GET", "/v1/models", token=await server.token(), **origin)
+        assert "access-control-allow-origin" not in headers
+        assert headers["vary"] == "origin"
+
+
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_a_preflight_request_is_answered(method: str, path: str, tmp_path: Path) -> None:
     async with live(tmp_path, cors_origins=[APP]) as server:

@@ -38,19 +38,20 @@ async def send_preflight(scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def with_cors_headers(origin: str, send: Send) -> Send:
-    """Return `send` with the headers added that let a page of `origin` read the response."""
+def with_cors_headers(origin: str | None, send: Send) -> Send:
+    """Return `send` with the headers added that let a page of `origin` read the response.
+
+    Without an `origin` that may, only `vary` is added, so that no cache keeps the response for pages that may.
+    """
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own_headers = [name for name, _ in message["headers"] if name.lower().startswith(EXPOSED_PREFIXES)]
-            exposed = b", ".join([EXPOSED, *own_headers])
-            cors_headers: list[Header] = [
-                (b"access-control-allow-origin", origin.encode("latin-1")),
-                (b"access-control-expose-headers", exposed),
-                (b"vary", b"origin"),
-            ]
-            message["headers"] = [*message["headers"], *cors_headers]
+            headers: list[Header] = [*message["headers"], (b"vary", b"origin")]
+            if origin is not None:
+                own_headers = [name for name, _ in message["headers"] if name.lower().startswith(EXPOSED_PREFIXES)]
+                headers.append((b"access-control-allow-origin", origin.encode("latin-1")))
+                headers.append((b"access-control-expose-headers", b", ".join([EXPOSED, *own_headers])))
+            message["headers"] = headers
         await send(message)
 
     return send_with_headers

@@ -114,9 +114,10 @@ class DoorRouter:
         if scope["method"] == "HEAD" and not scope["path"].lower().startswith(ACTING_PATHS):
             scope, send = as_get(scope), without_body(send)
         origins = self._door_settings.cors_origins
-        if origins and (origin := allowed_origin(scope, origins)) is not None:
+        if origins:
+            origin = allowed_origin(scope, origins)
             send = with_cors_headers(origin, send)
-            if is_preflight(scope):
+            if origin is not None and is_preflight(scope):
                 return send_preflight(scope, send)
         if scope["method"] == "POST" and not scope["query_string"] and (door := self._queue.get(scope["path"])):
             return door(scope, receive, send)
