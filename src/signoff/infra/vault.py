@@ -149,10 +149,11 @@ def keys_locked(path: Path) -> Generator[None]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict("Another process is changing the keys. Try again later.") from None
         yield
-    except BlockingIOError:
-        raise Conflict("Another process is changing the keys. Try again later.") from None
     finally:
         os.close(descriptor)
 
