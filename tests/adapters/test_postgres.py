@@ -342,7 +342,7 @@ async def test_a_commit_with_an_unknown_outcome_is_an_error(wire: Wire, monkeypa
         await database._open_engines().reading.dispose()
 
         wire.cut, wire.refuses = "after", True
-        with pytest.raises(Overloaded, match="not known"):
+        with pytest.raises(Overloaded, match="lost during a commit"):
             await store.jobs.transition(job.id, a_step("succeed"))
 
         wire.refuses = False

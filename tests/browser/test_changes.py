@@ -46,7 +46,7 @@ async def test_a_policy_is_written_tried_saved_and_deleted(server: Live, enter: 
     await expect(page.get_by_role("heading", level=1)).to_have_text("mine")
     assert (await api(admin, "/api/policies/mine"))["rules"] == policy["rules"]
     await page.get_by_role("button", name="Try on the last").click()
-    await expect(page.locator(".tried")).to_be_visible()
+    await expect(page.locator(".dry-run")).to_be_visible()
     assert (await api(admin, "/api/policies/mine"))["version"] == 1
 
 
@@ -272,7 +272,7 @@ async def test_a_price_and_an_upstream_key_are_stored_and_removed(server: Live, 
     page = admin.page
     await admin.visit("/dashboard/prices")
     await page.get_by_label(re.compile("^Model")).fill("dear")
-    await page.get_by_label("Tokens in, a million").fill("2.50")
+    await page.get_by_label("Tokens in, a million", exact=True).fill("2.50")
     await page.get_by_role("button", name="Set the price").click()
     await expect(page.get_by_role("cell", name="$2.5", exact=True)).to_be_visible()
     assert [each["input"] for each in (await api(admin, "/api/prices"))["data"]] == ["2.5"]

@@ -21,8 +21,8 @@ from support.live_server import Live, chat, live
 
 pytestmark = pytest.mark.anyio
 # Functions that decode a request on its way to the response cache, and then to a model; and those of an answer.
-OF_REQUEST = {"decode_json", "read_members", "canonical"}
-TO_MODEL = {"_is_chat", "named"}
+OF_REQUEST = {"decode_json", "read_members", "canonical_parameters"}
+TO_MODEL = {"_is_chat", "with_model"}
 OF_ANSWER = {"without_lone_surrogates", "_openai_usage", "is_complete"}
 OF_HIT = {"is_completion"}
 ADMISSION = {"read_body", "admit", "read_members", "requested_headers", "select_headers"}
