@@ -95,6 +95,7 @@ MEASUREMENTS = (
     "history-postgresql",
     "jobs-sqlite",
     "jobs-postgresql",
+    "batches",
     "reviews-sqlite",
     "reviews-postgresql",
     "restore",

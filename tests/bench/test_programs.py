@@ -60,6 +60,18 @@ def test_signoff_is_measured_under_each_kind_of_load(tmp_path: Path) -> None:
     assert {"date", "load", "processor", "checkout", "versions"} < report.keys()
 
 
+@pytest.mark.long
+def test_batches_of_several_owners_are_measured_and_each_line_has_one_result(tmp_path: Path) -> None:
+    out = tmp_path / "batches.json"
+    options = ["--lines", "400", "--batches", "4", "--owners", "2", "--workers", "2", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}"}
+    command = [sys.executable, ROOT / "bench/batches.py", ROOT, *options]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    figures = {row[0]: row[1] for row in json.loads(out.read_text())["rows"]}
+    assert figures["results"] == "400, one for each line"
+    assert figures.keys() >= {"lines", "100 lines of a new owner", "waiting call, p99"}
+
+
 def test_a_gateway_that_is_unknown_is_named() -> None:
     with pytest.raises(SystemExit, match="unknown ngnix"):
         gateways.choose(GATEWAYS, ["ngnix"])
