@@ -195,10 +195,10 @@ class UsageRecords(Protocol):
         ...
 
 
-class Quotas(Protocol):
+class Limits(Protocol):
     """Limits and their counters: exact across processes, by the store's clock."""
 
-    async def limits(self) -> list[Limit]:
+    async def all(self) -> list[Limit]:
         """Return all limits, ordered by name."""
         ...
 

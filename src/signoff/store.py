@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.accounts import Audit, People, Quotas, SavedViews, SignIns, UsageRecords
+from signoff.accounts import Audit, Limits, People, SavedViews, SignIns, UsageRecords
 from signoff.batches import Batches, Files
 from signoff.budgets import Budgets
 from signoff.catalog import Catalog, Library, ModelLogs, Policies, Secrets, Streams, UpstreamObjects
@@ -287,7 +287,7 @@ class Store(Protocol):
         ...
 
     @property
-    def quotas(self) -> Quotas:
+    def limits(self) -> Limits:
         """Limits and counters."""
         ...
 

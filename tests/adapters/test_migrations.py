@@ -160,7 +160,7 @@ async def test_rows_from_before_the_column_renames_are_kept(url: str) -> None:
         assert await store.jobs.by_client_id(job.user_id, "mine") == job
         assert await store.jobs.list(JobFilter(upstream_object_id="resp_1")) == [job]
         assert replay(await store.jobs.events(job.id)).items() >= names.items()
-        assert (await store.quotas.counters(["all"]))["all"].day.tokens == 0
+        assert (await store.limits.counters(["all"]))["all"].day.tokens == 0
 
 
 async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:

@@ -24,7 +24,7 @@ from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.price import Price
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import Topic
-from signoff.stores import postgres, postgres_changes, postgres_connection, quotas, schema
+from signoff.stores import limits, postgres, postgres_changes, postgres_connection, schema
 from signoff.stores.changes import ChangeFeed, pack_changes
 from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
@@ -357,7 +357,7 @@ async def test_usage_counts_once_though_the_outcome_of_its_commit_is_unknown_for
 ) -> None:
     async with store_through(wire) as store:
         reservation = await reserved(store, Limit(scope="all", tokens_per_day=100), 50)
-        for module in (postgres, quotas):
+        for module in (postgres, limits):
             monkeypatch.setattr(module, "WRITE_TIMEOUT_SECONDS", 0.05)
         monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
         database = store._database
@@ -411,7 +411,7 @@ CATALOG_CHANGES: dict[
         lambda s: s.catalog.drop_model("m"),
     ),
     "keys": ("models", lambda s: s.catalog.add_key(1, "k", b"k"), lambda s: s.catalog.drop_key(1)),
-    "limits": ("limits", lambda s: s.quotas.put_limit(Limit(scope="all")), lambda s: s.quotas.drop_limit("all")),
+    "limits": ("limits", lambda s: s.limits.put_limit(Limit(scope="all")), lambda s: s.limits.drop_limit("all")),
     "prices": ("prices", lambda s: s.usage.put_price(PRICE), lambda s: s.usage.drop_price("gpt", 10)),
     "streams": ("streams", lambda s: s.streams.put(a_stream("s")), lambda s: s.streams.drop("s")),
     "compositions": (

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
-from signoff.stores import quotas, schema, sql, sqlite
+from signoff.stores import limits, schema, sql, sqlite
 from signoff.stores.claims import _NEXT_PRIORITY, _claim_statement, _users_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.people import page_of_tokens
@@ -464,7 +464,7 @@ async def test_usage_counts_once_though_its_commit_takes_longer_than_a_caller_wa
     reservation = await reserved(store, Limit(scope="all", tokens_per_day=100), 50)
     database: Any = store._database
     monkeypatch.setattr(database._writer, "_timeout_seconds", 0.05)
-    monkeypatch.setattr(quotas, "WRITE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "WRITE_TIMEOUT_SECONDS", 0.05)
     disk = threading.Event()
     event.listen(database._writing, "commit", lambda _: disk.wait())
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from signoff.accounts import People, Quotas, SignIns, UsageRecords
+from signoff.accounts import Limits, People, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
 from signoff.core.access import Token
 from signoff.core.audit import Actor, AuditChange, AuditEntry, AuditFilter
@@ -131,10 +131,10 @@ CHANGES: list[tuple[str, Callable[[AStore], Awaitable[Any]], tuple[str, str] | N
     ("UsageRecords.put_price", lambda s: s.usage.put_price(PRICE), ("price_changed", "price:m")),
     ("UsageRecords.drop_price", lambda s: s.usage.drop_price("m", 1), ("price_removed", "price:m")),
     ("UsageRecords.drop_price", lambda s: s.usage.drop_price("m", 1), None),
-    ("Quotas.put_limit", lambda s: s.quotas.put_limit(Limit(scope="all", parallel=1)), ("limit_created", "limit:all")),
-    ("Quotas.put_limit", lambda s: s.quotas.put_limit(Limit(scope="all", parallel=2)), ("limit_changed", "limit:all")),
-    ("Quotas.drop_limit", lambda s: s.quotas.drop_limit("all"), ("limit_removed", "limit:all")),
-    ("Quotas.drop_limit", lambda s: s.quotas.drop_limit("all"), None),
+    ("Limits.put_limit", lambda s: s.limits.put_limit(Limit(scope="all", parallel=1)), ("limit_created", "limit:all")),
+    ("Limits.put_limit", lambda s: s.limits.put_limit(Limit(scope="all", parallel=2)), ("limit_changed", "limit:all")),
+    ("Limits.drop_limit", lambda s: s.limits.drop_limit("all"), ("limit_removed", "limit:all")),
+    ("Limits.drop_limit", lambda s: s.limits.drop_limit("all"), None),
     ("Streams.put", lambda s: s.streams.put(STREAM), ("stream_created", "stream:s")),
     ("Streams.put", lambda s: s.streams.put(STREAM), ("stream_changed", "stream:s")),
     ("Streams.drop", lambda s: s.streams.drop("s"), ("stream_removed", "stream:s")),
@@ -165,7 +165,7 @@ CHANGES: list[tuple[str, Callable[[AStore], Awaitable[Any]], tuple[str, str] | N
     ("Store.changed", lambda s: s.changed("cache"), None),
 ]
 CLEARED = AuditChange(action="cache_cleared", subject="cache", after={"model": "m", "deleted": 2})
-INTERFACES = (People, SignIns, Catalog, UsageRecords, Quotas, Streams, Library, Secrets, ModelLogs)
+INTERFACES = (People, SignIns, Catalog, UsageRecords, Limits, Streams, Library, Secrets, ModelLogs)
 # Methods that change no configuration: they read, count, or note what happened.
 OTHERS = {
     "People.has_other_reviewer",
@@ -184,12 +184,12 @@ OTHERS = {
         "UsageRecords.record",
         "UsageRecords.report",
         "UsageRecords.latencies",
-        "Quotas.limits",
-        "Quotas.reserve",
-        "Quotas.settle",
-        "Quotas.renew",
+        "Limits.all",
+        "Limits.reserve",
+        "Limits.settle",
+        "Limits.renew",
     ),
-    *("Quotas.counters", "Quotas.refusals"),
+    *("Limits.counters", "Limits.refusals"),
     *("Streams.all", "Streams.acquire_lead", "Streams.release_lead", "Library.get", "Library.list"),
     *("Library.versions", "Library.functions", "Secrets.page", "Secrets.replace", "Secrets.key_fingerprints"),
     *("ModelLogs.add", "ModelLogs.read", "ModelLogs.clean"),

@@ -20,7 +20,7 @@ from signoff.stores import deliveries, queue_depths
 from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.latencies import latencies_statement
-from signoff.stores.quotas import refusals_statement
+from signoff.stores.limits import refusals_statement
 from signoff.stores.review_figures import _statement as figures_statement
 from signoff.stores.reviews import _page_statement as held_statement
 from signoff.stores.sql import SqlStore

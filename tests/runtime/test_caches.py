@@ -116,15 +116,15 @@ async def test_concurrent_lookups_during_a_read_of_prices_both_get_the_price(tmp
 
 async def test_a_limit_set_during_a_read_applies_to_the_next_request(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        quotas = server.services.store.quotas
-        limits, job = LimitCache(quotas), a_job()
-        slow = SlowRead(quotas.limits)
-        quotas.limits = slow  # type: ignore[method-assign]
+        store = server.services.store.limits
+        limits, job = LimitCache(store), a_job()
+        slow = SlowRead(store.all)
+        store.all = slow  # type: ignore[method-assign]
         task = asyncio.ensure_future(limits.of(job))
         await slow.begun.wait()
-        quotas.limits = slow.read  # type: ignore[method-assign]
+        store.all = slow.read  # type: ignore[method-assign]
 
-        await quotas.put_limit(Limit(scope="all", requests_per_minute=1))
+        await store.put_limit(Limit(scope="all", requests_per_minute=1))
         limits.invalidate()
         slow.go_on.set()
 

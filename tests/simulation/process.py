@@ -252,14 +252,14 @@ class Process:
                 callers=CallerCache(store.people),
                 reviewers=ReviewQueueCache(store.people, store.review_queues),
                 streams=StreamCache(store.streams, []),  # type: ignore[arg-type]
-                limits=LimitCache(store.quotas),
+                limits=LimitCache(store.limits),
                 policies=PolicyCache(store.policies),
                 responses=CheckedResponseCache(cache, background, self._checker),
             ),
             runtime=Runtime(
                 pools=EndpointPools(),
                 leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
-                reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                reservations=Reservations(store.limits, lease_seconds=15, heartbeat_seconds=5),
                 passes=Passes(store.budgets, lambda: f"lease-{world.number()}"),
                 backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),

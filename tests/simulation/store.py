@@ -21,10 +21,10 @@ from simulation.departures import MemoryDepartures
 from simulation.erasures import MemoryErasures
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
+from simulation.limits import MemoryLimits
 from simulation.objects import MemoryUpstreamObjects
 from simulation.people import MemoryPeople, MemorySignIns
 from simulation.policies import MemoryPolicies
-from simulation.quotas import MemoryQuotas
 from simulation.receipts import MemoryReceipts
 from simulation.reviews import MemoryReviewQueues, MemoryReviews
 from simulation.runs import MemoryRuns
@@ -54,7 +54,7 @@ class MemoryStore:
         self.catalog = MemoryCatalog(tables, connection)
         self.usage = MemoryUsageRecords(tables, connection)
         self.library = MemoryLibrary(tables, connection)
-        self.quotas = MemoryQuotas(tables, connection)
+        self.limits = MemoryLimits(tables, connection)
         self.views = MemorySavedViews(tables, connection)
         self.streams = MemoryStreams(tables, connection)
         self.secrets = MemorySecrets(tables, connection)

@@ -125,7 +125,7 @@ async def held(store: AStore, **more: Any) -> Job:
 
 async def reserved(store: AStore, limit: Limit, tokens: int) -> Reservation:
     """Reserve `tokens` under `limit` for a minute."""
-    reservation = await store.quotas.reserve(
+    reservation = await store.limits.reserve(
         ReservationRequest(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60)
     )
     assert isinstance(reservation, Reservation)
@@ -136,9 +136,9 @@ async def settled(store: AStore, reservation: Reservation, tokens: int) -> Count
     """Settle the reservation, with repeats until the store confirms it; return its only counter."""
     while True:
         with contextlib.suppress(Overloaded):
-            await store.quotas.settle(reservation, tokens=tokens)
+            await store.limits.settle(reservation, tokens=tokens)
             break
-    [counter] = (await store.quotas.counters([name for name, _ in reservation.request.limits])).values()
+    [counter] = (await store.limits.counters([name for name, _ in reservation.request.limits])).values()
     return counter
 
 

@@ -36,7 +36,7 @@ async def limit(server: Live, who: str = "each", model: str | None = None, **num
 
 async def counter_of(server: Live, name: str) -> Counter:
     """Return the current counter with that name."""
-    return (await server.services.store.quotas.counters([name])).get(name, Counter())
+    return (await server.services.store.limits.counters([name])).get(name, Counter())
 
 
 async def only_counter(server: Live) -> Counter:
@@ -246,14 +246,14 @@ async def test_a_failed_insert_is_reported_though_the_reservation_cannot_be_rele
 @contextlib.asynccontextmanager
 async def failing_settle(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
     """Make the settlement of reservations fail until the event that this yields is set."""
-    settle, recovered = server.services.store.quotas.settle, asyncio.Event()
+    settle, recovered = server.services.store.limits.settle, asyncio.Event()
 
     async def settle_or_fail(*reservation: Any, **more: Any) -> None:
         if not recovered.is_set():
             raise Overloaded
         await settle(*reservation, **more)
 
-    monkeypatch.setattr(server.services.store.quotas, "settle", settle_or_fail)
+    monkeypatch.setattr(server.services.store.limits, "settle", settle_or_fail)
     monkeypatch.setattr("signoff.work.inference.reserve.SETTLE_SECONDS", 0.01, raising=False)
     yield recovered
     recovered.set()
@@ -361,7 +361,7 @@ async def test_an_accepted_job_loses_no_attempt_while_the_store_of_limits_is_ove
     async with live(tmp_path) as server:
         await limit(server, parallel=5)
         token = await server.token()
-        reserve, refused = server.services.store.quotas.reserve, list[str]()
+        reserve, refused = server.services.store.limits.reserve, list[str]()
 
         async def reserve_or_fail(request: ReservationRequest) -> Any:
             if not refused:
@@ -369,7 +369,7 @@ async def test_an_accepted_job_loses_no_attempt_while_the_store_of_limits_is_ove
                 raise Overloaded
             return await reserve(request)
 
-        monkeypatch.setattr(server.services.store.quotas, "reserve", reserve_or_fail)
+        monkeypatch.setattr(server.services.store.limits, "reserve", reserve_or_fail)
         _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo"})
         await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
 
@@ -459,7 +459,7 @@ async def test_an_invalid_limit_is_refused(who: str, numbers: dict[str, Any], st
     async with live(tmp_path) as server:
         actual, payload = await server.ask("PUT", f"/api/limits/{who}", await server.token("admin"), json=numbers)
         assert (actual, payload["status"]) == (status, status)
-        assert await server.services.store.quotas.limits() == []
+        assert await server.services.store.limits.all() == []
 
 
 async def test_a_budget_in_dollars_is_charged_by_the_price_of_the_model(tmp_path: Path) -> None:

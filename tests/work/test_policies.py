@@ -164,19 +164,19 @@ async def test_the_other_model_is_asked_within_its_limits(tmp_path: Path) -> Non
     async with live(tmp_path, log_before_answer=True) as server:
         await server.model("second", fallbacks=[])
         await save(server, "two", "echo/*", rule('request.model != "second" && answer.length > 0', "ask", ask="second"))
-        token, quotas = await server.token(), server.services.store.quotas
+        token, limits = await server.token(), server.services.store.limits
         user = await server.services.store.people.user("user@example.com")
         assert user is not None
         of_second = Limit(scope="each", model="second", requests_per_minute=2, tokens_per_day=10**6)
-        await quotas.put_limit(of_second)
-        await quotas.put_limit(Limit(scope="each", parallel=1))  # the first call has ended when the second one begins
+        await limits.put_limit(of_second)
+        await limits.put_limit(Limit(scope="each", parallel=1))  # the first call has ended when the second one begins
         replies = [await say(server, token, "words", "echo/delay=0") for _ in range(3)]
         # two answers of the other model pass; without it, the first answer waits for a person
         assert [status for status, _ in replies] == [200, 200, 504]
         jobs = await server.services.store.jobs.list(JobFilter(limit=10))
         assert [job.model for job in jobs] == ["second", "second", "echo"]
         names = [limit_name("user", user.id, model) for model in (None, "second")]
-        counters = await quotas.counters(names)
+        counters = await limits.counters(names)
         assert counters[names[1]].day.tokens > 0
         assert counters[names[0]].pending == counters[names[1]].pending == ()
 

@@ -51,7 +51,7 @@ async def submit_and_wait(server: Live, text: str, count: int) -> str:
 async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, counting_model: CountingModel) -> None:
     async with live(tmp_path) as server:
         await server.model("counting", kind="openai", url=counting_model.url)
-        await server.services.store.quotas.put_limit(Limit(scope="each", parallel=2, tokens_per_day=10_000))
+        await server.services.store.limits.put_limit(Limit(scope="each", parallel=2, tokens_per_day=10_000))
         server.services.caches.limits.invalidate()
 
         admin = await submit_and_wait(server, "whole 3", JOBS)

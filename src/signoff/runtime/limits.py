@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from signoff.accounts import Quotas
+from signoff.accounts import Limits
 from signoff.core.job import Job
 from signoff.core.limits import Limit, limit_name
 from signoff.runtime.snapshot import Snapshot
@@ -11,8 +11,8 @@ from signoff.runtime.snapshot import Snapshot
 class LimitCache:
     """Limits by name."""
 
-    def __init__(self, quotas: Quotas) -> None:
-        self._quotas = quotas
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._snapshot = Snapshot(self._read)
 
     async def of(self, job: Job) -> tuple[tuple[str, Limit], ...]:
@@ -25,7 +25,7 @@ class LimitCache:
         self._snapshot.invalidate()
 
     async def _read(self) -> dict[str, Limit]:
-        return {limit.name: limit for limit in await self._quotas.limits()}
+        return {limit.name: limit for limit in await self._limits.all()}
 
 
 def _matching(limits: dict[str, Limit], job: Job) -> Iterable[tuple[str, Limit]]:

@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from signoff.accounts import Quotas
+from signoff.accounts import Limits
 from signoff.core.limits import Reservation
 
 BATCH_SIZE = 500
@@ -14,9 +14,9 @@ log = structlog.get_logger()
 class Reservations:
     """Reservations by request id. Those of a process that crashed expire after `lease_seconds`."""
 
-    def __init__(self, quotas: Quotas, *, lease_seconds: float, heartbeat_seconds: float) -> None:
+    def __init__(self, limits: Limits, *, lease_seconds: float, heartbeat_seconds: float) -> None:
         self.lease_seconds = lease_seconds
-        self._quotas = quotas
+        self._limits = limits
         self._heartbeat_seconds = heartbeat_seconds
         self._by_request_id: dict[str, Reservation] = {}
 
@@ -44,6 +44,6 @@ class Reservations:
                 self._by_request_id[request_id] for request_id in batch if request_id in self._by_request_id
             ]
             try:
-                await self._quotas.renew(reservations, self.lease_seconds)
+                await self._limits.renew(reservations, self.lease_seconds)
             except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next heartbeat retries
                 log.warning("reservation_renewal_failed", error=repr(error), reservations=len(reservations))

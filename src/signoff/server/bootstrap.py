@@ -256,7 +256,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
         runtime=Runtime(
             pools=EndpointPools(),
             leases=Leases(store, **renewal),
-            reservations=Reservations(store.quotas, **renewal),
+            reservations=Reservations(store.limits, **renewal),
             passes=Passes(store.budgets, _new_id),
             backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
@@ -314,7 +314,7 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
         callers=CallerCache(store.people),
         reviewers=ReviewQueueCache(store.people, store.review_queues),
         streams=StreamCache(store.streams, settings.declared_streams(vault.seal)),
-        limits=LimitCache(store.quotas),
+        limits=LimitCache(store.limits),
         policies=PolicyCache(store.policies),
         responses=ResponseCache(make_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
     )

@@ -30,12 +30,12 @@ from signoff.stores.erasures import SqlErasures
 from signoff.stores.files import SqlFiles
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
+from signoff.stores.limits import SqlLimits
 from signoff.stores.migrations import MIN_COMPATIBLE, check_schema, migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.objects import SqlUpstreamObjects
 from signoff.stores.people import SqlPeople
 from signoff.stores.policies import SqlPolicies
-from signoff.stores.quotas import SqlQuotas
 from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.receipts import SqlReceipts
 from signoff.stores.review_queues import SqlReviewQueues
@@ -85,7 +85,7 @@ class SqlStore:
         self.catalog = SqlCatalog(self._database)
         self.usage = SqlUsageRecords(self._database)
         self.library = SqlLibrary(self._database)
-        self.quotas = SqlQuotas(self._database)
+        self.limits = SqlLimits(self._database)
         self.views = SqlSavedViews(self._database)
         self.streams = SqlStreams(self._database)
         self.secrets = SqlSecrets(self._database)

@@ -31,12 +31,12 @@ class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 async def list_limits(services: Services, caller: Caller) -> list[LimitStatus]:
     """Return every limit for an admin; for others, those of the caller and the caller's token."""
-    limits = await services.store.quotas.limits()
+    limits = await services.store.limits.all()
     if caller.role == "admin":
         counter_names = [(limit, None if limit.scope == "each" else limit.name) for limit in limits]
     else:
         counter_names = [(limit, _counter_of(limit, caller)) for limit in _limits_of(limits, caller)]
-    counters = await services.store.quotas.counters([name for _, name in counter_names if name is not None])
+    counters = await services.store.limits.counters([name for _, name in counter_names if name is not None])
     return [
         LimitStatus(limit=limit, used=None if name is None else counters.get(name, Counter()))
         for limit, name in counter_names
@@ -47,7 +47,7 @@ async def list_refusals(services: Services, caller: Caller) -> list[RefusalCount
     """Return how often limits refused requests in the last REFUSAL_DAYS days: of all users for an admin, else own."""
     user_id = None if caller.role == "admin" else caller.user_id
     since = services.clock() - REFUSAL_DAYS * DAY_US
-    return await services.store.quotas.refusals(since, user_id=user_id, limit=MAX_REFUSALS)
+    return await services.store.limits.refusals(since, user_id=user_id, limit=MAX_REFUSALS)
 
 
 async def get_limit(services: Services, caller: Caller, who: str, model: str | None) -> LimitStatus:
@@ -76,20 +76,20 @@ async def put_limit(services: Services, limit: Limit) -> None:
     """Set a limit for an operator, without a caller; every process applies it within a second. Raises BadRequest."""
     if (fault := _limit_fault(limit)) is not None:
         raise BadRequest(fault)
-    await services.store.quotas.put_limit(limit)
+    await services.store.limits.put_limit(limit)
     services.caches.limits.invalidate()
 
 
 async def delete_limit(services: Services, limit: Limit) -> None:
     """Remove a limit for an operator, without a caller. Raises NotFound."""
-    if not await services.store.quotas.drop_limit(limit.name):
+    if not await services.store.limits.drop_limit(limit.name):
         raise NotFound(f"There is no limit for {limit.name}.")
     services.caches.limits.invalidate()
 
 
 async def all_limits(services: Services) -> Sequence[Limit]:
     """Return every limit."""
-    return await services.store.quotas.limits()
+    return await services.store.limits.all()
 
 
 async def limit_for(services: Services, who: str, model: str | None) -> Limit:

@@ -92,7 +92,7 @@ async def _request_for(services: Services, job: Job, limits: tuple[tuple[str, Li
 
 
 async def _reserve_and_track(services: Services, request: ReservationRequest) -> Reservation | Denial:
-    result = await services.store.quotas.reserve(request)
+    result = await services.store.limits.reserve(request)
     if isinstance(result, Reservation):
         services.runtime.reservations.add(result)
     return result
@@ -140,7 +140,7 @@ async def _settle(services: Services, reservation: Reservation, tokens: int, cos
     services.runtime.reservations.drop(reservation)
     while True:
         try:
-            await services.store.quotas.settle(reservation, tokens=tokens, cost=cost, was_sent=reached_model)
+            await services.store.limits.settle(reservation, tokens=tokens, cost=cost, was_sent=reached_model)
         except Overloaded as error:
             log.warning("usage_settlement_deferred", reservation_id=reservation.request.id, error=repr(error))
             await asyncio.sleep(RETRY_SECONDS)

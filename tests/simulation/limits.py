@@ -24,14 +24,14 @@ from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, record
 
 
-class MemoryQuotas:
-    """In-memory implementation of `accounts.Quotas`."""
+class MemoryLimits:
+    """In-memory implementation of `accounts.Limits`."""
 
     def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
         self._connection = connection
 
-    async def limits(self) -> list[Limit]:
+    async def all(self) -> list[Limit]:
         return await self._connection.send(lambda _: sorted(self._tables.limits.values(), key=_name), writes=False)
 
     async def put_limit(self, limit: Limit) -> None:

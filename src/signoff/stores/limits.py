@@ -36,21 +36,21 @@ Counters = Mapping[str, Counter]
 Operation = Callable[[Tx, Counters], tuple[Counters, Any]]
 
 
-class SqlQuotas:
-    """Limits in a SQL database, with one row for each counter, locked while it is updated; see `accounts.Quotas`."""
+class SqlLimits:
+    """Limits in a SQL database, with one row for each counter, locked while it is updated; see `accounts.Limits`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: list[tuple[frozenset[str], Operation, asyncio.Future[Any]]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def limits(self) -> list[Limit]:
-        """See `accounts.Quotas`."""
+    async def all(self) -> list[Limit]:
+        """See `accounts.Limits`."""
         query = sa.select(limits.c.limit).order_by(limits.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def put_limit(self, limit: Limit) -> None:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
         actor = current_actor()
         delete = sa.delete(limits).where(limits.c.name == limit.name).returning(limits.c.limit)
 
@@ -63,7 +63,7 @@ class SqlQuotas:
         await self._database.write(put)
 
     async def drop_limit(self, name: str) -> bool:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
         actor = current_actor()
         delete = sa.delete(limits).where(limits.c.name == name).returning(limits.c.limit)
 
@@ -79,7 +79,7 @@ class SqlQuotas:
         return await self._database.write(drop)
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
 
         def reserve(tx: Tx, current: Counters) -> tuple[Counters, Reservation | Denial]:
             after, result = try_reserve(current, request, tx.now)
@@ -91,7 +91,7 @@ class SqlQuotas:
         return await self._count([request], reserve)
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
 
         def settle(tx: Tx, current: Counters) -> tuple[Counters, None]:
             after = settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=tx.now)
@@ -101,7 +101,7 @@ class SqlQuotas:
         await self._enqueue([reservation.request], settle)
 
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
 
         def renew(tx: Tx, current: Counters) -> tuple[Counters, None]:
             return renew_reservations(current, reservations, lease_seconds, tx.now), None
@@ -109,7 +109,7 @@ class SqlQuotas:
         await self._count([reservation.request for reservation in reservations], renew)
 
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
         query = sa.select(counters.c.name, counters.c.counter).where(counters.c.name.in_(names))
 
         def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Counter]:
@@ -119,7 +119,7 @@ class SqlQuotas:
         return await self._database.read(read)
 
     async def refusals(self, since: int, *, user_id: int | None = None, limit: int = 50) -> list[RefusalCount]:
-        """See `accounts.Quotas`."""
+        """See `accounts.Limits`."""
         statement = refusals_statement(since, user_id, limit)
         rows = await self._database.read(lambda conn, _: conn.execute(statement).mappings().all())
         return [RefusalCount(**row) for row in rows]
