@@ -280,7 +280,6 @@ def fresh() -> Iterator[None]:
 FOUND_QUICKLY = {
     "a late reviewer decides",
     "by the table, a job is claimed too early",
-    "by the table, a late reviewer decides",
     "by the table, a late worker succeeds",
     "by the table, a live lease lapses",
 }
