@@ -15,7 +15,7 @@ from signoff.doors.models import ModelDescription
 from signoff.doors.native import NewJob
 from signoff.doors.pipelines import NewCall
 from signoff.doors.prompts import NewVersion
-from signoff.doors.streams import StreamDescription
+from signoff.doors.streams import StreamChange
 from signoff.doors.usage import NewPrice
 from signoff.work.admin.issue import TokenRequest
 from signoff.work.admin.people import UserChange
@@ -31,7 +31,7 @@ BODIES: dict[type[msgspec.Struct], dict[str, Any]] = {
     LimitDescription: {},
     NewKey: {"name": "n", "key": "k"},
     ModelDescription: {},
-    StreamDescription: {},
+    StreamChange: {},
     TokenRequest: {},
     UserChange: {},
     NewPrice: {"model": "m", "input": "1", "output": "2"},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from signoff.commands.receipts import _cell
 from signoff.core.job import Decision, Edit, Job
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
@@ -122,6 +123,11 @@ def test_receipts_are_archived_and_the_key_is_replaced(folder: Path) -> None:
     assert "Receipts 4 to 5" in alone[1]
     assert "ann" in rest[2][1]
     assert rest[3][0] == 1
+
+
+def test_only_hours_and_days_of_figures_are_printed_as_times() -> None:
+    cells = [("prompt_version", 2), ("prompt", None), ("day", 86_400_000_000), ("hour", 3_600_000_000)]
+    assert [_cell(*cell) for cell in cells] == ["2", "", "1970-01-02", "1970-01-01 01:00"]
 
 
 def test_feedback_is_exported_and_a_user_is_erased(folder: Path) -> None:

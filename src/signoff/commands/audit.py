@@ -24,7 +24,7 @@ audit_commands = CommandGroup(panel="Data")
     "audit", "signoff audit --subject model:gpt-4o --since 2026-11-01", "signoff audit --json > audit.jsonl"
 )
 def audit(
-    actor: Annotated[str | None, typer.Option(help="Only changes by user:EMAIL, operator or system.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only changes by user:EMAIL, operator, oidc or system.")] = None,
     subject: Annotated[str | None, typer.Option(help="Only changes of this subject, such as model:NAME.")] = None,
     since: Annotated[
         datetime | None, typer.Option(formats=DATE_FORMATS, help="Only changes from this time (UTC) on.")

@@ -167,9 +167,9 @@ def figures(
 
 
 def _cell(name: str, value: str | int | None) -> str:
-    if isinstance(value, int):
+    if isinstance(value, int) and name in {"hour", "day"}:
         return format_time(value)[: 10 if name == "day" else 16].replace("T", " ")
-    return value or ""
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None) -> str:

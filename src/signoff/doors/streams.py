@@ -12,23 +12,41 @@ from signoff.doors.http import parse_json
 from signoff.work.admin.streams import StreamStatus, add_stream, change_stream, get_stream, list_streams, remove_stream
 
 
-class StreamDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body that declares or changes a stream; members that are left out keep their values."""
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Members of a stream that may be left out."""
 
-    name: str | msgspec.UnsetType = msgspec.UNSET
-    """Name of the stream; it cannot be changed."""
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    """URL of the message broker. It may contain a password, and is never shown again."""
-    requests: str | msgspec.UnsetType = msgspec.UNSET
-    """Topic that requests come from."""
-    responses: str | msgspec.UnsetType = msgspec.UNSET
-    """Topic that answers are published to."""
     max_handlers: int | msgspec.UnsetType = msgspec.UNSET
     """Maximum number of messages that a process handles at the same time."""
     backoff_max_seconds: float | msgspec.UnsetType = msgspec.UNSET
     """Maximum wait before the next attempt to connect, or to accept a message."""
     user: str | msgspec.UnsetType | None = msgspec.field(name="as", default=msgspec.UNSET)
     """E-mail address of the user whose limits and models apply; None for nobody in particular."""
+
+
+class NewStream(StreamOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body that declares a stream."""
+
+    name: str
+    """Name of the stream; it cannot be changed."""
+    url: str
+    """URL of the message broker. It may contain a password, and is never shown again."""
+    requests: str
+    """Topic that requests come from."""
+    responses: str
+    """Topic that answers are published to."""
+
+
+class StreamChange(StreamOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body that changes a stream; members that are left out keep their values. See `NewStream`."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    """The present name; any other is refused."""
+    url: str | msgspec.UnsetType = msgspec.UNSET
+    """URL of the message broker."""
+    requests: str | msgspec.UnsetType = msgspec.UNSET
+    """Topic that requests come from."""
+    responses: str | msgspec.UnsetType = msgspec.UNSET
+    """Topic that answers are published to."""
 
 
 @get("/", summary="List streams")
@@ -42,7 +60,7 @@ async def post_stream(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """Declare a stream; all workers listen to it within a second."""
-    status = await add_stream(services, caller, _parse_stream(await request.body()))
+    status = await add_stream(services, caller, _parse_stream(await request.body(), NewStream))
     return Response(_stream_json(status), headers={"location": f"/api/streams/{status.stream.name}"})
 
 
@@ -57,7 +75,7 @@ async def patch_stream(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> dict[str, Any]:
     """Change the members of the body; all others keep their values."""
-    return _stream_json(await change_stream(services, caller, name, _parse_stream(await request.body())))
+    return _stream_json(await change_stream(services, caller, name, _parse_stream(await request.body(), StreamChange)))
 
 
 @delete("/{name:str}", status_code=204, summary="Remove a stream")
@@ -72,9 +90,9 @@ async def get_asyncapi(services: InjectedServices, caller: InjectedCaller) -> di
     return document([status.stream for status in await list_streams(services, caller)])
 
 
-def _parse_stream(body: bytes) -> dict[str, Any]:
+def _parse_stream(body: bytes, kind: type[NewStream] | type[StreamChange]) -> dict[str, Any]:
     """Return the members that the body has."""
-    members = msgspec.structs.asdict(parse_json(body, StreamDescription, "stream"))
+    members = msgspec.structs.asdict(parse_json(body, kind, "stream"))
     return {name: value for name, value in members.items() if value is not msgspec.UNSET}
 
 

@@ -184,7 +184,7 @@ async def _retry_until_reachable(operation: Callable[[], Awaitable[None]], *, wa
 async def check_broker(settings: Settings) -> str:
     """Return a sentence on the state of the broker. Raises ConnectionError with a remedy."""
     if settings.amqp_url is None:
-        return "none: workers are woken within each process"
+        return "none: the database wakes workers"
     from signoff.brokers import amqp
 
     return await amqp.describe_broker(settings.amqp_url, settings.queue_name)
