@@ -1,7 +1,7 @@
 # The containers of deploy/compose.yaml. `make up` needs nothing but Docker; its secrets are in deploy/.env.
 COMPOSE = docker compose --env-file deploy/.env -f deploy/compose.yaml
 BACKUPS := backups
-# A program in a container of its own, with the services' network and files.
+# Runs a shell command in a new container with the network and the files of the services.
 ONE_OFF = $(COMPOSE) run --rm --no-deps -T --entrypoint sh migrate -c
 
 .PHONY: up down build restart logs migrate create-admin backup restore shell
