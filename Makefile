@@ -1,4 +1,4 @@
-# Two commands: `make run` and `make test`. Everything else serves them; deploy/compose.mk has those of the containers.
+# Most people need `make run` and `make test` only; `make help` lists all commands. deploy/compose.mk has those of the containers.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +16,7 @@ COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-has
 
 .PHONY: help run setup check fast test suite test-long faults bench bench-peers bench-check budget-simulation lint types rules lock pages docs screenshots dist clean
 
-help: ## Says what there is.
+help: ## Lists the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: setup ## Starts Signoff on http://127.0.0.1:8000 with a real small model.
@@ -30,26 +30,26 @@ check: setup .venv/.dev ## Checks format, lint, types and import rules, and runs
 fast: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
 
-test: setup .venv/.dev ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
+test: setup .venv/.dev ## Checks format, lint, types and import rules, and runs all tests but the longer ones.
 	@$(MAKE) --no-print-directory lint rules
 	@$(MAKE) --no-print-directory -j2 types suite
 
 suite: .venv/.dev
 	$(BIN)/python -m pytest
 
-test-long: setup .venv/.dev ## Runs the longer proofs, among them that every protection that is taken out is missed.
+test-long: setup .venv/.dev ## Runs the longer tests; some take a protection out of the code, and check that a test then fails.
 	$(BIN)/python -m pytest -m long -n 2 -o faulthandler_timeout=1800
 
 ROUND ?= short
-faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers ask, and shows that nothing is lost; ROUND=long takes an hour.
+faults: setup .venv/.dev ## Kills, stops and disconnects processes while callers use them, and checks that nothing is lost; ROUND=long takes an hour.
 	PYTHONPATH=tests $(BIN)/python -m faults $(ROUND) --out docs/reliability/$(ROUND).json
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 NAMES ?= start calls jobs
-bench: setup ## Measures this checkout with the programs NAMES of bench/, which docs/performance.md describes, and their ARGS.
+bench: setup ## Runs the benchmarks NAMES of bench/ with the options ARGS; see docs/performance.md.
 	@for name in $(NAMES); do PYTHONPATH=tests $(BIN)/python bench/$$name.py . $(ARGS) || exit; done
 
-bench-peers: setup ## Installs the gateways and queues that NAMES="gateways queues" of make bench measures beside, in .bench/.
+bench-peers: setup ## Installs in .bench/ the other gateways and queues that make bench NAMES="gateways queues" measures.
 	$(BIN)/python bench/install_peers.py
 
 BASE ?= $(shell git rev-parse --verify -q origin/main || git describe --tags --abbrev=0)
@@ -57,7 +57,7 @@ bench-check: setup ## Fails if calls cost a tenth more CPU time than those of th
 	$(BIN)/python bench/check.py . --base $(BASE) $(ARGS)
 
 RUNS ?= 1000
-budget-simulation: .venv/.dev ## Simulates error budgets on texts with the marks of raters, RUNS times for each drift; takes ten minutes of processor time.
+budget-simulation: .venv/.dev ## Simulates error budgets on texts that people have rated, RUNS times for each drift; takes ten minutes of processor time.
 	PYTHONPATH=tests $(BIN)/python -m error_budgets $(RUNS)
 
 lint: .venv/.dev
@@ -88,20 +88,20 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	@for name in $(PEERS); do $(COMPILE) bench/peers/$$name.in -o bench/peers/$$name.txt || exit; done
 	@cd bench/peers/portkey && npm install --package-lock-only
 
-pages: .venv/.dev ## Writes the parts of the docs that come from the code.
+pages: .venv/.dev ## Writes the parts of the documentation that are generated from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 docs: .venv/.dev ## Builds the site of the documentation in .site/, with warnings as errors.
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d .site/.doctrees . .site
 	@echo "The site is at .site/index.html"
 
-screenshots: setup .venv/.dev ## Writes pictures of every page, those of the docs to docs/images/, the others to .screenshots/.
+screenshots: setup .venv/.dev ## Writes pictures of every page of the dashboard: those of the docs to docs/images/, all others to .screenshots/.
 	PYTHONPATH=tests $(BIN)/python tools/screenshots.py
 
-dist: setup .venv/.dev ## Builds wheel, source distribution, lists of their parts and hashes in dist/, from the committed files.
+dist: setup .venv/.dev ## Builds the wheel, the source distribution, lists of their parts, and hashes in dist/, from the committed files.
 	$(BIN)/python tools/dist.py
 
-clean: ## Removes what was set up; ./data stays.
+clean: ## Removes what `make setup` and the other commands created; ./data stays.
 	rm -rf .venv .bench .site .pytest_cache .ruff_cache .import_linter_cache frontend/node_modules tests/identity_provider/node_modules src/signoff/dashboard/static/built
 
 include deploy/compose.mk
