@@ -1,9 +1,9 @@
 """Batches of several owners at once: fairness between them, and what others wait for meanwhile.
 
-Run as `.venv/bin/python bench/batches.py ROOT [--lines N] [--batches N] [--owners N] [--servers N] [--workers N]`, with
-`tests` in PYTHONPATH. ROOT is a checkout of which `make setup` has run. PostgreSQL, which writes to disk before it
-confirms, and RabbitMQ are started, and all processes share all cores. The owners upload the same number of batches
-for the echo model. It measures:
+Run as `PYTHONPATH=tests .venv/bin/python bench/batches.py ROOT [--lines N] [--batches N] [--owners N] [--servers N]
+[--workers N] [--out FILE]`. ROOT is a checkout of which `make setup` has run. PostgreSQL, which writes to disk before
+it confirms, and RabbitMQ are started, and all processes share all cores. Each owner uploads the same number of batches
+for the echo model. The program measures:
 
 - how many lines of each owner are done when the first owner has no line left;
 - how long a batch of 100 lines takes that a new owner sends when half of all lines are done;

@@ -125,7 +125,7 @@ def choose(known: Sequence[Gateway], wanted: Sequence[str] | None) -> tuple[list
     unknown = {*(wanted or ())} - {each.name for each in known}
     if unknown:
         raise SystemExit(
-            f"--gateways: unknown {', '.join(sorted(unknown))}; there are {[each.name for each in known]}."
+            f"--gateways must be among {', '.join(each.name for each in known)} (got {', '.join(sorted(unknown))})."
         )
     named = [each for each in known if wanted is None or each.name in wanted]
     missing = [each.name for each in named if each.version() is None]

@@ -1,8 +1,8 @@
 """Installation of the programs that Signoff is measured beside, each in an environment of its own in `.bench/`.
 
 Run as `make bench-peers`, or `.venv/bin/python bench/install_peers.py [NAME…]`. Packages of PyPI and npm have the
-versions and hashes of the files in `bench/peers/`. Those of Debian have the version that the system offers, which each
-result states; root installs what is missing, and others are told what to install.
+versions and hashes of the files in `bench/peers/`. Packages of Debian have the version that the system offers, which
+each result states. Run as root, the program installs those that are missing; otherwise it prints their names.
 """
 
 import os
@@ -35,13 +35,13 @@ def main() -> None:
     """Install what is named on the command line, or everything."""
     names = sys.argv[1:] or NAMES
     if unknown := {*names} - {*NAMES}:
-        raise SystemExit(f"Unknown: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}.")
+        raise SystemExit(f"NAME must be one of {', '.join(NAMES)} (got {', '.join(sorted(unknown))}).")
     install_debian()
     for name in names:
         lock = LOCKS / f"{name}.txt" if name in PYTHON_ENVIRONMENTS else LOCKS / name / "package-lock.json"
         stamp = PEERS / name / ".installed"
         if stamp.exists() and stamp.read_text() == lock.read_text():
-            print(f"{name} is there", flush=True)
+            print(f"{name} is installed", flush=True)
             continue
         print(f"{name}: installing", flush=True)
         shutil.rmtree(PEERS / name, ignore_errors=True)
@@ -57,7 +57,7 @@ def install_debian() -> None:
     if not packages:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        print(f"Missing, and to be installed by root (on Debian: apt install {' '.join(packages)}).", flush=True)
+        print(f"Packages are missing; install them as root (on Debian: apt install {' '.join(packages)}).", flush=True)
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-qq"], env=environment)

@@ -1,12 +1,13 @@
 """Rates and latency of queued jobs, of one checkout.
 
-Run as `.venv/bin/python bench/jobs.py ROOT [--jobs N] [--rounds N] [--database URL --amqp URL]`. ROOT is a checkout of
-which `make setup` has run. Without the URLs, of an empty PostgreSQL database and of RabbitMQ, it measures the embedded
-database. It runs `signoff serve --no-work` and `signoff work` on default settings, and measures with the echo model:
+Run as `.venv/bin/python bench/jobs.py ROOT [--jobs N] [--rounds N] [--database URL --amqp URL] [--out FILE]`. ROOT is a
+checkout of which `make setup` has run. The URLs are those of an empty PostgreSQL database and of RabbitMQ; without
+them, the embedded database is measured. The program runs `signoff serve --no-work` and `signoff work` on default
+settings, and measures with the echo model:
 
 - latency: one job after another, from the request until its answer, with `?wait=`;
 - steady: jobs that are enqueued while the worker runs, until all are done;
-- backlog: jobs that were there before the worker was started, in rounds that alternate with the former.
+- backlog: jobs that were enqueued before the worker was started, in rounds that alternate with the steady ones.
 """
 
 import argparse

@@ -71,7 +71,9 @@ def choose(known: Sequence[System], wanted: Sequence[str] | None) -> tuple[list[
     """
     unknown = {*(wanted or ())} - {each.name for each in known}
     if unknown:
-        raise SystemExit(f"--systems: unknown {', '.join(sorted(unknown))}; there are {[each.name for each in known]}.")
+        raise SystemExit(
+            f"--systems must be among {', '.join(each.name for each in known)} (got {', '.join(sorted(unknown))})."
+        )
     named = [each for each in known if wanted is None or each.name in wanted]
     missing = [each.name for each in named if each.version() is None]
     if missing and wanted is not None:

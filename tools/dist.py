@@ -34,7 +34,7 @@ def main() -> None:
         first, second = (build(Path(temporary, name)) for name in ("first", "second"))
         for path in first.iterdir():
             if path.read_bytes() != (second / path.name).read_bytes():
-                sys.exit(f"Two builds of {path.name} differ.")
+                sys.exit(f"Two builds of {path.name} differ; make the build independent of time and folder.")
         shutil.copytree(first, DIST)
         [wheel] = DIST.glob("*.whl")
         write_python_parts(wheel, Path(temporary, "environment"))
@@ -75,7 +75,7 @@ def write_script_parts() -> None:
         command, cwd=ROOT / "frontend", return_completed_process=True, stdout=subprocess.PIPE, text=True, check=True
     )
     parts = json.loads(result.stdout)
-    # A number and a time of its own would make each build another one.
+    # Without these two members, two builds of the same files are equal.
     del parts["serialNumber"], parts["metadata"]["timestamp"]
     write_parts("scripts", parts)
 

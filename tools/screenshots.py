@@ -1,4 +1,4 @@
-"""Pictures of every page, of a server with life-like data. Run `make screenshots` to write them.
+"""Pictures of every page of the dashboard, with life-like data. Run `make screenshots` to write them.
 
 Those of the documentation go to `docs/images/`; all others, which are not kept, to `.screenshots/`.
 """

@@ -73,7 +73,7 @@ def test_batches_of_several_owners_are_measured_and_each_line_has_one_result(tmp
 
 
 def test_a_gateway_that_is_unknown_is_named() -> None:
-    with pytest.raises(SystemExit, match="unknown ngnix"):
+    with pytest.raises(SystemExit, match="got ngnix"):
         gateways.choose(GATEWAYS, ["ngnix"])
 
 
