@@ -24,7 +24,7 @@ CHART = DEPLOY / "helm" / "signoff"
 SECRET = {"secretKey": "A" * 43 + "=", "databaseUrl": "postgresql://u:p@h/d"}
 PLAIN = {"secret": SECRET}
 FULL = PLAIN | {
-    "secret": SECRET | {"amqpUrl": "amqp://u:p@h/", "redisUrl": "redis://h/0"},
+    "secret": SECRET | {"amqpUrl": "amqp://u:p@h/", "redisUrl": "redis://h/0", "metricsToken": "m" * 16},
     "api": {"autoscaling": {"enabled": True}},
     "keda": {"enabled": True},
     "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "tls"},
@@ -34,12 +34,15 @@ FULL = PLAIN | {
     "blobUrl": "s3://bucket/files",
     "extraEnv": [{"name": "AWS_REGION", "value": "eu-central-1"}],
 }
-EXISTING = {"secret": {"existingSecret": "mine"}}
+EXISTING = {"secret": {"existingSecret": "mine"}, "serviceMonitor": {"enabled": True}}
 REFUSED: dict[str, dict[str, Any]] = {
     "Set secret.secretKey": {},
     "'replica' not allowed": PLAIN | {"api": {"replica": 3}},
+    "Set secret.metricsToken": PLAIN | {"serviceMonitor": {"enabled": True}},
+    "/secret/metricsToken": {"secret": SECRET | {"metricsToken": "short"}},
     "/secret/secretKey": {"secret": SECRET | {"secretKey": "short"}},
     "invalid propertyName 'secret_key'": PLAIN | {"settings": {"secret_key": "x"}},
+    "invalid propertyName 'metrics_token'": PLAIN | {"settings": {"metrics_token": "x"}},
 }
 Document = dict[str, Any]
 
@@ -165,6 +168,16 @@ def test_secrets_are_in_the_secret_alone(results: list[Any]) -> None:
     assert SECRET["secretKey"] not in json.dumps(others)
     assert [each for each in documents(existing) if each["kind"] == "Secret"] == []
     assert pods(existing)["api"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "mine"}}]
+
+
+def test_prometheus_sends_the_metrics_token_of_the_secret(results: list[Any]) -> None:
+    _, full, existing = results[:3]
+    for files, secret in ((full, "demo-signoff"), (existing, "mine")):
+        [endpoint] = one(files, "ServiceMonitor")["spec"]["endpoints"]
+        assert endpoint["authorization"] == {"credentials": {"name": secret, "key": "SIGNOFF_METRICS_TOKEN"}}
+        assert endpoint["path"] == "/metrics"
+    assert one(full, "Secret", "signoff")["stringData"]["SIGNOFF_METRICS_TOKEN"] == "m" * 16
+    assert unknown_variables({"SIGNOFF_METRICS_TOKEN": ""}, Settings.model_fields) == []
 
 
 def test_settings_are_variables_that_the_program_knows(results: list[Any]) -> None:

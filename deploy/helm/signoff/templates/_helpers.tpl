@@ -34,6 +34,9 @@ SIGNOFF_SMTP_URL: {{ . | quote }}
 {{- with .webhookSecret }}
 SIGNOFF_WEBHOOK_SECRET: {{ . | quote }}
 {{- end }}
+{{- with .metricsToken }}
+SIGNOFF_METRICS_TOKEN: {{ . | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
