@@ -10,12 +10,11 @@ from pathlib import Path
 
 from signoff.commands.terminal import out, stop
 from signoff.engines.llama import is_installed, local_weights
+from signoff.infra.program import install_hint
 from signoff.server.bootstrap import check_data_dir
 from signoff.settings import Settings
 
-NO_LLAMA = (
-    "The model `local` needs llama.cpp: install Signoff with the extra `local`, as in pip install 'WHEEL[local]'."
-)
+NO_LLAMA = f"The model `local` needs llama.cpp; {install_hint('local')}."
 
 
 def pull_weights(settings: Settings) -> None:

@@ -28,9 +28,10 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
+from signoff.infra.program import install_hint
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver
 
-EXTRA_MISSING = "Models of the kind anyllm need the extra `anyllm`: run `uv pip install -e '.[anyllm]'`."
+EXTRA_MISSING = f"Models of the kind anyllm need its library; {install_hint('anyllm')}."
 MAX_CLIENTS = 64
 MAX_ERROR_CHARS = 2000
 CLOSE_SECONDS = 2

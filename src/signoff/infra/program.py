@@ -1,4 +1,4 @@
-"""The command of this program, for messages that say what to run."""
+"""The command of this program and the installation of its extras, for messages that say what to run."""
 
 import os
 import shutil
@@ -11,3 +11,9 @@ def program_command() -> str:
     if shutil.which("signoff") is not None:
         return "signoff"
     return os.path.relpath(Path(sys.executable).with_name("signoff"))
+
+
+def install_hint(extra: str) -> str:
+    """Return how to install this package with an extra, to follow what needs it in a message."""
+    package = f"pip install 'WHEEL[{extra}]', or in a clone pip install -e '.[{extra}]'"
+    return f"install Signoff with the extra `{extra}`: {package}"

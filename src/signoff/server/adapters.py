@@ -22,6 +22,7 @@ from signoff.engine import Engine
 from signoff.engines.plugins import load_plugins
 from signoff.infra.adapter_registry import AdapterRegistry
 from signoff.infra.json_client import JsonClient
+from signoff.infra.program import install_hint
 from signoff.infra.proxies import Proxies
 from signoff.infra.tracing import Tracer
 from signoff.runtime.identity_provider import IdentityProvider
@@ -159,7 +160,7 @@ def make_tracer(settings: Settings) -> Tracer | None:
     try:
         from signoff.infra.otel import OtelTracer
     except ImportError:
-        raise BadSettings("`otlp_endpoint` needs OpenTelemetry: pip install 'signoff[otel]'.") from None
+        raise BadSettings(f"`otlp_endpoint` needs OpenTelemetry; {install_hint('otel')}.") from None
     return OtelTracer(settings.otlp_endpoint)
 
 
