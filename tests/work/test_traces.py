@@ -144,5 +144,5 @@ def test_a_missing_extra_is_said_with_its_remedy(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "signoff.infra.otel", raising=False)
     settings = Settings(data_dir=tmp_path, otlp_endpoint="http://localhost:4318")
-    with pytest.raises(BadSettings, match=r"pip install 'signoff\[otel\]'"):
+    with pytest.raises(BadSettings, match=r"extra `otel`: pip install 'WHEEL\[otel\]'"):
         make_tracer(settings)

@@ -34,14 +34,7 @@ MAX_ATTEMPTS = 1_000_000
 _SEGMENT = re.compile(r"\*|[A-Za-z0-9_-]{1,64}")
 # Separates the name of a model from the number of its replica. A registered name has no no-break space.
 _REPLICA_MARK = "\N{NO-BREAK SPACE}#"
-
-
 TimeLimit = Literal["first_byte_seconds", "between_chunks_seconds", "total_seconds"]
-_TIMEOUT_FAULTS: dict[TimeLimit, str] = {
-    "first_byte_seconds": "did not start to answer within",
-    "between_chunks_seconds": "sent nothing for",
-    "total_seconds": "took more than",
-}
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +51,8 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     def fault(self, limit: TimeLimit) -> str:
         """Return what a model has done when `limit` is over, to follow its name in a message."""
-        return f"{_TIMEOUT_FAULTS[limit]} {getattr(self, limit):g} s (`timeouts.{limit}`)"
+        verbs = {"first_byte_seconds": "did not start to answer within", "between_chunks_seconds": "sent nothing for"}
+        return f"{verbs.get(limit, 'took more than')} {getattr(self, limit):g} s (`timeouts.{limit}`)"
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):
