@@ -16,7 +16,6 @@ from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSet
 from signoff.doors.http import INTS, parse_digits
 from signoff.doors.session import end_session
 from signoff.errors import BadRequest, LimitReached, PasswordsOff, Unauthorized
-from signoff.infra.program import program_command
 from signoff.work.admin.oidc import offers_sign_out, sign_in_methods
 from signoff.work.services import Services
 
@@ -57,7 +56,6 @@ async def sign_in_page(request: AnyRequest, services: Services, *, error: str | 
         "sign_in.html",
         "Sign in",
         error=error,
-        program=program_command(),
         methods=sign_in_methods(services),
         next_path=None if next_path == "/" else next_path,
         is_signed_out="signed_out" in query and await offers_sign_out(services),
