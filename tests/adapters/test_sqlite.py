@@ -153,6 +153,21 @@ async def test_a_killed_process_loses_no_write_that_it_has_acknowledged(path: Pa
     assert integrity(path) == "ok"
 
 
+async def test_a_read_on_the_event_loop_waits_for_no_other_process_and_never_raises(
+    path: Path, store: SqlStore
+) -> None:
+    def read(table: str) -> object:
+        return store._database.read_at_once(f"SELECT 1 FROM {table} WHERE key = ?", ("a",))
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert read("cached") == []
+        other.execute("COMMIT")
+    assert read("nothing") is None
+    await store.close()
+    assert read("cached") is None
+
+
 async def test_a_store_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
     recorder, counts = ChangeRecorder(store), [0]
 

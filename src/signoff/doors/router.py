@@ -200,9 +200,8 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
     return cast("ASGIApp", app)
 
 
-async def _check_nul_characters(
-    request: AnyRequest,
-) -> None:  # async, because Litestar would call it in a thread otherwise
+# Not a plain function: Litestar would call it in a thread.
+async def _check_nul_characters(request: AnyRequest) -> None:
     check_nul_characters(scope_of(request))
 
 

@@ -97,7 +97,7 @@ class Sqlite:
             return None
         try:
             return self._point_reads.execute(query, parameters).fetchall()
-        except sqlite3.Error:  # for example while another process makes the log anew: a reader thread waits for it
+        except sqlite3.Error:  # a reader thread can wait for a lock, and tells what is wrong otherwise
             return None
 
     async def snapshot(self, function: Callable[[Connection], T]) -> T:
