@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from result import Result
 from signoff.core.access import Caller
 from signoff.core.job import Job
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.queues import ReviewFilter, ReviewQueue, rank_of
 from signoff.infra.memory import collect_seldom
 from signoff.server.bootstrap import migrate, open_services
@@ -67,7 +67,7 @@ def held_row(number: int, now: int) -> dict[str, object]:
         "response": ANSWER,
         "metadata": b"null",
         "priority": 5,
-        "policy": Policy(),
+        "policy": JobPolicy(),
         "deliver": (),
         "attempt": 1,
         "max_attempts": 5,

@@ -11,8 +11,8 @@ import pytest
 
 from fakes.behaviours import ANSWER
 from fakes.upstream import FakeUpstream, fake_upstream
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import CHAT, path_for
-from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines.http import HttpEngine

@@ -2,7 +2,7 @@
 
 import pytest
 
-from signoff.engines.url import endpoint_url, key_headers
+from signoff.engines.url import key_headers, path_url
 
 CHAT = "/v1/chat/completions"
 
@@ -24,7 +24,7 @@ CHAT = "/v1/chat/completions"
     ],
 )
 def test_a_base_url_may_contain_its_version_or_not(base: str, url: str) -> None:
-    assert endpoint_url(base, CHAT) == url
+    assert path_url(base, CHAT) == url
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_base_url_may_contain_its_version_or_not(base: str, url: str) -> None:
     ],
 )
 def test_the_query_of_a_base_url_stays_behind_the_path(base: str, url: str) -> None:
-    assert endpoint_url(f"https://h{base}", CHAT) == f"https://h{url}"
+    assert path_url(f"https://h{base}", CHAT) == f"https://h{url}"
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -69,24 +69,24 @@ def test_the_query_of_a_base_url_stays_behind_the_path(base: str, url: str) -> N
     ],
 )
 def test_an_endpoint_that_was_pasted_as_a_base_url_is_replaced(endpoint: str, slash: str) -> None:
-    assert endpoint_url(f"https://h/v1/{endpoint}{slash}", CHAT) == "https://h/v1/chat/completions"
-    assert endpoint_url(f"https://h/v1/{endpoint}{slash}?k=1", "/v1/embeddings") == "https://h/v1/embeddings?k=1"
+    assert path_url(f"https://h/v1/{endpoint}{slash}", CHAT) == "https://h/v1/chat/completions"
+    assert path_url(f"https://h/v1/{endpoint}{slash}?k=1", "/v1/embeddings") == "https://h/v1/embeddings?k=1"
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions", "embeddings"])
 def test_a_pasted_endpoint_without_a_version_has_none(endpoint: str) -> None:
-    assert endpoint_url(f"https://h/{endpoint}", CHAT) == "https://h/chat/completions"
+    assert path_url(f"https://h/{endpoint}", CHAT) == "https://h/chat/completions"
 
 
 def test_the_queries_of_the_base_url_and_of_a_request_are_joined() -> None:
-    url = endpoint_url("https://h/v1?api-version=1", "/v1/responses/r1", "include=a&API-version=2&after=x%3D")
+    url = path_url("https://h/v1?api-version=1", "/v1/responses/r1", "include=a&API-version=2&after=x%3D")
 
     assert url == "https://h/v1/responses/r1?api-version=1&include=a&API-version=2&after=x%3D"
 
 
 @pytest.mark.parametrize("query", ["key=theirs", "a=1&key=theirs", "k%65y=theirs"])
 def test_a_request_cannot_replace_a_parameter_of_the_base_url(query: str) -> None:
-    assert "theirs" not in endpoint_url("https://h/v1?key=ours", "/v1/responses/r1", query)
+    assert "theirs" not in path_url("https://h/v1?key=ours", "/v1/responses/r1", query)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES
+from signoff.core.api_paths import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES
 from signoff.engines.upstream_answers import check_answer
 from signoff.engines.upstream_events import EventStream
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled

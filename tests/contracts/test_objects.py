@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from signoff.core.job import Decision, Verdict
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from support.stores import AStore, a_call, a_job, a_step, leased
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ async def test_the_creator_of_an_object_and_of_the_parts_of_an_answer_is_known(s
 
 
 async def test_a_held_answer_has_its_parts_too_and_the_first_creator_counts(store: AStore) -> None:
-    job = await leased(store, path="/v1/responses", policy=Policy(review="always"))
+    job = await leased(store, path="/v1/responses", policy=JobPolicy(review="always"))
     changes = {"response": ANSWER, "upstream_object_id": RESPONSE}
     await store.jobs.transition(job.id, a_step("hold", lease=job.lease, changes=changes))
     later = a_job(status="success", **MADE)
@@ -43,7 +43,7 @@ async def test_a_held_answer_has_its_parts_too_and_the_first_creator_counts(stor
 async def test_an_answer_that_was_sent_back_or_edited_is_still_known_by_its_objects(
     store: AStore, verdict: Verdict
 ) -> None:
-    job = await leased(store, path="/v1/responses", policy=Policy(review="always"))
+    job = await leased(store, path="/v1/responses", policy=JobPolicy(review="always"))
     changes = {"response": ANSWER, "upstream_object_id": RESPONSE}
     await store.jobs.transition(job.id, a_step("hold", changes=changes))
     decision = Decision(verdict=verdict, reviewer="ann")

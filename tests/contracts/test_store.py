@@ -18,7 +18,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, Decision, Draft, Edit, Job, JobError, Verdict
 from signoff.core.model import Model
 from signoff.core.price import Price
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.tokens import Usage
 from signoff.core.transitions import TRANSITIONS, Guard, replay
@@ -62,7 +62,7 @@ RICH: dict[str, Any] = {
     "error": FINAL,
     "usage": Usage(prompt_tokens=1),
     "metadata": b'{"a":[1]}',
-    "policy": Policy(review="always"),
+    "policy": JobPolicy(review="always"),
     "deliver": (DeliveryTarget(address="http://a.test/", host="a.test", sealed=b"\0\xff"),),
     "draft": Draft(response='"d"'),
     "decision": Decision(verdict="reject", reviewer="ann", reason="No."),
@@ -77,7 +77,7 @@ TEXTS = [name for name in PLAIN if name not in RICH and str(Job.__annotations__[
 
 
 async def test_a_new_job_is_stored_unchanged_with_the_times_of_the_database(store: AStore) -> None:
-    job = a_job(metadata=b'{"a":[1]}', priority=7, policy=Policy(review="always"), retry_of="old", fingerprint="f")
+    job = a_job(metadata=b'{"a":[1]}', priority=7, policy=JobPolicy(review="always"), retry_of="old", fingerprint="f")
 
     before = time.time() * SECOND_US
     stored = await store.jobs.insert(job, actor="user:ann", due_seconds=60)

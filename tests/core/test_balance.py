@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from signoff.core.api_paths import CHAT
 from signoff.core.balance import (
     LOAD_FACTOR,
     SOFT_FAILURES,
@@ -23,7 +24,6 @@ from signoff.core.balance import (
     may_succeed_elsewhere,
     prefix_key,
 )
-from signoff.core.endpoints import CHAT
 from signoff.core.job import Job
 from signoff.core.model import (
     EndpointConfig,

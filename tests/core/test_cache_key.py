@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signoff.core.api_paths import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.cache import (
     CacheControl,
     Sampling,
@@ -21,10 +22,9 @@ from signoff.core.cache import (
     parse_cache_control,
     with_usage,
 )
-from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.model import Model, ModelIndex, Timeouts, version_of
 from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.tokens import Usage
 
 DEFAULTS: dict[str, Any] = {
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "path": CHAT,
     "target": "m",
     "versions": "v1",
-    "policy": Policy(),
+    "policy": JobPolicy(),
     "body": b'{"a":1}',
 }
 values = st.recursive(
@@ -125,9 +125,9 @@ def test_requests_with_different_values_are_not_equal(one: Any, other: Any) -> N
         {"path": RESPONSES},
         {"target": "m2"},
         {"versions": "v2"},
-        {"policy": Policy(review="always")},
-        {"policy": Policy(undo_seconds=1)},
-        {"policy": Policy(deadline_seconds=5, on_deadline="approve")},
+        {"policy": JobPolicy(review="always")},
+        {"policy": JobPolicy(undo_seconds=1)},
+        {"policy": JobPolicy(deadline_seconds=5, on_deadline="approve")},
         {"body": b'{"a":2}'},
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from signoff.core.endpoints import COMPLETIONS
+from signoff.core.api_paths import COMPLETIONS
 from signoff.core.envelope import answer_message, parse_envelope
 from signoff.core.job import Job
 from signoff.errors import BadBody, BadRequest

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
+from signoff.core.api_paths import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
 from signoff.core.pipelines import render
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.render import placeholder_values

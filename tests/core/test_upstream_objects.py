@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from signoff.core.endpoints import Route
+from signoff.core.api_paths import Route
 from signoff.core.upstream_objects import (
     created_object_id,
     ids_in_answer,

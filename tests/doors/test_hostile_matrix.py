@@ -22,7 +22,7 @@ from fakes.upstream import fake_upstream
 from fakes.webhook_receiver import SECRET as SIGNING_SECRET
 from fakes.webhook_receiver import WebhookReceiver
 from signoff.core.access import User
-from signoff.core.endpoints import KNOWN
+from signoff.core.api_paths import KNOWN
 from signoff.server.http import _litestar_app
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from support.live_server import Live, chat, live, until

@@ -17,10 +17,10 @@ import pytest
 from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, sse_event
 from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from signoff.core.dialects.answer import with_text
 from signoff.core.dialects.convert import stream_events
 from signoff.core.dialects.messages import PING
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job, Verdict
 from signoff.work.reviews.desk import VerdictRequest, decide

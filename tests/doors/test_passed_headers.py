@@ -11,7 +11,7 @@ from fakes.behaviours import ANSWER
 from fakes.http_server import RecordedRequest, Reply, json_reply, whole
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
-from signoff.core.endpoints import CHAT
+from signoff.core.api_paths import CHAT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Model

@@ -16,8 +16,8 @@ import pytest
 from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, sse_event
 from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, MESSAGES, RESPONSES
 from signoff.core.dialects.convert import stream_events
-from signoff.core.endpoints import CHAT, MESSAGES, RESPONSES
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.errors import BadRequest

@@ -13,7 +13,7 @@ import brotli
 import pytest
 from yarl import URL
 
-from signoff.core.endpoints import CHAT
+from signoff.core.api_paths import CHAT
 from support.live_server import Live, chat, live
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from signoff.core.endpoints import KNOWN
+from signoff.core.api_paths import KNOWN
 from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.doors.openai.door import COHERE_RERANK

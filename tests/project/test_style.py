@@ -39,7 +39,7 @@ DOCUMENTED = {
     "core/ask.py": {"Ask"},
     "core/model.py": {"Model", "EndpointConfig", "Timeouts", "ProcessLimits"},
     "core/limits.py": {"Limit"},
-    "core/reviews/policy.py": {"Policy"},
+    "core/reviews/policy.py": {"JobPolicy"},
     "core/reviews/rules.py": {"Action", "Rule", "Budget", "PolicyDraft", "ReviewPolicy"},
     "work/services.py": {"Rules", "Services", "Adapters", "Caches", "Runtime", "Ids"},
     "core/filters.py": {"JobFilter", "LibraryFilter"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from signoff.core import sse
-from signoff.core.endpoints import RESPONSES
+from signoff.core.api_paths import RESPONSES
 from signoff.errors import ModelGarbled
 from signoff.runtime import attempt as attempt_module
 from signoff.runtime.attempt import Attempt

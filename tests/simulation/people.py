@@ -21,7 +21,7 @@ from signoff.core.oidc import ProviderAccount, ProviderSettings, role_at_sign_in
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
-from signoff.stores.people import UserChange
+from signoff.stores.people import UserValues
 from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx, bump, record
 
@@ -65,7 +65,7 @@ class MemoryPeople:
         def put(tx: Tx) -> User:
             users = self._tables.users
             if (user := users.get(email.lower())) is not None:
-                return self._change(tx, actor, user, UserChange(role=role, password_hash=password_hash))
+                return self._change(tx, actor, user, UserValues(role=role, password_hash=password_hash))
             user = self._create(tx, email, role, password_hash)
             record(self._tables, tx, actor, change_of("user", user.email, None, user))
             return user
@@ -77,7 +77,7 @@ class MemoryPeople:
 
         def change(tx: Tx) -> User | None:
             user = self._user(user_id)
-            return None if user is None else self._change(tx, actor, user, UserChange(role=role, active=active))
+            return None if user is None else self._change(tx, actor, user, UserValues(role=role, active=active))
 
         return await self._connection.send(change, writes=True)
 
@@ -99,7 +99,7 @@ class MemoryPeople:
                 return user
             role = role_at_sign_in(user, account, settings)
             if role != user.role:
-                user = self._change(tx, actor, user, UserChange(role=role))
+                user = self._change(tx, actor, user, UserValues(role=role))
             if kind != "enter":
                 self._bind(tx, actor, user, account.issuer, account.subject)
             return user
@@ -274,7 +274,7 @@ class MemoryPeople:
     def _has_account(self, user_id: int, issuer: str) -> bool:
         return any((of, owner) == (issuer, user_id) for (of, _), owner in self._tables.provider_accounts.items())
 
-    def _change(self, tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
+    def _change(self, tx: Tx, actor: Actor, user: User, new: UserValues) -> User:
         role, active = new.role or user.role, user.active if new.active is None else new.active
         admins = {one.id for one in self._tables.users.values() if one.active and one.role == "admin"}
         if admins == {user.id} and not (active and role == "admin"):

@@ -17,7 +17,7 @@ from signoff.core.access import Caller
 from signoff.core.allow_list import AllowList
 from signoff.core.cache import CacheEntry
 from signoff.core.retry import Backoff
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.errors import SignoffError
@@ -35,7 +35,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.metrics import Metrics
-from signoff.runtime.missing_endpoints import MissingEndpoints
+from signoff.runtime.missing_paths import MissingPaths
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passes import Passes
@@ -87,7 +87,7 @@ def rules_of(climate: Climate) -> Rules:
         hold_seconds=20,
         keep_alive_seconds=5,
         log_before_answer=climate.log_before_answer,
-        policy=Policy(
+        policy=JobPolicy(
             deadline_seconds=climate.deadline_seconds,
             on_deadline=climate.on_deadline,  # type: ignore[arg-type]
             undo_seconds=climate.undo_seconds,
@@ -266,7 +266,7 @@ class Process:
                 file_sizes=FileSizes(2**30),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 caller_leases=CallerLeases(store.departures, background, lease_seconds=15, heartbeat_seconds=5),
-                missing_endpoints=MissingEndpoints(),
+                missing_paths=MissingPaths(),
                 open_calls=OpenCalls(_unchanged),
                 inflight_calls=InflightCalls(),
                 metrics=metrics,

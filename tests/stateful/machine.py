@@ -17,7 +17,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome, Deliv
 from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Decision, Draft, Edit, Job, JobError, Verdict
-from signoff.core.reviews.policy import OnDeadline, Policy
+from signoff.core.reviews.policy import JobPolicy, OnDeadline
 from signoff.core.turn import Turn
 from signoff.errors import KeyReused, SignoffError, Stale
 from signoff.store import TransitionRequest
@@ -57,7 +57,7 @@ job_fields = st.fixed_dictionaries(
         "max_attempts": st.sampled_from([1, 2, 3]),
         "pipeline_id": st.sampled_from([None, 1]),
         "metadata": st.sampled_from([b"null", b'{"a":[1]}']),
-        "policy": st.sampled_from([Policy(on_deadline=way) for way in get_args(OnDeadline)]),
+        "policy": st.sampled_from([JobPolicy(on_deadline=way) for way in get_args(OnDeadline)]),
         "deliver": st.sampled_from([(), *((hook,) for hook in HOOKS), (HOOKS[0], COPY), (COPY,)]),
     }
 )

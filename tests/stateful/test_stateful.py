@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.job import Decision, Edit, JobError, Verdict
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.stores import claims, deliveries, jobs, transitions
 from stateful.machine import TICK_SECONDS, Machine
@@ -87,7 +87,7 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 def wake_a_parked_run(place: ControlledDatabase) -> None:
     """Take the steps of the machine that lead to `wake`, and compare the store with its model after them."""
     machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
     machine.submit(fields | {"pipeline_id": 1}, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.park(index=0, missed=False)
@@ -98,7 +98,7 @@ def wake_a_parked_run(place: ControlledDatabase) -> None:
 def lapse_a_lease(place: ControlledDatabase) -> None:
     """Take the steps of the machine that lead to `lapse`, and compare the store with its model after them."""
     machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=-1)
     machine.sweep(index=0, is_mistake=True, verb="lapse")
@@ -108,7 +108,7 @@ def lapse_a_lease(place: ControlledDatabase) -> None:
 def expire_an_answer(place: ControlledDatabase) -> None:
     """Take the steps of the machine that lead to `expire`, and compare the store with its model after them."""
     machine = Machine(place)
-    policy = Policy(review="always", deadline_seconds=TICK_SECONDS, on_deadline="reject")
+    policy = JobPolicy(review="always", deadline_seconds=TICK_SECONDS, on_deadline="reject")
     fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": policy, "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
@@ -121,7 +121,7 @@ def expire_an_answer(place: ControlledDatabase) -> None:
 def vote_on_an_answer(place: ControlledDatabase) -> None:
     """Take the steps of the machine for the rarer verbs of reviewers, and compare the store with its model."""
     machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
@@ -133,7 +133,7 @@ def vote_on_an_answer(place: ControlledDatabase) -> None:
 def decide_on_an_answer(place: ControlledDatabase, verdict: Verdict) -> None:
     """Take the steps of the machine that lead to a verdict, and compare the store with its model after them."""
     machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))

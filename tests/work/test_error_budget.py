@@ -21,7 +21,7 @@ from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.feedback import FeedbackQuery
 from signoff.core.reviews.planted import PlantedItem
-from signoff.core.reviews.policy import Policy, PolicyVersion
+from signoff.core.reviews.policy import JobPolicy, PolicyVersion
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
 from signoff.stores.budgets_schema import budget_audits, budget_leases
 from signoff.work.admin.erasure import erase_user
@@ -59,7 +59,7 @@ class BudgetedServer:
     async def ask(self, number: int = 1, **more: Any) -> list[Job]:
         """Submit jobs under the policy, and return them once their answers have passed or are held."""
         named = (PolicyVersion(name=self.policy.name, version=self.policy.version),)
-        policy = Policy(named=named, is_judged=True, **more.pop("policy", {}))
+        policy = JobPolicy(named=named, is_judged=True, **more.pop("policy", {}))
         jobs = list[Job]()
         for _ in range(number):
             self._number += 1
@@ -195,7 +195,7 @@ async def test_an_answer_that_passed_is_cached_for_nobody_and_one_that_a_person_
             path="/v1/chat/completions",
             target="echo",
             versions=here.services.caches.models.version_of(model),
-            policy=Policy(),
+            policy=JobPolicy(),
             body=b"{}",
             headers={},
         )

@@ -17,7 +17,7 @@ from doors.test_openai_endpoints import REVIEWER, held
 from fakes.behaviours import ANSWER, EVENTS
 from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, json_reply, whole
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
-from signoff.core.endpoints import CHAT
+from signoff.core.api_paths import CHAT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import EndpointConfig, Timeouts

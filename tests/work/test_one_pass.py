@@ -16,7 +16,7 @@ import pytest
 from fakes.behaviours import ANSWER
 from fakes.http_server import RecordedRequest, Reply, whole
 from fakes.upstream import fake_upstream
-from signoff.core.endpoints import CHAT
+from signoff.core.api_paths import CHAT
 from support.live_server import Live, chat, live
 
 pytestmark = pytest.mark.anyio

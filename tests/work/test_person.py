@@ -16,11 +16,11 @@ from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, pause
 from fakes.upstream import fake_upstream
 from signoff.core import sse
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from signoff.core.ask import Ask
-from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.transitions import replay
 from signoff.errors import BadRequest
 from signoff.work.reviews.desk import VerdictRequest, decide, undo_verdict
@@ -229,7 +229,7 @@ async def test_queued_jobs_wait_without_a_worker_and_go_on_to_another_model(tmp_
 async def test_a_deadline_does_not_approve_an_answer_that_nobody_wrote(on_deadline: Any, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await add_person(server)
-        policy = Policy(deadline_seconds=0.01, on_deadline=on_deadline)
+        policy = JobPolicy(deadline_seconds=0.01, on_deadline=on_deadline)
         rules = msgspec.structs.replace(server.services.rules, policy=policy)
         services = msgspec.structs.replace(server.services, rules=rules)
         owner, body = await server.token(), json.dumps(BODIES[CHAT]).encode()

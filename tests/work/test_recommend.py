@@ -13,7 +13,7 @@ from signoff.core.access import Caller
 from signoff.core.job import Decision, Edit, Job
 from signoff.core.reviews.coin import Coin
 from signoff.core.reviews.planted import PlantedItem
-from signoff.core.reviews.policy import Policy, PolicyVersion
+from signoff.core.reviews.policy import JobPolicy, PolicyVersion
 from signoff.core.reviews.risk_score import expression_of
 from signoff.core.reviews.rules import Action, Rule
 from signoff.core.reviews.ruling import Ruling
@@ -46,7 +46,7 @@ class SimulatedDesk:
         ruling = Ruling(
             outcome="hold" if is_looked_at else "pass", policy="careful", version=1, signals=signals, coin=coin
         )
-        policy = Policy(named=(PolicyVersion(name="careful", version=1),), is_judged=True)
+        policy = JobPolicy(named=(PolicyVersion(name="careful", version=1),), is_judged=True)
         job = await leased(self.services.store, policy=policy, **({"metadata": b'{"n":1e300}'} | more))
         changes = {"response": response, "ruling": ruling}
         job = await self.services.store.jobs.transition(

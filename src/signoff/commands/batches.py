@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, err, out, run, stop
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT
 from signoff.core.batch import BATCH_INPUT, Batch
-from signoff.core.endpoints import CHAT
 from signoff.errors import NotFound
 from signoff.settings import load
 from signoff.work.batches.files import BlobWriter, UploadFields, find_file, read_file, store_upload

@@ -7,9 +7,9 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, PREDICT
 from signoff.core.cache import CacheControl, CacheRule, Sampling
 from signoff.core.delivery import ReplyAddress, WebhookTarget
-from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.composed import Pipeline
 from signoff.core.reviews.policy import Review
@@ -25,11 +25,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     caller: Caller
     """The authenticated caller, who owns the job."""
     path: str = CHAT
-    """Route of the request in the form of `endpoints.format_route`; a POST is its path alone."""
+    """Route of the request in the form of `api_paths.format_route`; a POST is its path alone."""
     body: bytes
     """JSON as it came; another kind of body is a `BinaryBody` in JSON."""
     requires_members: bool = False
-    """True to refuse a body that lacks what its endpoint requires, such as `messages`; False to make it the text of a
+    """True to refuse a body that lacks what its path requires, such as `messages`; False to make it the text of a
     chat."""
     target: str | None = None
     """Name of a model, prompt or pipeline; None for the default model."""
@@ -74,7 +74,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:
-    """Return the endpoint to ask `model` at, which is `path` except that chats and predictions replace each other.
+    """Return the path to ask `model` at, which is `path` except that chats and predictions replace each other.
 
     A model that takes any JSON is asked for a prediction if `body` is no chat; any other is asked for a chat instead of
     a prediction.

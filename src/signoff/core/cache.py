@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from signoff.core.api_paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES, STREAMED
 from signoff.core.dialects import messages, response
 from signoff.core.dialects.reported_usage import parse_usage
-from signoff.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES, STREAMED
 from signoff.core.fingerprint import fingerprint
 from signoff.core.parse_cost import is_cheap_to_parse
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.tokens import Usage
 
 CacheRule = Literal["always", "never"]
@@ -123,7 +123,7 @@ def is_cacheable(*rules: CacheRule | None, sampling: Sampling) -> bool:
 
 
 def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
-    *, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes, headers: bytes = b""
+    *, scope: str, path: str, target: str, versions: str, policy: JobPolicy, body: bytes, headers: bytes = b""
 ) -> str | None:
     """Return the key of the answer to `body`: `VERSIONS-DIGEST`, or None if `body` is invalid or too costly to parse.
 
@@ -131,7 +131,7 @@ def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
 
     Args:
         scope: users who share the entry: one user, or all.
-        path: endpoint of the request.
+        path: path of the request.
         target: name that the request is for.
         versions: version of the model behind that name.
         policy: policy under which the answer is signed off.

@@ -2,9 +2,9 @@
 
 import msgspec
 
+from signoff.core.api_paths import COMPLETIONS
 from signoff.core.decode import NULL, decode_json
 from signoff.core.dialects.edited_answer import in_form
-from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import WITHOUT_ANSWER, Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
 
@@ -13,7 +13,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed message of a request topic."""
 
     path: str = COMPLETIONS
-    """Route of the request in the form of `endpoints.format_route`."""
+    """Route of the request in the form of `api_paths.format_route`."""
     metadata: bytes = NULL
     """JSON as it came; it is returned with the answer."""
     body: bytes = NULL

@@ -4,7 +4,7 @@ from math import ceil
 
 import msgspec
 
-from signoff.core.endpoints import COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK
+from signoff.core.api_paths import COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK
 from signoff.core.tokens import estimate_usage
 from signoff.errors import BadRequest
 
@@ -44,7 +44,7 @@ class _Maximum(msgspec.Struct):
 
 
 def estimate_tokens(path: str, body: bytes) -> TokenEstimate:
-    """Estimate the maximum number of tokens of the request `body` to the endpoint `path`.
+    """Estimate the maximum number of tokens of the request `body` to `path`.
 
     Of several maxima the largest counts, as it is not known which one the upstream reads.
     Raises BadRequest for a maximum that is not a number, because an upstream may convert it nevertheless.

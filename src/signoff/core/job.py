@@ -7,7 +7,7 @@ import msgspec
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
 
@@ -67,7 +67,7 @@ class NewTarget(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     model: str
     path: str
-    policy: Policy
+    policy: JobPolicy
     max_attempts: int
 
 
@@ -118,7 +118,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Name of the registered model or pipeline behind `target`; a fallback replaces it when it answers."""
     path: str
-    """Endpoint of the request, in the form of `endpoints.format_route`."""
+    """Endpoint of the request, in the form of `api_paths.format_route`."""
     body: bytes
     """Request for the model, as JSON; a verdict `redo` can replace it."""
     response: bytes | None = None
@@ -131,7 +131,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of the caller's own; of a step the `StepCall`. It never changes."""
     priority: int = 5
     """From 0 to 9; jobs with a higher priority are claimed first."""
-    policy: Policy = Policy()
+    policy: JobPolicy = JobPolicy()
     """Review policy at the time of admission."""
     client_id: str | None = None
     """Id that the caller chose, unique among the jobs of the user and the door; None for none."""

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from signoff.core.api_paths import USER_ROUTES
 from signoff.core.cache import CacheRule
-from signoff.core.endpoints import USER_ROUTES
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import header_names_fault
 from signoff.core.reviews.policy import Review
@@ -133,7 +133,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     review_queue: str | None = None
     """Review queue of the requests to a person; None for the queue of all reviewers."""
     routes: tuple[str, ...] = ()
-    """First segments of routes below /v1 that users may call besides `endpoints.USER_ROUTES`; `*` for all routes."""
+    """First segments of routes below /v1 that users may call besides `api_paths.USER_ROUTES`; `*` for all routes."""
 
     def allows_users(self, first_segment: str) -> bool:
         """Return True if users may call the routes below /v1 that begin with `first_segment`."""

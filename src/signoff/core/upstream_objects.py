@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from signoff.core.api_paths import COUNT_TOKENS, KNOWN, MESSAGES, RESPONSES, Route, parse_route
 from signoff.core.binary import decode_binary
-from signoff.core.endpoints import COUNT_TOKENS, KNOWN, MESSAGES, RESPONSES, Route, parse_route
 
 MAX_ID_LENGTH = 255
 MAX_IDS_IN_ANSWER = 256

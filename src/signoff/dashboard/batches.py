@@ -9,8 +9,8 @@ from litestar.params import FromPath
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT
 from signoff.core.batch import Batch, BatchApi, BatchFilter, BatchStatus, BatchTotals, StoredFile
-from signoff.core.endpoints import CHAT
 from signoff.dashboard.jobs import StateLabel
 from signoff.dashboard.shell import BATCHES, page, redirect, with_status
 from signoff.doors.callers import check_same_site

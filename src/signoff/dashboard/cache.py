@@ -7,9 +7,9 @@ from litestar import MediaType, Response, Router, get, post
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, IN_WORDS, KNOWN
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter
-from signoff.core.endpoints import CHAT, IN_WORDS, KNOWN
 from signoff.core.job import Job
 from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
 from signoff.dashboard.content import MAX_SHOWN, answer_of_job

@@ -9,8 +9,8 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
-from signoff.core.endpoints import PREDICT
 from signoff.core.filters import LibraryFilter
 from signoff.core.job import Job
 from signoff.core.pipelines.check import parameter_names

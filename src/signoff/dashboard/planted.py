@@ -9,9 +9,9 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller, check_admin
+from signoff.core.api_paths import CHAT
 from signoff.core.dialects.convert import convert_answer
 from signoff.core.dialects.edited_answer import edited_answer
-from signoff.core.endpoints import CHAT
 from signoff.core.job import Job
 from signoff.core.json_position import find_syntax_error
 from signoff.core.reviews.item import text_of

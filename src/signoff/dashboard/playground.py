@@ -13,9 +13,9 @@ from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, MESSAGES, RESPONSES
 from signoff.core.ask import Ask, as_chat
 from signoff.core.dialects import messages_to_chat, responses_to_chat
-from signoff.core.endpoints import CHAT, MESSAGES, RESPONSES
 from signoff.core.job import Job
 from signoff.core.json_position import find_syntax_error
 from signoff.dashboard.content import answer_of_job

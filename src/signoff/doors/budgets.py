@@ -6,7 +6,7 @@ import msgspec
 from litestar import Router, delete, get, post
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from signoff.core.endpoints import CHAT
+from signoff.core.api_paths import CHAT
 from signoff.core.reviews.planted import PlantedItem
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, parse_json

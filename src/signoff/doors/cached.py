@@ -5,10 +5,10 @@ from urllib.parse import parse_qs
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import KNOWN
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter, Sampling
 from signoff.core.dialects.answer import content_or_json
-from signoff.core.endpoints import KNOWN
 from signoff.doors.callers import caller_of
 from signoff.doors.errors import detail, raw_error_headers
 from signoff.doors.http import (

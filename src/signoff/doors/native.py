@@ -11,8 +11,8 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
 from signoff.core import sse
+from signoff.core.api_paths import CHAT, PREDICT
 from signoff.core.ask import Ask
-from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Status
 from signoff.core.wire import format_time, job_as_json, parse_time

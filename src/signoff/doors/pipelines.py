@@ -6,8 +6,8 @@ import msgspec
 from litestar import Response, Router, get, post
 from litestar.params import FromQuery
 
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
-from signoff.core.endpoints import PREDICT
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of

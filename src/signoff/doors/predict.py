@@ -6,8 +6,8 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
-from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, is_name
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of, takes_commands

@@ -22,7 +22,7 @@ from litestar.template import TemplateConfig
 
 from signoff import __version__
 from signoff.core.access import Caller
-from signoff.core.endpoints import USER_ROUTES, parse_route
+from signoff.core.api_paths import USER_ROUTES, parse_route
 from signoff.doors import generate, jobs
 from signoff.doors.access_log import public_path, serve_and_log
 from signoff.doors.callers import caller_of

@@ -1,6 +1,6 @@
 """The span of a request: in the trace of the caller, if it has one, and in its own otherwise."""
 
-from signoff.core.endpoints import KNOWN
+from signoff.core.api_paths import KNOWN
 from signoff.doors.access_log import job_id_in, public_path
 from signoff.doors.http import ASGIApp, Message, Receive, Scope, Send, header
 from signoff.infra.tracing import Tracer

@@ -14,7 +14,7 @@ from yarl import URL
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES, checked_host
-from signoff.core.endpoints import CHAT, EMBEDDINGS
+from signoff.core.api_paths import CHAT, EMBEDDINGS
 from signoff.core.model import Model, TimeLimit, Timeouts, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream_errors import answered_error

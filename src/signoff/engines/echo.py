@@ -11,11 +11,11 @@ from typing import Annotated
 
 import msgspec
 
-from signoff.core import endpoints, sse
+from signoff.core import api_paths, sse
 from signoff.core.model import Model, Timeouts
 from signoff.core.tokens import Usage
 from signoff.engine import ModelRequest, Sink
-from signoff.engines.echo_endpoints import PIECE, EchoResponse, embeddings, moderations, ranks
+from signoff.engines.echo_answers import PIECE, EchoResponse, embeddings, moderations, ranks
 from signoff.engines.upstream_errors import answered_error
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
@@ -122,18 +122,18 @@ def _error(status: int, retry_after_seconds: float | None, message: str) -> Mode
 
 
 def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResponse | bytes:
-    """Return a completion, which can be sent whole or as events, or the body of an endpoint without streams."""
+    """Return a completion, which can be sent whole or as events, or the body of a path without streams."""
     match request.path:
-        case endpoints.CHAT | endpoints.COMPLETIONS:
+        case api_paths.CHAT | api_paths.COMPLETIONS:
             return _completion(request, tokens)
-        case endpoints.RESPONSES:
+        case api_paths.RESPONSES:
             reply = _completion(request, tokens)
             return EchoResponse(digest=reply.digest, model=reply.model, text=reply.text, usage=reply.usage)
-        case endpoints.EMBEDDINGS:
+        case api_paths.EMBEDDINGS:
             return embeddings(request.body, request.target)
-        case endpoints.MODERATIONS:
+        case api_paths.MODERATIONS:
             return moderations(request.body, request.target)
-        case endpoints.RERANK:
+        case api_paths.RERANK:
             return ranks(request.body, request.target)
         case path:
             raise _error(404, None, f"Models of the kind echo do not support the endpoint {path}.")
@@ -150,7 +150,7 @@ def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
-        is_chat=request.path != endpoints.COMPLETIONS,
+        is_chat=request.path != api_paths.COMPLETIONS,
         usage=usage,
         usage_wanted=bool(parsed.stream_options and parsed.stream_options.include_usage),
     )

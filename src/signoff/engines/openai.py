@@ -2,15 +2,15 @@
 
 import msgspec
 
+from signoff.core.api_paths import KNOWN, Route, parse_route
 from signoff.core.binary import decode_binary
-from signoff.core.endpoints import KNOWN, Route, parse_route
 from signoff.core.form import with_field
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.http_request import UpstreamRequest
 from signoff.engines.upstream import UpstreamClient
 from signoff.engines.upstream_answers import check_answer
-from signoff.engines.url import endpoint_url, is_messages_route, key_headers
+from signoff.engines.url import is_messages_route, key_headers, path_url
 from signoff.errors import ModelUnreachable
 
 # The version of Anthropic's API that its documentation and its clients name; without one, its servers refuse a request.
@@ -58,7 +58,7 @@ async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: Mo
 def _known_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
     body = with_model(request.body, upstream_name(model, request.target))
     headers = {"content-type": "application/json"}
-    return UpstreamRequest("POST", endpoint_url(base_url, request.path), body, headers, request.response_headers)
+    return UpstreamRequest("POST", path_url(base_url, request.path), body, headers, request.response_headers)
 
 
 def _other_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
@@ -76,7 +76,7 @@ def _other_request(base_url: str, model: Model, request: ModelRequest) -> Upstre
     headers = dict[str, str]()
     if body != b"null":
         headers["content-type"] = "application/json" if binary is None else binary.content_type
-    url = endpoint_url(base_url, route.path, route.query)
+    url = path_url(base_url, route.path, route.query)
     return UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers, request.response_headers)
 
 

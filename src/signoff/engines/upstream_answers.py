@@ -1,4 +1,4 @@
-"""Check of answers with status 200: some are errors, and some are JSON that is no answer of the endpoint.
+"""Check of answers with status 200: some are errors, and some are JSON that is no answer of the path.
 
 Aggregators send these when their provider fails, and gateways when they have no answer at all.
 """
@@ -8,9 +8,7 @@ from typing import cast
 
 import msgspec
 
-from signoff.core.decode import JsonObject, as_object
-from signoff.core.dialects.surrogates import decode_with_surrogates
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     COUNT_TOKENS,
@@ -22,10 +20,12 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.decode import JsonObject, as_object
+from signoff.core.dialects.surrogates import decode_with_surrogates
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 
-# Members of an answer by endpoint; an answer has at least one of them.
+# Members of an answer by path; an answer has at least one of them.
 _ANSWER_MEMBERS = {
     CHAT: ("choices",),
     COMPLETIONS: ("choices",),
@@ -70,7 +70,7 @@ _STATUSES = {
 
 
 def check_answer(path: str, body: bytes) -> None:
-    """Check that `body`, which is JSON, is an answer of the endpoint `path`.
+    """Check that `body`, which is JSON, is an answer of `path`.
 
     Raises:
         ModelAnswered: it is an error.

@@ -1,4 +1,4 @@
-"""URLs of models: parsing, checking, and the endpoints below a base URL; cached for all requests that use them."""
+"""URLs of models: parsing, checking, and the paths below a base URL; cached for all requests that use them."""
 
 import re
 from functools import lru_cache
@@ -12,9 +12,9 @@ from signoff.errors import AddressRefused, ModelFailed, ModelUnreachable
 ADDRESS_NOT_ALLOWED = "The model's address is in a range that is closed to models (link-local, metadata services)."
 _VERSION = re.compile(r"/v\d\w*(/|$)")
 _SLASHES = re.compile("/{2,}")
-# An endpoint at the end of a URL that was pasted whole. `/models` counts only behind a version: Azure's base URLs of
-# AI inference end in it.
-_ENDPOINT = re.compile(
+# An API path at the end of a URL that was pasted whole. `/models` counts only behind a version: Azure's base URLs of AI
+# inference end in it.
+_API_PATH = re.compile(
     r"/(?:chat/completions|completions|embeddings|responses|messages(?:/count_tokens)?|moderations|rerank|edits"
     r"|audio/(?:speech|transcriptions|translations)|images/(?:generations|edits|variations))$"
     r"|(?<=/)(?P<version>v\d\w*)/models$"
@@ -43,16 +43,16 @@ def parse_model_url(url: str) -> URL:
 
 
 @lru_cache(maxsize=1024)
-def endpoint_url(base_url: str, path: str, query: str | None = None) -> str:
+def path_url(base_url: str, path: str, query: str | None = None) -> str:
     """Return the URL for `path`, which starts with /v1, at an OpenAI-compatible server.
 
     Repeated slashes, slashes at the end and a fragment of `base_url` are dropped. /v1 is left out if the base URL has a
-    version of its own, is one of Azure's, or was pasted with an endpoint, which `path` replaces. The query is that of
+    version of its own, is one of Azure's, or was pasted with an API path, which `path` replaces. The query is that of
     `base_url` and what `query` adds to it; a parameter of the base URL cannot be replaced.
     """
     base = urlsplit(base_url)
     root = _SLASHES.sub("/", base.path).rstrip("/")
-    bare = _ENDPOINT.sub(r"\g<version>" if root.endswith("/models") else "", root)
+    bare = _API_PATH.sub(r"\g<version>" if root.endswith("/models") else "", root)
     needs_version = bare == root and not _VERSION.search(root) and not _is_azure_root(root, base.query)
     url = f"{base.scheme}://{base.netloc}{bare.rstrip('/')}{path if needs_version else path.removeprefix('/v1')}"
     joined = _joined_query(base.query, query or "")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core import sse
+from signoff.core.api_paths import RESPONSES
 from signoff.core.dialects.answer import Answer
 from signoff.core.dialects.stream_state import has_content
-from signoff.core.endpoints import RESPONSES
 from signoff.core.job import Job
 from signoff.core.limits import Reservation
 from signoff.core.reviews.ruling import Ruling

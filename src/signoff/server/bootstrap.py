@@ -21,7 +21,7 @@ from signoff.core.allow_list import AllowList
 from signoff.core.api_tokens import ALPHABET, SECRET_LENGTH
 from signoff.core.model import PERSON, Model
 from signoff.core.retry import Backoff
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.plugins import plugin_kinds
 from signoff.errors import Overloaded, ProviderFailed, WrongKey
@@ -42,7 +42,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.metrics import Metrics
-from signoff.runtime.missing_endpoints import MissingEndpoints
+from signoff.runtime.missing_paths import MissingPaths
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passes import Passes
@@ -263,7 +263,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient | None) -> Servi
             file_sizes=FileSizes(settings.max_stored_bytes),
             watcher=JobWatcher(store),
             caller_leases=CallerLeases(store.departures, background, **renewal),
-            missing_endpoints=MissingEndpoints(),
+            missing_paths=MissingPaths(),
             open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),
             metrics=metrics,
@@ -347,7 +347,7 @@ def _rules(settings: Settings) -> Rules:
         log_before_answer=settings.log_before_answer,
         retention_seconds=None if settings.retention_days is None else settings.retention_days * 24 * 3600,
         coalesce=settings.coalesce,
-        policy=Policy(
+        policy=JobPolicy(
             deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.release_after_seconds or 0
         ),
         release_after_seconds=5 if settings.release_after_seconds is None else settings.release_after_seconds,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.job import Event, Job, JobError
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
 from signoff.stores.created_objects import add_created_objects
@@ -45,7 +45,7 @@ class PackedCall(msgspec.Struct, array_like=True, frozen=True):
     error: JobError | None
     metadata: bytes
     priority: int
-    policy: Policy
+    policy: JobPolicy
     fingerprint: str | None
     retry_of: str | None
     prompt: str | None

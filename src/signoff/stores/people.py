@@ -85,7 +85,7 @@ class SqlPeople:
             query = sa.select(*_USER).where(users.c.email == email.lower())
             row = tx.conn.execute(query).mappings().one_or_none()
             if row is not None:
-                return _change(tx, actor, User(**row), UserChange(role=role, password_hash=password_hash))
+                return _change(tx, actor, User(**row), UserValues(role=role, password_hash=password_hash))
             user = _create(tx, email, role, password_hash)
             record(tx, actor, change_of("user", user.email, None, user))
             return user
@@ -102,7 +102,7 @@ class SqlPeople:
         def apply(tx: Tx) -> User | None:
             lock(tx, "people")
             row = tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one_or_none()
-            return None if row is None else _change(tx, actor, User(**row), UserChange(role=role, active=active))
+            return None if row is None else _change(tx, actor, User(**row), UserValues(role=role, active=active))
 
         return await self._database.write(apply)
 
@@ -284,7 +284,7 @@ def _of_row(kind: type[Any], prefix: str, row: Mapping[str, Any]) -> Any:
     return kind(**{name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)})
 
 
-class UserChange(msgspec.Struct, frozen=True, kw_only=True):
+class UserValues(msgspec.Struct, frozen=True, kw_only=True):
     """New values of a user; None keeps the present one."""
 
     role: Role | None = None
@@ -318,7 +318,7 @@ def _admit(tx: Tx, actor: Actor, account: ProviderAccount, settings: ProviderSet
         return user
     role = role_at_sign_in(user, account, settings)
     if role != user.role:  # first, as it may raise an error, after which nothing may be changed
-        user = _change(tx, actor, user, UserChange(role=role))
+        user = _change(tx, actor, user, UserValues(role=role))
     if kind == "link":
         _bind(tx, actor, user, account)
     return user
@@ -344,7 +344,7 @@ def _has_account(conn: sa.Connection, user_id: int, issuer: str) -> bool:
     return conn.execute(sa.select(provider_accounts.c.subject).where(*of_user)).first() is not None
 
 
-def _change(tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
+def _change(tx: Tx, actor: Actor, user: User, new: UserValues) -> User:
     """Change what is not None; end the sessions of a user who loses rights or gets a new password. Raises Conflict."""
     role, active, password_hash = new.role or user.role, new.active, new.password_hash
     active = user.active if active is None else active

@@ -9,7 +9,7 @@ from signoff.core.job import Decision, Draft, JobError
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.queues import NO_DEADLINE, RANK_OF_PRIORITY
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
@@ -36,7 +36,7 @@ jobs = sa.Table(
     sa.Column("usage", JsonColumn(Usage)),
     sa.Column("metadata", sa.LargeBinary, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
-    sa.Column("policy", JsonColumn(Policy), nullable=False),
+    sa.Column("policy", JsonColumn(JobPolicy), nullable=False),
     sa.Column("client_id", sa.Text),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),

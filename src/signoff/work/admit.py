@@ -4,10 +4,10 @@ import re
 
 import msgspec
 
+from signoff.core.api_paths import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
 from signoff.core.dialects.required_members import missing_member
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import comparable_headers
 from signoff.core.job import PRIORITIES, Job

@@ -13,8 +13,8 @@ import msgspec
 import structlog
 
 from signoff.core import sse
+from signoff.core.api_paths import KNOWN, parse_route
 from signoff.core.dialects.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer, unwritten_answer
-from signoff.core.endpoints import KNOWN, parse_route
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
 from signoff.core.tokens import Usage

@@ -4,11 +4,11 @@ import asyncio
 import math
 
 from signoff.core import sse
+from signoff.core.api_paths import KNOWN
 from signoff.core.ask import Ask
 from signoff.core.binary import decode_binary
 from signoff.core.dialects.convert import keep_alive, stream_events
 from signoff.core.dialects.edited_answer import in_form
-from signoff.core.endpoints import KNOWN
 from signoff.core.job import Job
 from signoff.engine import Sink
 from signoff.runtime.inflight import InflightCall

@@ -5,8 +5,8 @@ from functools import partial
 
 import msgspec
 
+from signoff.core.api_paths import KNOWN
 from signoff.core.ask import Ask
-from signoff.core.endpoints import KNOWN
 from signoff.core.headers import comparable_headers
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.core.upstream_objects import is_stateless
@@ -29,7 +29,7 @@ from signoff.work.services import Services
 from signoff.work.submit import check_same
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class WaitingCall(msgspec.Struct, frozen=True, kw_only=True):
     """A waiting call that has begun."""
 
     ask: Ask
@@ -51,7 +51,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return self.inflight.job
 
 
-async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) -> Call:
+async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) -> WaitingCall:
     """Start the call of `ask`; wait for its answer with `answer_call`.
 
     The job is stored first where it must survive a restart: with an idempotency key, if it may be held, or if it is a
@@ -69,7 +69,7 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
     if job.idempotency_key is not None:
         return await _begin_shared(services, ask, job, with_usage=with_usage)
     if job.fingerprint is not None and (left := await find_left_job(services, ask, job)) is not None:
-        return Call(ask=ask, inflight=_inflight(ask, left), with_usage=with_usage, is_joined=True)
+        return WaitingCall(ask=ask, inflight=_inflight(ask, left), with_usage=with_usage, is_joined=True)
     if _may_coalesce(ask, job):
         model = await services.caches.models.find(job.target)
         coalesces = services.rules.coalesce if model.coalesce is None else model.coalesce
@@ -77,7 +77,7 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
             return await _begin_coalesced(
                 services, ask, job, services.caches.models.version_of(model), with_usage=with_usage
             )
-    return Call(ask=ask, inflight=await _reserve_and_record(services, ask, job), with_usage=with_usage)
+    return WaitingCall(ask=ask, inflight=await _reserve_and_record(services, ask, job), with_usage=with_usage)
 
 
 def _inflight(ask: Ask, job: Job) -> InflightCall:
@@ -109,15 +109,15 @@ async def lookup_cached(services: Services, ask: Ask) -> Job | None:
     return await lookup_answer(services, ask, await admit(services, ask))
 
 
-async def _begin_cached(services: Services, ask: Ask, hit: Job, *, with_usage: bool) -> Call:
+async def _begin_cached(services: Services, ask: Ask, hit: Job, *, with_usage: bool) -> WaitingCall:
     """Return the call that the cache has answered, unless a job with the same idempotency key exists."""
     stored = await record_hit(services, hit, ask.caller.actor)
     inflight = _inflight(ask, stored)
     if stored.id == hit.id:
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_cached=True)
+        return WaitingCall(ask=ask, inflight=inflight, with_usage=with_usage, is_cached=True)
     check_same(stored, hit)
     shared = services.runtime.inflight_calls.shared(stored.id)
-    return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
+    return WaitingCall(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
 
 
 def _may_coalesce(ask: Ask, job: Job) -> bool:
@@ -135,7 +135,7 @@ def _is_repeatable(ask: Ask, job: Job) -> bool:
     return parse_sampling(job.body).is_repeatable
 
 
-async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str, *, with_usage: bool) -> Call:
+async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str, *, with_usage: bool) -> WaitingCall:
     """Join a running call with an equal request, or start one that others may join.
 
     Requests are equal if user, upstream key, target, version of the model, path, body and passed headers are.
@@ -144,7 +144,7 @@ async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str,
     if (existing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
         inflight = _inflight(ask, existing)
         shared = services.runtime.inflight_calls.shared(existing.id)
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
+        return WaitingCall(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
     services.runtime.inflight_calls.coalesce(request, job)
     try:
         call = await _begin_shared(services, ask, job, with_usage=with_usage)
@@ -156,7 +156,7 @@ async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str,
     return call
 
 
-async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: bool) -> Call:
+async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: bool) -> WaitingCall:
     """Start the call in a task of its own, so that others may join it and its first caller may leave.
 
     Join the existing job instead if there is one with the same idempotency key.
@@ -173,8 +173,8 @@ async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: b
         services.runtime.inflight_calls.unshare(job.id)
         check_same(inflight.job, job)
         shared = services.runtime.inflight_calls.shared(inflight.job.id)
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
-    call = Call(ask=ask, inflight=inflight, with_usage=with_usage, shared=shared)
+        return WaitingCall(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
+    call = WaitingCall(ask=ask, inflight=inflight, with_usage=with_usage, shared=shared)
     shared.task = services.runtime.background.spawn(
         shared.fill(partial(_serve, services, call), caller_error(job, INTERRUPTED))
     )
@@ -182,7 +182,7 @@ async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: b
     return call
 
 
-async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | None:
+async def answer_call(services: Services, call: WaitingCall, sink: Sink) -> bytes | None:
     """Return the whole answer of the call; or send its events to `sink` as they come, and return None.
 
     A held answer follows once it is signed off. The last event follows when the job is settled. Cancelling the task
@@ -216,7 +216,7 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
         services.runtime.open_calls.drop(open_call)
 
 
-async def whole_answer(services: Services, call: Call) -> bytes:
+async def whole_answer(services: Services, call: WaitingCall) -> bytes:
     """Return the answer as one JSON body, also if the model sent it as a stream. Raises as `answer_call`."""
     events = EventSink()
     body = await answer_call(services, call, events)
@@ -225,7 +225,7 @@ async def whole_answer(services: Services, call: Call) -> bytes:
     return answer_of(call.job, None, events.received).body
 
 
-async def _follow_shared(services: Services, call: Call, sink: Sink) -> bytes | None:
+async def _follow_shared(services: Services, call: WaitingCall, sink: Sink) -> bytes | None:
     """Return or send the answer that all callers of one job get; start the call over if the job lost its callers."""
     inflight = call.inflight
     while not call.is_cached:
@@ -239,12 +239,12 @@ async def _follow_shared(services: Services, call: Call, sink: Sink) -> bytes | 
     return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
 
 
-def _should_start_over(call: Call, failure: JobFailed) -> bool:
+def _should_start_over(call: WaitingCall, failure: JobFailed) -> bool:
     """Return True if the job ended because its callers left or its server stopped."""
     return is_caller_left(failure) or (call.shared is None and failure.code == INTERRUPTED.code)
 
 
-async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | None:
+async def _read_together(services: Services, call: WaitingCall, sink: Sink) -> bytes | None:
     """Return or send the shared answer, then that of the review; wait for a stored job that runs in another process."""
     body = None
     if call.shared is not None:
@@ -256,7 +256,7 @@ async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | 
     return body
 
 
-def _awaits_person(call: Call, body: bytes | None) -> bool:
+def _awaits_person(call: WaitingCall, body: bytes | None) -> bool:
     """Return True if the caller waits for a review: the job may be held, is held, or is a run that was parked."""
     job, shared = call.job, call.shared
     if job.policy.may_hold or job.status == "human":
@@ -264,7 +264,7 @@ def _awaits_person(call: Call, body: bytes | None) -> bool:
     return body is None and (job.pipeline_id is not None or (shared is not None and shared.is_empty))
 
 
-async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
+async def _serve(services: Services, call: WaitingCall, sink: Sink) -> bytes | None:
     """Ask the model, and return its answer, or send its events at once; return nothing if the job may be held."""
     attempt, may_hold = call.inflight.attempt, call.job.policy.may_hold
     needs_check = not is_stateless(call.job.path)

@@ -11,7 +11,7 @@ from signoff.core.delivery import DeliveryKind
 from signoff.core.headers import DEFAULT_HEADERS
 from signoff.core.job import Job
 from signoff.core.retry import Backoff
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.deliverer import Deliverer, Guardrail, Mailer
@@ -33,7 +33,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.metrics import Metrics
-from signoff.runtime.missing_endpoints import MissingEndpoints
+from signoff.runtime.missing_paths import MissingPaths
 from signoff.runtime.models import ModelCache
 from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passes import Passes
@@ -78,7 +78,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """A waiting call that runs longer is recorded before it ends."""
     log_before_answer: bool = False
     """Record a waiting call before its answer is sent."""
-    policy: Policy = Policy()
+    policy: JobPolicy = JobPolicy()
     """Review policy of a job whose model and door have none."""
     release_after_seconds: float = 5
     """Time for which a verdict of the desk can be undone before it takes effect."""
@@ -185,7 +185,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Watcher that wakes callers who wait for a job to change."""
     caller_leases: CallerLeases
     """Callers who wait for held answers, recorded for the case that this process is killed."""
-    missing_endpoints: MissingEndpoints
+    missing_paths: MissingPaths
     """Endpoints of APIs that models turned out not to have."""
     open_calls: OpenCalls
     """Calls whose clients wait, which end when their tokens are revoked."""

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from signoff.core.api_paths import COMPLETIONS, EMBEDDINGS, IN_WORDS
 from signoff.core.delivery import Delivery
 from signoff.core.dialects.answer import usage_of_body, usage_of_events
-from signoff.core.endpoints import COMPLETIONS, EMBEDDINGS, IN_WORDS
 from signoff.core.job import Job
 from signoff.core.model import Model, upstream_name
 from signoff.core.stream import Stream

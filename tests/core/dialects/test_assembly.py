@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
+from signoff.core.api_paths import CHAT
 from signoff.core.dialects.answer import answer_text, collect, completion_events
 from signoff.core.dialects.stream_state import has_content, missing_end
-from signoff.core.endpoints import CHAT
 
 Payload = dict[str, Any]
 

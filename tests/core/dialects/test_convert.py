@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
+from signoff.core.api_paths import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.dialects.answer import answer_text, collect, parse_answer, usage_of_body, with_text
 from signoff.core.dialects.convert import convert_answer, stream_events
 from signoff.core.dialects.reported_usage import parse_usage
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
 from signoff.core.tokens import Usage, estimate_usage
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from signoff.core.dialects.answer import answer_text, collect
-from signoff.core.dialects.convert import stream_events
-from signoff.core.dialects.edited_answer import check_edit, edited_answer
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     EDITS,
@@ -21,6 +18,9 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.dialects.answer import answer_text, collect
+from signoff.core.dialects.convert import stream_events
+from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.job import Job
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest

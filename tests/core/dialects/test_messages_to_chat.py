@@ -11,11 +11,11 @@ import pydantic
 import pytest
 
 from signoff.core import sse
+from signoff.core.api_paths import MESSAGES
 from signoff.core.dialects import messages
 from signoff.core.dialects.answer import answer_text, collect, with_text
 from signoff.core.dialects.convert import convert_answer, stream_events
 from signoff.core.dialects.messages_to_chat import MessageTranslator, from_chat, to_chat
-from signoff.core.endpoints import MESSAGES
 from signoff.errors import BadRequest, ModelGarbled
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(anthropic.types.RawMessageStreamEvent)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.dialects.required_members import missing_member
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     COUNT_TOKENS,
@@ -17,6 +16,7 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.dialects.required_members import missing_member
 from signoff.core.members import read_members
 
 

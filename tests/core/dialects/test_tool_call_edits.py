@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from signoff.core.api_paths import CHAT, MESSAGES, RESPONSES
 from signoff.core.dialects.answer import answer_text, collect
 from signoff.core.dialects.convert import stream_events
 from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.dialects.tool_call_edits import tool_calls_of
-from signoff.core.endpoints import CHAT, MESSAGES, RESPONSES
 from signoff.core.job import Job
 from signoff.errors import BadRequest
 from support.stores import a_job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.reviews.policy import Policy, Review, policy_for
+from signoff.core.reviews.policy import JobPolicy, Review, policy_for
 
 
 @pytest.mark.parametrize("base", ["always", "never"])
@@ -23,17 +23,17 @@ def test_the_review_mode_of_the_target_overrides_that_of_the_door(
     target: Review | None, door: Review, rules: Review, base: Review
 ) -> None:
     # given the defaults of the operator
-    defaults = Policy(review=base, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
+    defaults = JobPolicy(review=base, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
     # when a target and a door each set a review mode
     policy = policy_for(target, door, defaults)
     # then the mode of the target wins over that of the door, and the other defaults stay
-    assert policy == Policy(review=rules, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
+    assert policy == JobPolicy(review=rules, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
 
 
 def test_only_an_answer_that_is_always_reviewed_may_be_held() -> None:
-    assert Policy(review="always").may_hold
-    assert not Policy(review="never").may_hold
+    assert JobPolicy(review="always").may_hold
+    assert not JobPolicy(review="never").may_hold
 
 
 def test_without_a_word_nothing_is_held_and_nothing_leaves_by_itself() -> None:
-    assert Policy() == Policy(review="never", deadline_seconds=None, on_deadline="stay", undo_seconds=0)
+    assert JobPolicy() == JobPolicy(review="never", deadline_seconds=None, on_deadline="stay", undo_seconds=0)

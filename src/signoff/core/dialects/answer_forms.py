@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from signoff.core.decode import JsonObject
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     COUNT_TOKENS,
@@ -19,6 +18,7 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.decode import JsonObject
 
 T = TypeVar("T")
 _Some = Annotated[list[T], msgspec.Meta(min_length=1)]
@@ -134,7 +134,7 @@ _FORMS: dict[str, type[msgspec.Struct]] = {
     RERANK: _Results,
     COUNT_TOKENS: _TokenCount,
 }
-# Members of which a JSON object has one if it is meant as a whole answer of the endpoint.
+# Members of which a JSON object has one if it is meant as a whole answer of the path.
 _MARKS = {CHAT: "choices", COMPLETIONS: "choices", EDITS: "choices", RESPONSES: "output", MESSAGES: "content"}
 # Lists of items of many types, and the forms of some of these.
 _ITEMS = {RESPONSES: "output", MESSAGES: "content"}

@@ -1,4 +1,4 @@
-"""Conversion of an answer to the form of an endpoint, whole or as a stream.
+"""Conversion of an answer to the form of an API path, whole or as a stream.
 
 It is needed because a reviewer may replace an answer by a bare text or any JSON.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from signoff.core import endpoints, sse
+from signoff.core import api_paths, sse
 from signoff.core.binary import decode_binary
 from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages, response
@@ -29,11 +29,11 @@ def convert_answer(path: str, body: bytes, model: str, *, created: int = 0, seed
     if has_form(path, body):
         return body
     match path:
-        case endpoints.CHAT:
+        case api_paths.CHAT:
             return as_completion(body, model, created=created, seed=seed)
-        case endpoints.COMPLETIONS | endpoints.EDITS:
+        case api_paths.COMPLETIONS | api_paths.EDITS:
             return _text_answer(path, text_or_json(body), model, created, seed)
-        case endpoints.MESSAGES:
+        case api_paths.MESSAGES:
             return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body, seed), model))
         case _:
             name = ID_MARK + _id_of(model, body, seed)  # no upstream has stored it
@@ -43,29 +43,29 @@ def convert_answer(path: str, body: bytes, model: str, *, created: int = 0, seed
 def has_form(path: str, body: bytes) -> bool:
     """Return True if `body` has the form of an answer of `path`, as any JSON has where the form is not known."""
     match path:
-        case endpoints.CHAT:
+        case api_paths.CHAT:
             return is_completion(body)
-        case endpoints.COMPLETIONS | endpoints.EDITS:
+        case api_paths.COMPLETIONS | api_paths.EDITS:
             return _is_text(body)
-        case endpoints.RESPONSES:
+        case api_paths.RESPONSES:
             return response.is_response(body)
-        case endpoints.MESSAGES:
+        case api_paths.MESSAGES:
             return messages.is_message(body)
         case _:
             return True
 
 
 def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes]:
-    """Yield an answer as a stream in the form of `path`; for an endpoint without streams, one event and `[DONE]`."""
+    """Yield an answer as a stream in the form of `path`; for a path without streams, one event and `[DONE]`."""
     match path:
-        case endpoints.CHAT:
+        case api_paths.CHAT:
             yield from completion_events(body, with_usage=with_usage)
-        case endpoints.COMPLETIONS:
+        case api_paths.COMPLETIONS:
             yield from _text_events(msgspec.json.decode(convert_answer(path, body, "")), with_usage=with_usage)
-        case endpoints.RESPONSES:
+        case api_paths.RESPONSES:
             for event in response.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
                 yield response.response_event(event)
-        case endpoints.MESSAGES:
+        case api_paths.MESSAGES:
             for event in messages.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
                 yield messages.message_event(event)
         case _ if (binary := decode_binary(body)) is not None and binary.content_type == sse.CONTENT_TYPE:
@@ -77,7 +77,7 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes
 
 def keep_alive(path: str, text: bytes) -> bytes:
     """Return an event that keeps a stream of `path` open and that clients ignore: a comment, or Anthropic's `ping`."""
-    return messages.PING if path == endpoints.MESSAGES else sse.comment(text)
+    return messages.PING if path == api_paths.MESSAGES else sse.comment(text)
 
 
 class _Text(msgspec.Struct):
@@ -98,7 +98,7 @@ def _is_text(body: bytes) -> bool:
 
 def _text_answer(path: str, text: str, model: str, created: int, seed: str) -> bytes:
     choice: JsonObject = {"text": text, "index": 0}
-    if path == endpoints.EDITS:
+    if path == api_paths.EDITS:
         return msgspec.json.encode({"object": "edit", "created": created, "choices": [choice]})
     name = f"cmpl-{_id_of(model, text.encode(), seed)}"
     head = {"id": name, "object": "text_completion", "created": created, "model": model}

@@ -4,6 +4,16 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.api_paths import (
+    CHAT,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    IN_WORDS,
+    MESSAGES,
+    MODERATIONS,
+    RERANK,
+    RESPONSES,
+)
 from signoff.core.cache import with_usage
 from signoff.core.dialects.answer import text_or_json, with_text
 from signoff.core.dialects.answer_forms import form_fault, is_meant_as_answer
@@ -22,16 +32,6 @@ from signoff.core.dialects.tool_call_edits import (
     tool_calls_of,
     with_edited_calls,
 )
-from signoff.core.endpoints import (
-    CHAT,
-    COUNT_TOKENS,
-    EMBEDDINGS,
-    IN_WORDS,
-    MESSAGES,
-    MODERATIONS,
-    RERANK,
-    RESPONSES,
-)
 from signoff.core.job import Job
 from signoff.core.tokens import Usage, count_answer_tokens
 from signoff.errors import BadRequest
@@ -48,7 +48,7 @@ _OF_WORDS = frozenset({"words", "segments", "logprobs"})
 def edited_answer(job: Job, edit: bytes) -> bytes:
     """Return the answer that `edit`, which is JSON, makes of the answer of `job`.
 
-    A whole answer of the endpoint is taken as it is, and an edit of calls changes calls of tools. A text becomes all
+    A whole answer of the job's path is taken as it is, and an edit of calls changes calls of tools. A text becomes all
     that the answer says, and so does any other JSON where an answer is in words; the envelope of the model's answer
     stays, with its id, time, model and usage. An answer of a person has no envelope yet, and gets one.
     """
@@ -90,7 +90,7 @@ def _with_plain_text(answer: bytes, text: str) -> bytes | None:
 
 
 def in_form(job: Job, body: bytes | None) -> bytes:
-    """Return `body` as an answer to `job`: one of another form becomes the text of an answer of its endpoint."""
+    """Return `body` as an answer to `job`: one of another form becomes the text of an answer of its path."""
     is_written_here = job.response is None and not job.model.endswith("*")
     # A person is named as `job.model`, also as a fallback; for a model, callers see the name that they asked for.
     model = job.model if is_written_here else job.target
@@ -116,8 +116,8 @@ def _usage_of(job: Job) -> Usage | None:
 def check_edit(job: Job, edit: bytes | None) -> None:
     """Check that an approval of `job` with `edit`, or without one, sends an answer that its caller can use.
 
-    All approvals pass through it. An edited answer has the form of its endpoint; a caller who asked for JSON gets JSON
-    that fits the schema; and calls of tools have arguments that fit the schemas of the tools. Raises BadRequest.
+    All approvals pass through it. An edited answer has the form of the job's path; a caller who asked for JSON gets
+    JSON that fits the schema; and calls of tools have arguments that fit the schemas of the tools. Raises BadRequest.
     """
     if edit is None:
         if job.response is None:

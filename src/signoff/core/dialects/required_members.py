@@ -1,4 +1,4 @@
-"""Members that the endpoints of OpenAI's and Anthropic's APIs require in a body.
+"""Members that the paths of OpenAI's and Anthropic's APIs require in a body.
 
 Sources: the API references of OpenAI and Anthropic, and those of vLLM and TEI for members that take the place of a
 required one.
@@ -6,7 +6,7 @@ required one.
 
 import msgspec
 
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     COUNT_TOKENS,

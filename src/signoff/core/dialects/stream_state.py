@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import cast
 
 from signoff.core import sse
+from signoff.core.api_paths import STREAMED
 from signoff.core.decode import JsonObject
 from signoff.core.dialects.assembly import decode_payloads
 from signoff.core.dialects.messages import KEEPALIVES, is_message_event
 from signoff.core.dialects.response_stream import ResponseStream, is_response_event
 from signoff.core.dialects.surrogates import decode_with_surrogates
-from signoff.core.endpoints import STREAMED
 
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 # Events of Anthropic's and OpenAI's streams that come before any content.
@@ -31,7 +31,7 @@ _TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refus
 def has_content(event: bytes, path: str = "") -> bool:
     """Return True if `event` has content, or ends the stream.
 
-    An event of an unknown format counts as content, unless `path` is an endpoint whose streams have a known format.
+    An event of an unknown format counts as content, unless `path` is one whose streams have a known format.
     """
     if not (data := sse.data_of(event)):
         return False

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PREDICT, RESPONSES
+from signoff.core.api_paths import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PREDICT, RESPONSES
 from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.names import join_names

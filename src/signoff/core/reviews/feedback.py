@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from signoff.core import endpoints
+from signoff.core import api_paths
 from signoff.core.decode import JsonObject
 from signoff.core.dialects import messages_to_chat, responses_to_chat
 from signoff.core.dialects.edited_answer import in_form
@@ -190,17 +190,17 @@ def _translated(job: Job, request: JsonObject, answer: JsonObject) -> tuple[list
     The answer of another dialect goes into its request as the last turn, which is translated like the others.
     """
     match job.path:
-        case endpoints.CHAT:
+        case api_paths.CHAT:
             chat, last = request, answer["choices"][0]["message"]
             return [*chat["messages"], {"role": "assistant"} | last], chat
-        case endpoints.COMPLETIONS:
+        case api_paths.COMPLETIONS:
             texts = [{"role": "user", "content": request["prompt"]}]
             return [*texts, {"role": "assistant", "content": answer["choices"][0]["text"]}], {}
-        case endpoints.MESSAGES:
+        case api_paths.MESSAGES:
             turn = {"role": "assistant", "content": answer["content"]}
             whole = request | {"messages": [*request["messages"], turn], "stream": False}
             chat = msgspec.json.decode(messages_to_chat.to_chat(msgspec.json.encode(whole), job.target))
-        case endpoints.RESPONSES:
+        case api_paths.RESPONSES:
             conversation = request["input"]
             turns = [{"role": "user", "content": conversation}] if isinstance(conversation, str) else conversation
             whole = request | {"input": [*turns, *answer["output"]], "stream": False}

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.api_paths import CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES
 from signoff.core.dialects.answer import answer_text
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES
 from signoff.errors import BadRequest
 
 MAX_INSTRUCTION_LENGTH = 20_000

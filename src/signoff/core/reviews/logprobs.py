@@ -8,8 +8,8 @@ from typing import cast
 
 import msgspec
 
+from signoff.core.api_paths import CHAT, COMPLETIONS, RESPONSES
 from signoff.core.decode import JsonObject, as_objects
-from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES
 
 INCLUDED = "message.output_text.logprobs"
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.endpoints import COUNT_TOKENS
+from signoff.core.api_paths import COUNT_TOKENS
 
 Review = Literal["always", "never"]
 OnDeadline = Literal["stay", "approve", "reject"]
@@ -30,7 +30,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
     """Number of the version, from 1."""
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class JobPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Rules of the review of one job: a review mode, and versions of named policies (`rules.ReviewPolicy`).
 
     A job stores its policy on admission, so a later change does not release what is held.
@@ -71,13 +71,13 @@ def review_for(path: str, review: Review | None) -> Review | None:
     return "never" if path == COUNT_TOKENS else review
 
 
-def policy_for(target_review: Review | None, door_review: Review, base: Policy) -> Policy:
+def policy_for(target_review: Review | None, door_review: Review, base: JobPolicy) -> JobPolicy:
     """Return `base` with the review rule of the target, or of the door if the target has none."""
     review = target_review or door_review
     return base if base.review == review else msgspec.structs.replace(base, review=review)
 
 
-def stricter(policy: Policy, other: Policy) -> Policy:
+def stricter(policy: JobPolicy, other: JobPolicy) -> JobPolicy:
     """Return `policy` with what `other` demands besides: its review mode, and its named policies.
 
     The deadline and the time to undo are those of `other` if only `other` can hold answers. With more than MAX_VERSIONS

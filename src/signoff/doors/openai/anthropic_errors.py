@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from signoff.core.api_paths import MESSAGES
 from signoff.core.dialects.messages import message_event
-from signoff.core.endpoints import MESSAGES
 from signoff.errors import ModelAnswered, SignoffError
 
 _TYPES = {

@@ -8,10 +8,10 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import KNOWN, RERANK, STREAMED, format_route, parse_route
 from signoff.core.ask import Ask
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.cache import Sampling
-from signoff.core.endpoints import KNOWN, RERANK, STREAMED, format_route, parse_route
 from signoff.core.form import fields_of
 from signoff.core.members import fold
 from signoff.core.model import Model

@@ -7,8 +7,8 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
+from signoff.core.api_paths import MESSAGES, RESPONSES
 from signoff.core.dialects.response import response_event
-from signoff.core.endpoints import MESSAGES, RESPONSES
 from signoff.core.limits import Gauge
 from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import JSON, Header, Send, send_bytes

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import MESSAGES
 from signoff.core.batch import MAX_LINES, Batch, BatchFilter
-from signoff.core.endpoints import MESSAGES
 from signoff.core.wire import format_time
 from signoff.doors.http import Send, header, parse_json, scheme_of, send_json
 from signoff.doors.openai.files import LocalRequest, limit_of, query_of, send_blob

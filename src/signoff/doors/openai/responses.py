@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import Generator, Sequence
 
+from signoff.core.api_paths import KNOWN, STREAMED
 from signoff.core.binary import decode_binary
 from signoff.core.dialects.convert import keep_alive, stream_events
-from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers
 from signoff.errors import SignoffError
-from signoff.work.call import Call, answer_call
+from signoff.work.call import WaitingCall, answer_call
 from signoff.work.services import Services
 
 # A browser must not render a model's binary answer as a page of this server, whatever content type it declares.
@@ -21,7 +21,7 @@ NO_RENDERING_HEADERS: list[Header] = [
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
-async def send_events(services: Services, call: Call, send: Send, keep_alive_seconds: float) -> None:
+async def send_events(services: Services, call: WaitingCall, send: Send, keep_alive_seconds: float) -> None:
     """Send events as they come, with a comment after each `keep_alive_seconds` of silence.
 
     Raises SignoffError for an error before the first event; a later one is sent as an event.
@@ -50,7 +50,7 @@ class EventSender:
     `send` waits while the client reads slowly, so that no more is read from the model meanwhile.
     """
 
-    def __init__(self, services: Services, call: Call, send: Send, keep_alive_seconds: float) -> None:
+    def __init__(self, services: Services, call: WaitingCall, send: Send, keep_alive_seconds: float) -> None:
         self.has_begun = False
         """True once the head of the response was sent."""
         self._services = services
@@ -110,7 +110,7 @@ class EventSender:
             await self.send([keep_alive(self._call.ask.path, b"still at work")])
 
 
-def call_headers(call: Call) -> list[Header]:
+def call_headers(call: WaitingCall) -> list[Header]:
     """Return the headers with the job's id, the model that answers, the use of the cache, and the limits' gauges."""
     job, reservation = call.job, call.inflight.attempt.reservation
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
@@ -121,7 +121,7 @@ def call_headers(call: Call) -> list[Header]:
     return [*headers, *((name.encode(), value.encode()) for name, value in upstream_headers.items())]
 
 
-async def send_body(call: Call, body: bytes, send: Send) -> None:
+async def send_body(call: WaitingCall, body: bytes, send: Send) -> None:
     """Send a whole answer; a binary answer with its own bytes and content type."""
     binary = None if call.ask.path in KNOWN else decode_binary(body)
     if binary is None:

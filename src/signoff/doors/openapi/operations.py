@@ -27,7 +27,7 @@ from signoff.doors import (
 from signoff.doors.openapi.answers import catalog, reports
 from signoff.doors.openapi.answers import jobs as job_answers
 from signoff.doors.openapi.answers import reviews as review_answers
-from signoff.doors.openapi.answers.listing import ObjectList, Page
+from signoff.doors.openapi.answers.listing import ListPage, ObjectList
 from signoff.work.admin.issue import NewToken, TokenRequest
 from signoff.work.admin.people import UserChange
 from signoff.work.jobs.query import JobEvent
@@ -79,14 +79,14 @@ def _library(kind: str, item: Any) -> dict[str, Operation]:
     """Return the operations of prompts, or of pipelines."""
     path = f"/api/{kind}s"
     return {
-        f"GET {path}": Operation(Page[item]),
+        f"GET {path}": Operation(ListPage[item]),
         f"POST {path}": Operation(item, prompts.NewVersion, errors=(409,)),
         f"GET {path}/{{name}}": Operation(item),
         f"PUT {path}/{{name}}": Operation(item, prompts.NewVersion, errors=(409,)),
         f"PATCH {path}/{{name}}": Operation(item, prompts.ItemChanges, errors=(409,)),
         f"DELETE {path}/{{name}}": Operation(errors=(409,)),
-        f"GET {path}/{{name}}/users": Operation(Page[catalog.PipelineAnswer]),
-        f"GET {path}/{{name}}/versions": Operation(Page[item]),
+        f"GET {path}/{{name}}/users": Operation(ListPage[catalog.PipelineAnswer]),
+        f"GET {path}/{{name}}/versions": Operation(ListPage[item]),
         f"GET {path}/{{name}}/difference": Operation(catalog.Difference),
         f"PUT {path}/{{name}}/labels/{{label}}": Operation(item, prompts.LabelTarget),
         f"DELETE {path}/{{name}}/labels/{{label}}": Operation(errors=(409,)),
@@ -115,12 +115,12 @@ _JOBS = {
     "POST /api/deliveries/{delivery_id}/resend": Operation(job_answers.DeliveryAnswer, errors=_STATE),
 }
 _REVIEWS = {
-    "GET /api/reviews": Operation(Page[review_answers.ReviewSummary], errors=_ROLE),
+    "GET /api/reviews": Operation(ListPage[review_answers.ReviewSummary], errors=_ROLE),
     "POST /api/reviews/next": Operation(
         review_answers.ReviewItem, reviews.NextRequest, errors=(403, 404), needs_body=False
     ),
     "GET /api/reviews/stats": Operation(ObjectList[review_answers.QueueDepthAnswer], errors=_ROLE),
-    "GET /api/reviews/history": Operation(Page[review_answers.PastVerdictAnswer], errors=_ROLE),
+    "GET /api/reviews/history": Operation(ListPage[review_answers.PastVerdictAnswer], errors=_ROLE),
     "GET /api/reviews/agreement": Operation(Agreement, errors=_ROLE),
     "POST /api/reviews/bulk": Operation(review_answers.BulkAnswer, reviews.BulkRequest, errors=(403, 404)),
     "POST /api/reviews/bulk/{bulk_id}/apply": Operation(review_answers.BulkAnswer, errors=_ROLE),
@@ -143,14 +143,14 @@ _REVIEWS = {
     "DELETE /api/review-queues/{name}": Operation(errors=_ROLE),
     "GET /api/review-reasons": Operation(review_answers.Reasons, errors=_ROLE),
     "PUT /api/review-reasons": Operation(review_answers.Reasons, review_queues.ReasonsRequest, errors=_ROLE),
-    "GET /api/receipts": Operation(Page[review_answers.ReceiptAnswer], errors=_ROLE),
+    "GET /api/receipts": Operation(ListPage[review_answers.ReceiptAnswer], errors=_ROLE),
     "GET /api/receipts/head": Operation(Head, errors=_ROLE),
     "GET /api/receipts/key": Operation(review_answers.ReceiptKey),
 }
 _POLICIES = {
-    "GET /api/policies": Operation(Page[review_answers.PolicyAnswer], errors=_ROLE),
+    "GET /api/policies": Operation(ListPage[review_answers.PolicyAnswer], errors=_ROLE),
     "GET /api/policies/{name}": Operation(review_answers.PolicyAnswer, errors=_ROLE),
-    "GET /api/policies/{name}/versions": Operation(Page[review_answers.PolicyAnswer], errors=_ROLE),
+    "GET /api/policies/{name}/versions": Operation(ListPage[review_answers.PolicyAnswer], errors=_ROLE),
     "PUT /api/policies/{name}": Operation(review_answers.PolicyAnswer, PolicyDraft, errors=_STATE),
     "DELETE /api/policies/{name}": Operation(errors=_ROLE),
     "POST /api/policies/{name}/recommendation": Operation(
@@ -160,7 +160,7 @@ _POLICIES = {
     "GET /api/policies/{name}/budget": Operation(BudgetReport, other_answer=BudgetGroups, errors=_ROLE),
     "POST /api/policies/{name}/budget/restart": Operation(BudgetReport, other_answer=BudgetGroups, errors=_ROLE),
     "GET /api/policies/{name}/catch-rates": Operation(ObjectList[CatchReport], errors=_ROLE),
-    "GET /api/policies/{name}/planted": Operation(Page[review_answers.PlantedAnswer], errors=_ROLE),
+    "GET /api/policies/{name}/planted": Operation(ListPage[review_answers.PlantedAnswer], errors=_ROLE),
     "POST /api/policies/{name}/planted": Operation(review_answers.PlantedAnswer, budgets.NewPlantedItem, errors=_STATE),
     "DELETE /api/policies/{name}/planted/{item_id}": Operation(errors=_ROLE),
 }
@@ -171,16 +171,16 @@ _ADMINISTRATION = {
     "PATCH /api/models/{name}": Operation(catalog.ModelAnswer, models.ModelDescription, errors=_STATE),
     "DELETE /api/models/{name}": Operation(errors=_ROLE),
     "POST /api/models/{name}": Operation(catalog.TestResult, Any, catalog.ModelAnswer, errors=_ROLE, needs_body=False),
-    "GET /api/keys": Operation(Page[catalog.KeyAnswer]),
+    "GET /api/keys": Operation(ListPage[catalog.KeyAnswer]),
     "POST /api/keys": Operation(catalog.KeyAnswer, keys.NewKey, errors=_STATE),
     "DELETE /api/keys/{key_id}": Operation(),
-    "GET /api/users": Operation(Page[catalog.UserAnswer], errors=_ROLE),
+    "GET /api/users": Operation(ListPage[catalog.UserAnswer], errors=_ROLE),
     "PATCH /api/users/{user_id}": Operation(catalog.UserAnswer, UserChange, errors=_STATE),
     "DELETE /api/users/{user_id}": Operation(catalog.UserErasure, errors=_STATE),
-    "GET /api/tokens": Operation(Page[catalog.TokenAnswer], errors=_ROLE),
+    "GET /api/tokens": Operation(ListPage[catalog.TokenAnswer], errors=_ROLE),
     "POST /api/tokens": Operation(NewToken, TokenRequest, errors=(403, 404)),
     "DELETE /api/tokens/{token_id}": Operation(errors=_ROLE),
-    "GET /api/sessions": Operation(Page[catalog.TokenAnswer], errors=_ROLE),
+    "GET /api/sessions": Operation(ListPage[catalog.TokenAnswer], errors=_ROLE),
     "DELETE /api/sessions/{session_id}": Operation(errors=_ROLE),
     "DELETE /api/sessions": Operation(catalog.SessionCount, errors=(403, 404)),
     "POST /api/session": Operation(
@@ -188,7 +188,7 @@ _ADMINISTRATION = {
     ),
     "DELETE /api/session": Operation(job_answers.Confirmation, errors=_ROLE),
     "GET /signin/{code}": Operation(errors=(401, 403), is_public=True, redirects=True),
-    "GET /api/functions": Operation(Page[catalog.FunctionAnswer]),
+    "GET /api/functions": Operation(ListPage[catalog.FunctionAnswer]),
     "POST /api/functions/sync": Operation(catalog.FunctionSync, errors=_ROLE),
     "GET /api/pipeline/args": Operation(catalog.PipelineParams, errors=(404,)),
     "POST /api/pipeline/call": Operation(catalog.PipelineResult, pipelines.NewCall, errors=_WAIT),
@@ -207,7 +207,7 @@ _ADMINISTRATION = {
     "GET /api/prices": Operation(ObjectList[reports.PriceAnswer]),
     "PUT /api/prices": Operation(reports.PriceAnswer, usage.NewPrice, errors=_ROLE),
     "DELETE /api/prices": Operation(errors=(403, 404)),
-    "GET /api/audit": Operation(Page[reports.AuditAnswer], errors=_ROLE),
+    "GET /api/audit": Operation(ListPage[reports.AuditAnswer], errors=_ROLE),
     "GET /metrics": Operation(errors=_ROLE),
     "GET /health/live": Operation(is_public=True),
     "GET /health/ready": Operation(is_public=True, unavailable=dict[str, bool | int | str]),

@@ -7,8 +7,7 @@ allows any others.
 
 from typing import Any, NamedTuple
 
-from signoff.core.cache import CacheSize
-from signoff.core.endpoints import (
+from signoff.core.api_paths import (
     CHAT,
     COMPLETIONS,
     COUNT_TOKENS,
@@ -21,6 +20,7 @@ from signoff.core.endpoints import (
     RESPONSES,
     STREAMED,
 )
+from signoff.core.cache import CacheSize
 from signoff.doors.openai.batches import NewBatch
 from signoff.doors.openai.door import COHERE_RERANK
 from signoff.doors.openai.message_batches import NewMessageBatch
@@ -81,8 +81,8 @@ _CALL_HEADERS = (
     _header("Prefer", "`wait=N`: seconds to wait for the review of a held answer."),
     _header("Cache-Control", "Use of the response cache: `no-store`, `no-cache` or `max-age=N`."),
 )
-# Members that a body must have, members of an answer, and the reference, by endpoint.
-_ENDPOINTS: dict[str, tuple[str, dict[str, Schema], dict[str, Schema], str]] = {
+# Members that a body must have, members of an answer, and the reference, by path.
+_PATHS: dict[str, tuple[str, dict[str, Schema], dict[str, Schema], str]] = {
     CHAT: ("Create a chat completion", {"messages": _LIST}, {"choices": _LIST}, _OPENAI),
     COMPLETIONS: ("Create a completion", {"prompt": {}}, {"choices": _LIST}, _OPENAI),
     RESPONSES: ("Create a response", {"input": {}}, {"id": _TEXT, "output": _LIST}, _OPENAI),
@@ -105,23 +105,23 @@ _ENDPOINTS: dict[str, tuple[str, dict[str, Schema], dict[str, Schema], str]] = {
 }
 
 
-def _body(endpoint: str) -> Schema:
-    _, required, _, _ = _ENDPOINTS[endpoint]
+def _body(path: str) -> Schema:
+    _, required, _, _ = _PATHS[path]
     schema = _object("Request, with all other parameters of its API.", **required)
-    stream = {"stream": _STREAM} if endpoint in STREAMED else {}
+    stream = {"stream": _STREAM} if path in STREAMED else {}
     return schema | {"properties": {"model": _MODEL} | required | stream}
 
 
-def _inference(endpoint: str) -> AsgiOperation:
-    summary, _, members, reference = _ENDPOINTS[endpoint]
+def _inference(path: str) -> AsgiOperation:
+    summary, _, members, reference = _PATHS[path]
     return AsgiOperation(
         summary,
-        "anthropic" if endpoint in {MESSAGES, COUNT_TOKENS} else "openai",
+        "anthropic" if path in {MESSAGES, COUNT_TOKENS} else "openai",
         _object("Answer of the model, in the form of its API.", **members),
-        _body(endpoint),
+        _body(path),
         _CALL_HEADERS,
         _OF_MODELS,
-        ("application/json", *(["text/event-stream"] if endpoint in STREAMED else [])),
+        ("application/json", *(["text/event-stream"] if path in STREAMED else [])),
         reference=reference,
     )
 
@@ -251,16 +251,16 @@ _CACHE_FILTERS = (
     _query("target", "Name that requests gave."),
 )
 _CACHED = {
-    f"POST /api/{door}{endpoint}": AsgiOperation(
-        f"{_ENDPOINTS[endpoint][0]}, {'from the cache or a model' if door == 'openai' else 'from the cache alone'}",
+    f"POST /api/{door}{path}": AsgiOperation(
+        f"{_PATHS[path][0]}, {'from the cache or a model' if door == 'openai' else 'from the cache alone'}",
         "cache",
         jobs.CachedResponse if door == "openai" else list[jobs.CachedResponse],
-        _body(endpoint),
+        _body(path),
         _CALL_HEADERS if door == "openai" else (),
         _OF_MODELS if door == "openai" else (400, 401, 404, 413, 415),
     )
     for door in ("openai", "cache")
-    for endpoint in sorted(KNOWN)
+    for path in sorted(KNOWN)
 }
 _OPERATION = _path("operation", "What to do with the model.", enum=["predict", "getlogs", "cleanlogs", "addmodel"])
 _BY_ID = {
@@ -282,7 +282,7 @@ _BY_ID = {
     for method in ("GET", "POST")
 }
 PLAIN: dict[str, AsgiOperation] = {
-    **{f"POST {endpoint}": _inference(endpoint) for endpoint in _ENDPOINTS},
+    **{f"POST {path}": _inference(path) for path in _PATHS},
     f"POST {COHERE_RERANK}": _inference(RERANK),
     "GET /v1/models": AsgiOperation("List models that requests can name", "openai", compatible.OpenAIModels),
     "GET /v1/models/{name}": AsgiOperation(

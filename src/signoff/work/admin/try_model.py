@@ -3,9 +3,9 @@
 import msgspec
 
 from signoff.core.access import Caller, check_admin
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheControl
-from signoff.core.endpoints import PREDICT
 from signoff.work.call import begin_call, whole_answer
 from signoff.work.services import Services
 

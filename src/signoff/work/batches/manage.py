@@ -5,9 +5,9 @@ import msgspec
 from signoff.batches import LineCounts
 from signoff.core.access import Caller
 from signoff.core.allow_list import checked_host
+from signoff.core.api_paths import COUNT_TOKENS, KNOWN
 from signoff.core.batch import MAX_OPEN_BATCHES, WINDOW_SECONDS, Batch, BatchFilter, BatchTotals
 from signoff.core.delivery import WebhookTarget
-from signoff.core.endpoints import COUNT_TOKENS, KNOWN
 from signoff.core.filters import MAX_PAGE_BYTES, Page
 from signoff.core.job import Job
 from signoff.errors import BacklogFull, BadRequest, Conflict, JobNotFound, KeyReused, NotFound, Stale

@@ -4,8 +4,8 @@ import msgspec
 
 from signoff.blob import BlobWriter
 from signoff.core.access import Caller
+from signoff.core.api_paths import MESSAGES
 from signoff.core.batch import MESSAGES_INPUT, Batch, StoredFile
-from signoff.core.endpoints import MESSAGES
 from signoff.errors import NotFound
 from signoff.work.batches.files import store_file
 from signoff.work.batches.manage import check_open_batches, create_batch, new_batch_id

@@ -7,6 +7,7 @@ After a change of any of these the model is called again, and the answer is revi
 import msgspec
 import structlog
 
+from signoff.core.api_paths import STREAMED
 from signoff.core.ask import Ask
 from signoff.core.cache import (
     CacheEntry,
@@ -17,11 +18,10 @@ from signoff.core.cache import (
     is_complete,
     with_usage,
 )
-from signoff.core.endpoints import STREAMED
 from signoff.core.headers import Headers, comparable_headers
 from signoff.core.job import Job
 from signoff.core.model import Model
-from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.policy import JobPolicy
 from signoff.core.tokens import Usage
 from signoff.work.services import Services
 
@@ -33,7 +33,7 @@ def cache_key_for(  # noqa: PLR0913 -- what was decided about the request
     services: Services,
     ask: Ask,
     model: Model,
-    policy: Policy,
+    policy: JobPolicy,
     *,
     sampling: Sampling,
     path: str,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import parse_route
 from signoff.core.ask import Ask
-from signoff.core.endpoints import parse_route
 from signoff.core.job import Job
 from signoff.core.reviews.policy import policy_for, review_for, stricter
 from signoff.core.upstream_objects import can_change, ids_in_route, is_stateless, referenced_ids

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import msgspec
 import structlog
 
+from signoff.core.api_paths import CHAT, COUNT_TOKENS, IN_WORDS, KNOWN, MESSAGES, RESPONSES
 from signoff.core.ask import as_chat, path_for
 from signoff.core.balance import UNKNOWN_MODEL_CODES, is_refusal, may_succeed_elsewhere, prefix_key
 from signoff.core.dialects.responses_to_chat import check_self_contained
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, IN_WORDS, KNOWN, MESSAGES, RESPONSES
 from signoff.core.job import Job
 from signoff.core.model import (
     KINDS_WITH_KEYS,

@@ -1,4 +1,4 @@
-"""Translations: ask a model at the endpoint that a request is for, or with a chat if the model has no such endpoint.
+"""Translations: ask a model at the path that a request is for, or with a chat if the model has no such path.
 
 The pairs of formats are in `core/dialects/…_to_chat.py`.
 """
@@ -8,12 +8,12 @@ from typing import Protocol
 
 import msgspec
 
-from signoff.core import sse
+from signoff.core import api_paths, sse
+from signoff.core.api_paths import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
 from signoff.core.dialects import edits_to_chat, messages_to_chat, responses_to_chat
 from signoff.core.dialects.answer import as_completion
 from signoff.core.dialects.messages import is_message, is_token_count, message_event, message_of
 from signoff.core.dialects.response_events import EventCompleter, complete_body, is_incomplete
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
 from signoff.core.estimate import estimate_tokens
 from signoff.core.model import Model, accepts_any_json, upstream_name
 from signoff.core.reviews.logprobs import logprobs_of, with_logprobs
@@ -22,9 +22,9 @@ from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 from signoff.runtime.attempt import Attempt
 from signoff.work.services import Services
 
-# Statuses with which servers say that they have no such endpoint.
-UNKNOWN_ENDPOINT = {404, 405, 501}
-# Endpoints that models never have, by kind. For `subprocess`, it depends on what the program speaks.
+# Statuses with which servers say that they have no such path.
+UNKNOWN_PATH = {404, 405, 501}
+# Paths that models never have, by kind. For `subprocess`, it depends on what the program speaks.
 _NEVER = {"echo": TRANSLATED - {RESPONSES}, "anyllm": TRANSLATED, "http": frozenset({COUNT_TOKENS})}
 _NEVER_IN_JSON_LINES = frozenset({MESSAGES, COUNT_TOKENS})
 _NEVER_IN_HTTP = frozenset[str]()
@@ -35,7 +35,7 @@ def ask_engine(
 ) -> Awaitable[bytes | None]:
     """Return or send the answer of `model`, in the form of the request's path: see `Engine.answer`.
 
-    The model's own endpoint is asked first, and not again for a while if it turned out to be missing.
+    The path of the request is asked first, and not again for a while if it turned out to be missing.
     """
     if request.path not in TRANSLATED:
         return engine.answer(model, request, attempt)
@@ -45,7 +45,7 @@ def ask_engine(
 async def _ask_or_translate(
     services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
 ) -> bytes | None:
-    missing = services.runtime.missing_endpoints
+    missing = services.runtime.missing_paths
     is_missing = request.path in _never_of(model) or missing.contains(model, request.target, request.path)
     if not is_missing:
         try:
@@ -70,12 +70,12 @@ class _ErrorBody(msgspec.Struct):
 
 
 def _lacks_endpoint(request: ModelRequest, denial: ModelAnswered) -> bool:
-    """Return True if an error says that there is no such endpoint.
+    """Return True if an error says that there is no such path.
 
-    An error in Anthropic's format comes from an endpoint of its API, and one that names the previous response from
+    An error in Anthropic's format comes from a path of its API, and one that names the previous response from
     the server that does not have it.
     """
-    if denial.status not in UNKNOWN_ENDPOINT:
+    if denial.status not in UNKNOWN_PATH:
         return False
     if request.path == RESPONSES:
         previous_id = responses_to_chat.previous_response_id(request.body)
@@ -89,7 +89,7 @@ def _lacks_endpoint(request: ModelRequest, denial: ModelAnswered) -> bool:
 async def _ask_directly(
     services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Attempt
 ) -> bytes | None:
-    """Ask the model's own endpoint, and complete an answer that lacks what clients need."""
+    """Ask the model at the path of the request, and complete an answer that lacks what clients need."""
     if request.path == RESPONSES:
         previous_id = responses_to_chat.previous_response_id(request.body)
         if previous_id is not None and responses_to_chat.is_translated(previous_id):
@@ -118,11 +118,11 @@ async def _ask_as_chat(
     """Ask the model with a chat, and translate its answer. The number of tokens is estimated here instead."""
     name = upstream_name(model, request.target)
     match request.path:
-        case endpoint if endpoint == COUNT_TOKENS:
+        case api_paths.COUNT_TOKENS:
             return estimated_count(request.body)
-        case endpoint if endpoint == MESSAGES:
+        case api_paths.MESSAGES:
             body = messages_to_chat.to_chat(request.body, name)
-        case endpoint if endpoint == RESPONSES:
+        case api_paths.RESPONSES:
             body = responses_to_chat.to_chat(request.body, name)
         case _:
             body = edits_to_chat.to_chat(request.body)
@@ -161,9 +161,9 @@ async def _translate_answer(
             return answer
         answer = as_completion(answer, request.target)
     match request.path:
-        case endpoint if endpoint == MESSAGES:
+        case api_paths.MESSAGES:
             return messages_to_chat.from_chat(answer, name, request.target)
-        case endpoint if endpoint == RESPONSES:
+        case api_paths.RESPONSES:
             return responses_to_chat.from_chat(answer, name, request.target, request.body)
         case _:
             return edits_to_chat.from_chat(answer)

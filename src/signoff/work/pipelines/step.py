@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, PREDICT
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheControl, Sampling
-from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.job import Job, StepCall
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.template import render_template

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.access import Caller, check_admin, check_identified
-from signoff.core.endpoints import parse_route
+from signoff.core.api_paths import parse_route
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import (
     BudgetPeriod,

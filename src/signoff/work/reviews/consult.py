@@ -13,13 +13,13 @@ import msgspec
 import structlog
 
 from signoff.core.access import Caller
+from signoff.core.api_paths import CHAT, MODERATIONS
 from signoff.core.ask import Ask
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.dialects.answer import answer_text
-from signoff.core.endpoints import CHAT, MODERATIONS
 from signoff.core.job import INTERRUPTED, Job
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.policy import POLICY_DOOR, Policy
+from signoff.core.reviews.policy import POLICY_DOOR, JobPolicy
 from signoff.core.reviews.rules import GuardrailWebhook, ReviewPolicy
 from signoff.core.webhook import webhook_headers
 from signoff.core.wire import format_time
@@ -127,7 +127,7 @@ async def _ask(
         admitted = await admit(services, msgspec.structs.replace(ask, caller=await _author(services, author)))
         if admitted.pipeline_id is not None:
             raise BadRequest(f"{target!r} is a pipeline; a policy asks prompts and models only.")
-        job = msgspec.structs.replace(admitted, policy=Policy(), ruling=None, fingerprint=None)
+        job = msgspec.structs.replace(admitted, policy=JobPolicy(), ruling=None, fingerprint=None)
         stored = await services.store.jobs.insert(
             job, actor=services.ids.actor, lease_seconds=services.rules.lease_seconds
         )

@@ -10,7 +10,7 @@ from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
 from signoff.core.reviews.compiled import HOLD, CompiledPolicy, Match, ruling_of, strictness
 from signoff.core.reviews.logprobs import without_logprobs
-from signoff.core.reviews.policy import Policy, stricter
+from signoff.core.reviews.policy import JobPolicy, stricter
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.errors import ModelNotFound
@@ -128,4 +128,5 @@ async def _under_policies_of(services: Services, job: Job) -> Job:
     review = "never" if model is None else model.review or "never"
     index = await services.caches.policies.index()
     named = tuple(each.version for each in index.find_all((job.model,)))
-    return msgspec.structs.replace(job, policy=stricter(job.policy, Policy(review=review, named=named, is_judged=True)))
+    policy = stricter(job.policy, JobPolicy(review=review, named=named, is_judged=True))
+    return msgspec.structs.replace(job, policy=policy)

@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.job import Job
 from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of, strictness
-from signoff.core.reviews.policy import Policy, PolicyVersion, stricter
+from signoff.core.reviews.policy import JobPolicy, PolicyVersion, stricter
 from signoff.core.reviews.request_values import RequestContext, context_of, request_values
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.reviews.stored_signals import storable_signals
@@ -19,7 +19,7 @@ LOGPROBS = frozenset({"signals.logprob_mean", "signals.logprob_min"})
 class PolicyAdmission(msgspec.Struct, frozen=True):
     """The named policies of a request, and what they decide before its model is asked."""
 
-    policy: Policy
+    policy: JobPolicy
     """Policy of the job, with the named ones."""
     ruling: Ruling | None = None
     """Ruling, if the request alone decides that the answer passes or is rejected."""
@@ -27,7 +27,7 @@ class PolicyAdmission(msgspec.Struct, frozen=True):
     """True if the answer may be given to an equal request of another caller."""
 
 
-async def govern(services: Services, context: RequestContext, policy: Policy) -> PolicyAdmission:
+async def govern(services: Services, context: RequestContext, policy: JobPolicy) -> PolicyAdmission:
     """Return what the policies of `policy`, and those that apply to the request now, say about it.
 
     A policy that can decide by the request alone does not look at the answer.
@@ -36,7 +36,7 @@ async def govern(services: Services, context: RequestContext, policy: Policy) ->
         return PolicyAdmission(policy)
     index = await services.caches.policies.index()
     applying = [each.version for each in index.find_all(context.names, context.prompt)]
-    policy = stricter(policy, Policy(named=tuple(applying))) if set(applying) - set(policy.named) else policy
+    policy = stricter(policy, JobPolicy(named=tuple(applying))) if set(applying) - set(policy.named) else policy
     if not policy.named:
         return PolicyAdmission(policy)
     compiled = [await services.caches.policies.version(each) for each in policy.named]
@@ -68,7 +68,7 @@ async def owner_email(services: Services, job: Job, versions: Sequence[PolicyVer
     return "" if user is None else user.email
 
 
-async def govern_job(services: Services, job: Job, policy: Policy) -> PolicyAdmission:
+async def govern_job(services: Services, job: Job, policy: JobPolicy) -> PolicyAdmission:
     """Return what `policy` and the policies that apply now say about a job that was admitted before."""
     if services.caches.policies.is_empty and not policy.named:
         return PolicyAdmission(policy)

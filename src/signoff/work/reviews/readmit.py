@@ -3,8 +3,8 @@
 import msgspec
 
 from signoff.core.access import Caller, lower_role
+from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
-from signoff.core.endpoints import PREDICT
 from signoff.core.job import Job, NewTarget
 from signoff.core.reviews.policy import stricter
 from signoff.core.reviews.request_values import context_of

@@ -5,7 +5,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from signoff.core.job import JobError, Status
-from signoff.doors.openapi.answers.listing import Page
+from signoff.doors.openapi.answers.listing import ListPage
 from signoff.work.pipelines.history import LoggedCall
 
 
@@ -82,7 +82,7 @@ class JobAnswer(TypedDict):
     """Time at which the caller left who waited for the answer."""
 
 
-class JobPage(Page[JobAnswer]):
+class JobPage(ListPage[JobAnswer]):
     """Page of jobs."""
 
     data: list[JobAnswer]

@@ -12,7 +12,7 @@ class ObjectList(TypedDict, Generic[T]):
     """Objects of the list."""
 
 
-class Page(TypedDict, Generic[T]):
+class ListPage(TypedDict, Generic[T]):
     """Page of a list."""
 
     data: list[T]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.endpoints import parse_route
+from signoff.core.api_paths import parse_route
 
 
 @pytest.mark.parametrize(

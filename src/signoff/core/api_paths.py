@@ -1,4 +1,4 @@
-"""Endpoints of the OpenAI API whose shapes are known here, and routes of all others, which pass through as they are."""
+"""Paths of the OpenAI API whose shapes are known here, and routes of all others, which pass through as they are."""
 
 import re
 from itertools import dropwhile
@@ -20,9 +20,9 @@ PREDICT = "/predict"
 
 # These take and return JSON; an answer that is not JSON is an error.
 KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS, MESSAGES, COUNT_TOKENS})
-# Endpoints whose answers say something in words.
+# Paths whose answers say something in words.
 IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
-# Where a model has no such endpoint, it is asked for a chat, and the answer is translated.
+# Where a model has no such path, it is asked for a chat, and the answer is translated.
 TRANSLATED = frozenset({MESSAGES, COUNT_TOKENS, RESPONSES, EDITS})
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 

@@ -1,4 +1,4 @@
-"""Answers of an echo at the endpoints that are not completions: responses, embeddings, moderations, rerank."""
+"""Answers of an echo at the paths that are not completions: responses, embeddings, moderations, rerank."""
 
 import base64
 import hashlib
