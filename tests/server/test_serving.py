@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import resource
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import uvicorn
 
 from signoff.runtime.shutdown import Shutdown
+from signoff.server import serving
 from signoff.server.serving import OTHER_FILES, SHUTDOWN, DrainingServer, allow_connections, uvicorn_options
 from signoff.work.admin.health import check_readiness
 from support.live_server import live
@@ -100,3 +102,19 @@ async def test_a_server_that_stops_is_not_ready(tmp_path: Path) -> None:
         status, components = await server.ask("GET", "/health/ready")
         assert (status, components["stopping"], components["store"]) == (503, True, True)
         assert not (await check_readiness(server.services, with_names=True))[0]
+
+
+@pytest.mark.anyio
+async def test_an_idle_server_wakes_up_once_a_second_and_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "TICK_SECONDS", 1e6)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = await started_server(listener, Shutdown())
+    serving_task = asyncio.create_task(server.main_loop())
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    assert not serving_task.done()
+    server.handle_exit(signal.SIGTERM, None)
+    await serving_task
+    writer.close()
+    await server.shutdown([listener])

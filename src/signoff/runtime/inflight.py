@@ -74,10 +74,16 @@ class InflightCalls:
         return None if job is None or self.shared(job.id) is None else job
 
     async def persist_slow(self, persist: Callable[[InflightCall], None], *, after_seconds: float) -> None:
-        """Call `persist` for each call that runs for `after_seconds` without a row. Never returns."""
+        """Call `persist` for each call that runs for `after_seconds` without a row. Never returns.
+
+        It sleeps until the oldest call is due, and for `after_seconds` if there is none.
+        """
+        clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(after_seconds / 10)
-            threshold = asyncio.get_running_loop().time() - after_seconds
-            for inflight in [inflight for inflight in self._calls.values() if inflight.attempt.arrived_at <= threshold]:
+            now = clock()
+            for inflight in [each for each in self._calls.values() if each.attempt.arrived_at <= now - after_seconds]:
                 self.drop(inflight)
                 persist(inflight)
+            oldest = next(iter(self._calls.values()), None)
+            began_at = now if oldest is None else oldest.attempt.arrived_at
+            await asyncio.sleep(max(after_seconds / 10, began_at + after_seconds - now))

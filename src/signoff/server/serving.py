@@ -23,6 +23,8 @@ from signoff.server.protocol import ClientConnection, ConnectionRegistry
 # Key of the application's `Shutdown` in the state of the ASGI lifespan.
 SHUTDOWN = "signoff.shutdown"
 POLL_SECONDS = 0.05
+# Time between two looks at `should_exit`, which can also be set without a signal.
+TICK_SECONDS = 1.0
 # Time that interrupted requests get to send their errors.
 INTERRUPT_SECONDS = 2.0
 # Connections that are still accepted from a listening socket when it closes. It is the backlog that uvicorn sets.
@@ -43,6 +45,8 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._on_start = on_start
         self._is_closing = False
+        self._exit_requested = asyncio.Event()
+        self._wake_up: Callable[[], object] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and listen; then call `on_start`."""
@@ -50,9 +54,19 @@ class DrainingServer(uvicorn.Server):
         if self.started:
             self._on_start()
 
+    async def main_loop(self) -> None:
+        """Serve until a stop is requested. As uvicorn's, but an idle server wakes up once a second, not ten times."""
+        loop = asyncio.get_running_loop()
+        self._wake_up = functools.partial(loop.call_soon_threadsafe, self._exit_requested.set)
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._exit_requested.wait()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; on Ctrl-C after that, stop at once."""
         super().handle_exit(sig, frame)
+        self._wake_up()
         if self.force_exit and self._is_closing:
             os._exit(FORCED_EXIT_CODE)
 

@@ -1,13 +1,14 @@
-"""The audit log, in SQL."""
+"""The audit log, in SQL, and deletions that it records."""
 
 from typing import Any
 
 import sqlalchemy as sa
 
-from signoff.core.audit import Actor, AuditChange, AuditEntry, AuditFilter
+from signoff.core.audit import Actor, AuditChange, AuditEntry, AuditFilter, change_of
+from signoff.store import Topic
 from signoff.stores.audit_schema import audit
 from signoff.stores.database import Database
-from signoff.stores.versions import lock
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 
@@ -52,3 +53,16 @@ def record(tx: Tx, actor: Actor, change: AuditChange) -> None:
     """Add an entry in the transaction of the change. Read `actor` before that, as it may run in another thread."""
     values = {name: getattr(change, name) for name in AuditChange.__struct_fields__}
     tx.conn.execute(sa.insert(audit).values(at=tx.now, actor=actor.name, client=actor.client, **values))
+
+
+def delete_one(tx: Tx, actor: Actor, topic: Topic, noun: str, name: str, delete: sa.Executable) -> Any:
+    """Delete a row by a statement that returns its value; return that, or None if there is no such row.
+
+    The deletion of the `noun` with this name is recorded, and processes drop their copies of the topic.
+    """
+    lock(tx, topic)
+    old = tx.conn.execute(delete).scalar_one_or_none()
+    if old is not None:
+        record(tx, actor, change_of(noun, name, old, None))
+        bump(tx, topic)
+    return old

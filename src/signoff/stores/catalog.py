@@ -11,7 +11,7 @@ from signoff.core.audit import change_of
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
-from signoff.stores.audit import record
+from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
 from signoff.stores.versions import bump, lock
@@ -72,18 +72,13 @@ class SqlCatalog:
     async def drop_model(self, name: str) -> bool:
         """See `catalog.Catalog`."""
         actor = current_actor()
+        delete = sa.delete(models).where(models.c.name == name).returning(models.c.model)
 
         def drop(tx: Tx) -> bool:
-            lock(tx, "models")
-            model = tx.conn.execute(
-                sa.delete(models).where(models.c.name == name).returning(models.c.model)
-            ).scalar_one_or_none()
-            if model is None:
-                return False
-            _delete_own_keys(tx, {*key_ids_of(model)})
-            record(tx, actor, change_of("model", name, model, None))
-            bump(tx, "models")
-            return True
+            model = delete_one(tx, actor, "models", "model", name, delete)
+            if model is not None:
+                _delete_own_keys(tx, {*key_ids_of(model)})
+            return model is not None
 
         return await self._database.write(drop)
 

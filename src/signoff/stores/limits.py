@@ -22,12 +22,12 @@ from signoff.core.refusals import RefusalCount
 from signoff.core.usage import HOUR_US
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
-from signoff.stores.audit import record
+from signoff.stores.audit import delete_one, record
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.limits_schema import counters, limits, refusal_hours
 from signoff.stores.people_schema import users
 from signoff.stores.statements import insert_into
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -66,17 +66,8 @@ class SqlLimits:
         """See `accounts.Limits`."""
         actor = current_actor()
         delete = sa.delete(limits).where(limits.c.name == name).returning(limits.c.limit)
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "limits")
-            old = tx.conn.execute(delete).scalar_one_or_none()
-            if old is None:
-                return False
-            record(tx, actor, change_of("limit", name, old, None))
-            bump(tx, "limits")
-            return True
-
-        return await self._database.write(drop)
+        old = await self._database.write(lambda tx: delete_one(tx, actor, "limits", "limit", name, delete))
+        return old is not None
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """See `accounts.Limits`."""

@@ -12,7 +12,7 @@ from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutc
 from signoff.core.reviews.queues import MAX_QUEUES, ReviewQueue
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
-from signoff.stores.audit import record
+from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.reviews_schema import review_notices, review_queue_members, review_queues, review_reasons
 from signoff.stores.schema import WAITS_FOR_REVIEW, jobs, review_queue_name
@@ -71,14 +71,9 @@ class SqlReviewQueues:
         delete = sa.delete(review_queues).where(review_queues.c.name == name).returning(review_queues.c.queue)
 
         def drop(tx: Tx) -> bool:
-            lock(tx, "people")
-            old = tx.conn.execute(delete).scalar_one_or_none()
-            if old is None:
-                return False
+            old = delete_one(tx, actor, "people", "review_queue", name, delete)
             tx.conn.execute(sa.delete(review_queue_members).where(review_queue_members.c.queue == name))
-            record(tx, actor, change_of("review_queue", name, old, None))
-            bump(tx, "people")
-            return True
+            return old is not None
 
         return await self._database.write(drop)
 

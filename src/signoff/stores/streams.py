@@ -7,7 +7,7 @@ from signoff.core.audit import change_of
 from signoff.core.stream import Stream
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
-from signoff.stores.audit import record
+from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.streams_schema import stream_leads, streams
 from signoff.stores.transitions import SECOND_US
@@ -47,17 +47,8 @@ class SqlStreams:
         """See `catalog.Streams`."""
         actor = current_actor()
         delete = sa.delete(streams).where(streams.c.name == name).returning(streams.c.stream)
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "streams")
-            old = tx.conn.execute(delete).scalar_one_or_none()
-            if old is None:
-                return False
-            record(tx, actor, change_of("stream", name, old, None))
-            bump(tx, "streams")
-            return True
-
-        return await self._database.write(drop)
+        old = await self._database.write(lambda tx: delete_one(tx, actor, "streams", "stream", name, delete))
+        return old is not None
 
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         """See `catalog.Streams`."""
