@@ -38,7 +38,7 @@ suite: .venv/.dev
 	$(BIN)/python -m pytest
 
 test-long: setup .venv/.dev ## Runs the longer tests; some take a protection out of the code, and check that a test then fails.
-	$(BIN)/python -m pytest -m long -n 2 -o faulthandler_timeout=1800
+	$(BIN)/python -m pytest -m long -n 2 -o timeout=3600 -o faulthandler_timeout=1800
 
 ROUND ?= short
 faults: setup .venv/.dev ## Kills, stops and disconnects processes while callers use them, and checks that nothing is lost; ROUND=long takes an hour.
