@@ -114,8 +114,10 @@ def work(
     concurrency: Annotated[int | None, typer.Option(help="Maximum jobs at a time.", min=1)] = None,
 ) -> None:
     """Perform jobs until SIGTERM or Ctrl-C; then finish what ends in time, and release all other jobs."""
+    import uvloop
+
     settings = load(concurrency=concurrency)
-    if asyncio.run(_work(settings)):
+    if uvloop.run(_work(settings)):
         os.environ[RESTARTED] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- runs this program again
 

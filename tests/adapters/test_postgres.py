@@ -29,7 +29,7 @@ from signoff.stores.changes import ChangeFeed, pack_changes
 from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
 from signoff.stores.sql import SqlStore
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 from support.preloaded import PreloadedProcess
 from support.stores import (
     ANSWER,
@@ -584,6 +584,14 @@ async def test_too_many_unsent_changes_become_any() -> None:
     feed.publish(changes)
 
     assert feed._unsent == {("any", ""): None}
+
+
+async def test_a_transaction_without_changes_sends_nothing() -> None:
+    feed = PostgresChangeFeed(parse_postgres_address("postgresql://nobody@127.0.0.1:1/none"), changes=ChangeFeed())
+
+    feed.publish([])
+
+    assert not feed._wake.is_set()
 
 
 # Helpers

@@ -15,8 +15,8 @@ from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTota
 from signoff.stores.latency_schema import LATENCY_COLUMNS, latency_days, latency_hours
 from signoff.stores.schema import usage_days, usage_hours
 from signoff.stores.sql import SqlStore
+from signoff.stores.transaction import Tx
 from signoff.stores.usage import _DIMENSIONS, count_ended
-from signoff.stores.writer import Tx
 from support.stores import a_call, a_job, a_step, leased, logged, opened, rows, together
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.errors import Overloaded, Stale
-from signoff.stores.writer import GATHER_SECONDS, MAX_DEFERRED, RETRY_SECONDS, Tx, Writer
+from signoff.stores.transaction import Tx
+from signoff.stores.writer import GATHER_SECONDS, MAX_DEFERRED, RETRY_SECONDS, Writer
 from support.stores import together, until
 
 pytestmark = pytest.mark.anyio

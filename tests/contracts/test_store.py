@@ -639,6 +639,50 @@ async def test_of_concurrent_settlements_one_succeeds(store: AStore, other: ASto
     assert len(await store.jobs.events(job.id)) == 2
 
 
+async def test_settlements_that_are_written_together_succeed_or_fail_each_on_its_own(store: AStore) -> None:
+    jobs = await together(leased(store) for _ in range(12))
+    lost, twice = jobs[3], jobs[7]
+    requests = [(job, a_step("succeed", changes={"response": b'"%d"' % turn})) for turn, job in enumerate(jobs)]
+    requests[3] = (lost, a_step("succeed", lease="another", changes={"response": ANSWER}))
+    requests += [(twice, a_step("succeed", changes={"response": ANSWER})), (a_job(), requests[0][1])]
+
+    calls = [store.jobs.transition(job.id, request) for job, request in requests]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    settled = [each for each in results if isinstance(each, Job)]
+    assert {job.id for job in settled} == {job.id for job in jobs if job is not lost}
+    assert len(settled) == 11
+    assert sorted(type(each).__name__ for each in results if not isinstance(each, Job)) == [
+        "JobNotFound",
+        "Stale",
+        "Stale",
+    ]
+    assert await store.jobs.get(lost.id) == lost
+    for job in settled:
+        assert await store.jobs.get(job.id) == job
+        assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "succeed"]
+    by_id = {job.id: turn for turn, job in enumerate(jobs)}
+    assert all(job.response == b'"%d"' % by_id[job.id] for job in settled if job.id != twice.id)
+
+
+async def test_a_settlement_whose_caller_leaves_is_written_whole_or_not_at_all(store: AStore) -> None:
+    jobs = await together(leased(store) for _ in range(12))
+    settling = [
+        asyncio.ensure_future(store.jobs.transition(job.id, a_step("succeed", changes={"response": ANSWER})))
+        for job in jobs
+    ]
+    for place, task in enumerate(settling):
+        for _ in range(3 * place):  # the group begins meanwhile, and the server answers
+            await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait(settling)
+    await inserted(store)  # a later write, after which all earlier ones have ended
+
+    for job in await together(store.jobs.get(job.id) for job in jobs):
+        verbs = [event.verb for event in await store.jobs.events(job.id)]
+        assert (job.status, verbs) in [("bot", ["submit"]), ("success", ["submit", "succeed"])]
+
+
 async def test_times_are_relative_to_the_clock_of_the_database(store: AStore) -> None:
     job = await leased(store)
 

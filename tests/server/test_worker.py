@@ -10,6 +10,7 @@ import pytest
 
 from signoff.brokers.local import LocalBroker
 from signoff.core.filters import JobFilter
+from signoff.core.job import Job
 from signoff.core.model import Model
 from signoff.server.bootstrap import run_services
 from signoff.server.worker import Worker
@@ -46,6 +47,34 @@ async def test_a_backlog_is_performed_without_a_pause(tmp_path: Path, monkeypatc
         # then it waited only when there were none left
         assert [left for left in pauses if left] == []
         assert await jobs.count(JobFilter(status="success"), at_most=10_000) == JOBS
+
+
+async def test_the_other_models_of_a_backlog_are_not_looked_for_after_each_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given many due jobs of one model, which may take three of four slots
+    async with run_services(Settings(data_dir=tmp_path), work=False) as services:
+        jobs = services.store.jobs
+        await together(jobs.insert(a_job(lane="later", model="echo", target="echo"), actor="ann") for _ in range(JOBS))
+        claim, fruitless = jobs.claim, list[int]()
+
+        async def counting_claim(**options: object) -> list[Job]:
+            claimed = await claim(**options)
+            if not claimed and (left := await jobs.count(JobFilter(status="bot"), at_most=10_000)):
+                fruitless.append(left)
+            return claimed
+
+        monkeypatch.setattr(jobs, "claim", counting_claim)
+        monkeypatch.setattr("signoff.server.worker.POLL_SECONDS", 30)
+        worker = asyncio.ensure_future(Worker(services, concurrency=4, drain_seconds=1).run())
+        # when a worker performs them
+        while await jobs.count(JobFilter(status="bot"), at_most=10_000):
+            await asyncio.sleep(0.01)
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
+        # then a claim for the fourth slot, which finds nothing, is not repeated
+        assert len(fruitless) <= JOBS / 10
 
 
 async def test_jobs_of_a_user_that_hang_leave_a_slot_to_others(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.job import Job
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
@@ -19,7 +20,7 @@ from signoff.store import TransitionRequest
 from signoff.stores.audits import VERDICTS, audit_row, coin_in
 from signoff.stores.budgets import groups_restart_change, planted_change, restart_change
 from signoff.stores.schema import events, jobs
-from signoff.stores.transitions import SECOND_US, changes_of, copied_data, event_of
+from signoff.stores.transitions import changes_of, copied_data, event_of
 from simulation.tables import BudgetLease, Connection, Tables, Tx, record
 
 

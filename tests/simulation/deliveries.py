@@ -9,10 +9,10 @@ import msgspec
 
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.limits import SECOND_US
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import MAX_CANDIDATES
 from signoff.stores.deliveries import _within_limits as within_limits
-from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.core.job import Job
+from signoff.core.limits import SECOND_US
 from signoff.stores.departures import LIFETIME_US
-from signoff.stores.transitions import SECOND_US
 from simulation.tables import Connection, Tables, Tx
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.audit import user_erased
+from signoff.core.limits import SECOND_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure
-from signoff.stores.transitions import SECOND_US
 from simulation.budgets import close_unjudged
 from simulation.tables import Connection, Tables, Tx, bump, record
 

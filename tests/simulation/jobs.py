@@ -13,6 +13,7 @@ import msgspec
 from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Decision, Event, Job, Status, Vote
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.queues import VoteRecord
 from signoff.core.reviews.receipt import draft_of
 from signoff.core.transitions import TRANSITIONS, Guard
@@ -26,7 +27,6 @@ from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.schema import events, used_keys
 from signoff.stores.transitions import (
-    SECOND_US,
     changed_columns,
     changes_of,
     create_deliveries,

@@ -11,6 +11,7 @@ import msgspec
 from signoff.core.audit import AuditChange, change_of
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutcome, QueueNews
 from signoff.core.reviews.queues import (
@@ -27,7 +28,6 @@ from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.store import TransitionRequest
 from signoff.stores.reviews import BULK_LIFETIME_US
-from signoff.stores.transitions import SECOND_US
 from simulation.jobs import MemoryJobs
 from simulation.tables import Connection, Tables, Tx, bump, record
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from signoff.core.limits import SECOND_US, Admission
 from signoff.stores.limits_schema import counters
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 async def grow_older(store: Any, seconds: float) -> None:

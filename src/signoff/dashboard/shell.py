@@ -9,6 +9,7 @@ from litestar import Response
 from litestar.response import Template
 
 from signoff.core.access import Caller, may_review
+from signoff.core.limits import SECOND_US
 from signoff.core.price import NANO, dollars
 from signoff.core.wire import format_time
 from signoff.dashboard.bundle import bundle, static_hash
@@ -24,7 +25,6 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-SECOND_US = 1_000_000
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 

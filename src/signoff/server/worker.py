@@ -38,6 +38,8 @@ class Worker(ClaimLoop[Job, Owner]):
             services, "jobs", max_running=concurrency, claim_seconds=CLAIM_SECONDS, drain_seconds=drain_seconds
         )
         self._turn = Turn()
+        self._found_nothing: Turn | None = None
+        """Turn with full models or users that found no job, and no wake-up has come since."""
 
     def on_change(self, topic: Topic, name: str) -> None:
         """Handle a notification from the store: another process may have submitted a job."""
@@ -48,6 +50,8 @@ class Worker(ClaimLoop[Job, Owner]):
         if self._services.runtime.shutdown.is_draining:
             return ()
         limit, self._turn = self._next_claim()
+        if self._turn == self._found_nothing:
+            return ()
         jobs = await self._services.store.jobs.claim(
             actor=self._services.ids.actor,
             lease=self._services.ids.new_id(),
@@ -55,6 +59,7 @@ class Worker(ClaimLoop[Job, Owner]):
             lease_seconds=self._services.rules.lease_seconds,
             turn=self._turn,
         )
+        self._found_nothing = None if jobs else self._turn
         if jobs:
             self._turn = msgspec.structs.replace(self._turn, after_user=jobs[-1].user_id)
         return jobs
@@ -66,22 +71,23 @@ class Worker(ClaimLoop[Job, Owner]):
         return Owner(item.model, item.user_id)
 
     async def _wait(self) -> None:
-        """Wait for a wake-up, at most POLL_SECONDS.
+        """Wait for a wake-up, at most POLL_SECONDS; after either, every turn may find jobs again.
 
         If the last claim passed over the jobs of a model or user that had its share, the end of a job is a wake-up too,
         also one during the claim.
         """
         if not (self._turn.full_models or self._turn.full_users):
             await self._services.adapters.broker.poll(POLL_SECONDS)
+            self._found_nothing = None
             return
         async with asyncio.TaskGroup() as group:
-            tasks = {
-                group.create_task(self._services.adapters.broker.poll(POLL_SECONDS)),
-                group.create_task(self._changed.wait()),
-            }
-            _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            poll = group.create_task(self._services.adapters.broker.poll(POLL_SECONDS))
+            tasks = {poll, group.create_task(self._changed.wait())}
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
+        if poll in done:
+            self._found_nothing = None
 
     def _next_claim(self) -> tuple[int, Turn]:
         """Return how many jobs to claim, and the turn without the models and users that have their share.

@@ -8,8 +8,8 @@ from signoff.core.audit import Actor, AuditChange, AuditEntry, AuditFilter, chan
 from signoff.store import Topic
 from signoff.stores.audit_schema import audit
 from signoff.stores.database import Database
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 
 class SqlAudit:

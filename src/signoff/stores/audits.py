@@ -24,7 +24,7 @@ from signoff.stores.budgets_schema import (
 )
 from signoff.stores.schema import decisions
 from signoff.stores.statements import insert_into
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 VERDICTS = frozenset({"approve", "redo", "reject"})
 END_OF_COPY = TransitionRequest(verb="cancel", actor="policy")

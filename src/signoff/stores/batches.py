@@ -13,6 +13,7 @@ from signoff.batches import LineCounts, NewLine
 from signoff.core.batch import ENDED, Batch, BatchFilter, BatchStatus, BatchTotals, StoredFile
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, JobError
+from signoff.core.limits import SECOND_US
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.stores.batches_schema import IS_UNENDED, batches
@@ -21,8 +22,8 @@ from signoff.stores.files import delete_files, insert_file
 from signoff.stores.job_pages import jobs_by_id, sizes_of
 from signoff.stores.jobs import KEY_LIFETIME_US, insert_job, with_times
 from signoff.stores.schema import deliveries, jobs
-from signoff.stores.transitions import SECOND_US, apply_transition
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
+from signoff.stores.transitions import apply_transition
 
 _NAMES = Batch.__struct_fields__
 _COLUMNS = tuple(batches.c[name] for name in _NAMES)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.audit import Actor, AuditChange
 from signoff.core.job import Job
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms, first_period, next_period
@@ -28,8 +29,8 @@ from signoff.stores.budgets_schema import (
 )
 from signoff.stores.database import Database
 from signoff.stores.statements import insert_into
-from signoff.stores.transitions import SECOND_US, add_copy
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
+from signoff.stores.transitions import add_copy
 
 # Maximum number of leases that a transaction which takes passes also deletes, so that it stays short.
 MAX_RETURNED_LEASES = 500

@@ -12,14 +12,14 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import CacheBounds
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
+from signoff.core.limits import SECOND_US
 from signoff.errors import Overloaded
 from signoff.stores.calls import decode_call
 from signoff.stores.clock import now_us
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import cached, calls, jobs
 from signoff.stores.statements import insert_rows, upsert_statement
-from signoff.stores.transitions import SECOND_US
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 # The cache is trimmed after this many entries, or this fraction of a bound: it exceeds its bounds by no more than that.
 TRIM_INTERVAL_ENTRIES = 256

@@ -19,9 +19,9 @@ from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.schema import calls
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import event_of, initial_data
 from signoff.stores.usage import count_ended
-from signoff.stores.writer import Tx
 
 
 class PackedCall(msgspec.Struct, array_like=True, frozen=True):

@@ -14,8 +14,8 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
 _NO_KEYS: Mapping[EndpointName, bytes] = {}

@@ -16,6 +16,7 @@ from signoff.core.turn import BEFORE_ALL_USERS, MAX_USERS_OF_CLAIM, Turn
 from signoff.store import TransitionRequest
 from signoff.stores.schema import IS_WAITING, events, jobs
 from signoff.stores.statements import execute_prepared
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     changed_columns,
@@ -25,7 +26,6 @@ from signoff.stores.transitions import (
     parameters_of,
     update_for,
 )
-from signoff.stores.writer import Tx
 
 # Maximum number of users that a claim looks at, with or without an eligible job.
 MAX_VISITED = 256

@@ -3,7 +3,7 @@
 from signoff.core.job import Job
 from signoff.core.upstream_objects import ids_in_answer
 from signoff.stores.objects_schema import created_objects
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 def add_created_objects(tx: Tx, job: Job) -> None:

@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 
 from signoff.store import Listener
 from signoff.stores.clock import now_us
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
+from signoff.stores.writer import RowUpdate
 
 T = TypeVar("T")
 Read = Callable[[Connection, Callable[[], int]], T]
@@ -55,7 +56,7 @@ class Database(Protocol):
         """Run `function` on a snapshot of the present state and return its result. It blocks no other transaction."""
         ...
 
-    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
+    async def write(self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None) -> T:
         """Run `operation` and return its result when it is committed, together with others that are waiting.
 
         An operation that waits for the lock of one row, which other processes lock too, names it by `lock_key`. In a

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from signoff.core.job import Decision, Job
 from signoff.stores.schema import decisions, votes
 from signoff.stores.statements import execute_prepared
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 def record_decision(tx: Tx, job: Job, decision: Decision) -> None:

@@ -17,7 +17,7 @@ from signoff.stores.schema import (
     used_keys,
     votes,
 )
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 _OF_JOBS = (
     events,

@@ -9,11 +9,11 @@ from sqlalchemy import Row
 
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.limits import SECOND_US
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
-from signoff.stores.transitions import SECOND_US
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 EVERY_COLUMN = tuple(deliveries.c)
 MAX_CANDIDATES = 200

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 import sqlalchemy as sa
 
 from signoff.core.job import STATUSES, TERMINAL, Job
+from signoff.core.limits import SECOND_US
 from signoff.stores.database import Database
 from signoff.stores.schema import departures, jobs
 from signoff.stores.statements import insert_into
-from signoff.stores.transitions import EVERY_COLUMN, SECOND_US, job_of
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
+from signoff.stores.transitions import EVERY_COLUMN, job_of
 
 LIFETIME_US = 24 * 3600 * SECOND_US
 PURGED_ROWS = 20

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from signoff.core.audit import user_erased
 from signoff.core.job import TERMINAL
-from signoff.core.limits import limit_name
+from signoff.core.limits import SECOND_US, limit_name
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure
@@ -30,9 +30,8 @@ from signoff.stores.schema import (
     keys,
     model_logs,
 )
-from signoff.stores.transitions import SECOND_US
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 TOPICS: tuple[Topic, ...] = ("people", "limits", "models", "compositions")
 

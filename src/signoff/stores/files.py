@@ -8,11 +8,11 @@ from sqlalchemy import Connection, Row
 
 from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile
 from signoff.core.filters import Page
+from signoff.core.limits import SECOND_US
 from signoff.stores.batches_schema import IS_UNENDED, batches, files
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
-from signoff.stores.transitions import SECOND_US
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 UPLOAD_US = 24 * 3600 * SECOND_US
 _NAMES = StoredFile.__struct_fields__

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
+from signoff.core.limits import SECOND_US
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
@@ -33,10 +34,9 @@ from signoff.stores.schema import (
     jobs,
     used_keys,
 )
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import (
     EVERY_COLUMN,
-    SECOND_US,
-    apply_transition,
     changes_of,
     create_deliveries,
     event_of,
@@ -44,9 +44,9 @@ from signoff.stores.transitions import (
     job_of,
     read_job,
     select_eligible,
+    transition_operation,
 )
 from signoff.stores.usage import count_ended
-from signoff.stores.writer import Tx
 
 KEY_LIFETIME_US = 24 * 3600 * SECOND_US
 # The user id of keys that are unique among all users; no user has it.
@@ -111,7 +111,7 @@ class SqlJobs:
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
-        job = await self._database.write(lambda tx: apply_transition(tx, job_id, *steps), lock_key=job_id)
+        job = await self._database.write(transition_operation(job_id, *steps), lock_key=job_id)
         self._feed.publish(job, steps)
         return job
 

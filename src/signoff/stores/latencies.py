@@ -16,7 +16,7 @@ from signoff.core.latency import PARTS, Histogram, LatencyQuery, LatencyRow, buc
 from signoff.core.usage import DAY_US, HOUR_US
 from signoff.stores.latency_schema import LATENCY_COLUMNS, latency_days, latency_hours
 from signoff.stores.periods import hours_of, ranges_of
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 def count_latency(tx: Tx, job: Job, created_at: int) -> None:

@@ -18,8 +18,8 @@ from signoff.stores import schema
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.schema import composed_calls, composed_labels, composed_versions, compositions
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 _ITEM = (compositions.c.id, compositions.c.kind, compositions.c.name, compositions.c.user_id, compositions.c.shared)
 _VERSION = tuple(column for column in composed_versions.c if column.name != "composed_id")

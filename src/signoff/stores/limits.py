@@ -27,8 +27,8 @@ from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SE
 from signoff.stores.limits_schema import counters, limits, refusal_hours
 from signoff.stores.people_schema import users
 from signoff.stores.statements import insert_into
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump
-from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 Counters = Mapping[str, Counter]

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from signoff.core.log import LogLine
 from signoff.stores.database import Database
 from signoff.stores.schema import model_logs
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 _MODEL = model_logs.c.model == sa.bindparam("name", type_=sa.Text)
 _NEWEST = sa.select(model_logs).where(_MODEL).order_by(model_logs.c.id.desc())

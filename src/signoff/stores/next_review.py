@@ -29,6 +29,7 @@ from signoff.stores.schema import (
     review_rank,
     votes,
 )
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     NOW,
@@ -38,7 +39,6 @@ from signoff.stores.transitions import (
     record_transition,
     update_for,
 )
-from signoff.stores.writer import Tx
 
 # Numbers of answers to look at, in turn. Processes that look at the same answers lock one each; a process that finds
 # all of them locked looks at more. SQLite has one writer, and needs none of this.

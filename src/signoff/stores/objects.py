@@ -11,8 +11,8 @@ from signoff.stores.database import Database
 from signoff.stores.job_pages import chunked, jobs_by_id
 from signoff.stores.objects_schema import created_objects, held_objects
 from signoff.stores.schema import calls, jobs
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import EVERY_COLUMN, job_of
-from signoff.stores.writer import Tx
 
 _IDS = sa.bindparam("ids", type_=sa.Text, expanding=True)
 _JOBS_OF_OBJECTS = sa.select(created_objects.c.object_id, created_objects.c.job_id).where(

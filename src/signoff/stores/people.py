@@ -24,8 +24,8 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.people_schema import provider_accounts, tokens, users
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, change, lock
-from signoff.stores.writer import Tx
 
 LAST_ADMIN = "{email} is the last active admin; make another user an admin first."
 _USER = tuple(users.c)

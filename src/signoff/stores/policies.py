@@ -12,8 +12,8 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.policy_schema import policies, policy_versions
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 _CURRENT = sa.select(policy_versions.c.policy).join(
     policies, (policies.c.name == policy_versions.c.name) & (policies.c.version == policy_versions.c.version)

@@ -32,7 +32,8 @@ from signoff.stores.postgres_connection import (
     make_engine,
 )
 from signoff.stores.receipt_signer import ReceiptSigner
-from signoff.stores.writer import RunGroup, Tx, Writer
+from signoff.stores.transaction import Tx
+from signoff.stores.writer import RowUpdate, RunGroup, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -145,7 +146,7 @@ class Postgres:
         with _rejecting_nul():
             return await self._retry(lambda: self._read(function), READ_SECONDS)
 
-    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
+    async def write(self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None) -> T:
         """See `database.Database`."""
         with _rejecting_nul():
             return await self._writer.write(operation, lock_key=lock_key)

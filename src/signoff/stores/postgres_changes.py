@@ -44,7 +44,10 @@ class PostgresChangeFeed:
 
     def publish(self, items: Iterable[tuple[Topic, str]]) -> None:
         """Queue notifications for the other processes. One that is queued already is sent once."""
-        self._unsent |= dict.fromkeys(items)
+        new = dict.fromkeys(items)
+        if not new:
+            return
+        self._unsent |= new
         if len(self._unsent) > MAX_UNSENT:
             self._unsent = dict(ANYTHING)
         self._all_sent.clear()

@@ -10,9 +10,9 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.backlog import JobQueueDepth
 from signoff.core.job import PRIORITIES
+from signoff.core.limits import SECOND_US
 from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
-from signoff.stores.transitions import SECOND_US
 
 # Maximum number of users of one priority whose oldest job is read.
 MAX_VISITED = 256

@@ -18,8 +18,8 @@ from signoff.core.reviews.receipt import (
 )
 from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.receipts_schema import receipt_keys, receipts
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import lock
-from signoff.stores.writer import Tx
 
 HEAD = sa.select(receipts.c.seq, receipts.c.hash).order_by(receipts.c.seq.desc()).limit(1)
 NEWEST_KEY = sa.select(*receipt_keys.c).order_by(receipt_keys.c.number.desc()).limit(1)

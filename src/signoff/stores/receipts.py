@@ -36,7 +36,7 @@ from signoff.stores.receipt_chain import NEWEST_KEY, ReceiptChain, open_key
 from signoff.stores.receipts_schema import receipt_salts, receipts
 from signoff.stores.review_figures import add_figures, read_figures
 from signoff.stores.schema import events, votes
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 class SqlReceipts:

@@ -18,7 +18,7 @@ from signoff.core.reviews.receipt import VerdictReceipt
 from signoff.core.usage import DAY_US, HOUR_US
 from signoff.stores.database import Database
 from signoff.stores.receipts_schema import review_hours
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 _TOTALS = FigureTotals.__struct_fields__
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from signoff.core.audit import AuditChange, change_of
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutcome, QueueNews
 from signoff.core.reviews.queues import MAX_QUEUES, ReviewQueue
 from signoff.errors import Conflict
@@ -16,9 +17,8 @@ from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.reviews_schema import review_notices, review_queue_members, review_queues, review_reasons
 from signoff.stores.schema import WAITS_FOR_REVIEW, jobs, review_queue_name
-from signoff.stores.transitions import SECOND_US
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 
 class SqlReviewQueues:

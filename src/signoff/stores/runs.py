@@ -15,8 +15,8 @@ from signoff.stores.database import Database
 from signoff.stores.job_pages import chunked
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import function_calls, jobs
+from signoff.stores.transaction import Tx
 from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
-from signoff.stores.writer import Tx
 
 
 class SqlRuns:

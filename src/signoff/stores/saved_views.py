@@ -6,8 +6,8 @@ from signoff.core.saved_views import MAX_VIEWS, SavedView
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.people_schema import saved_views
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import lock
-from signoff.stores.writer import Tx
 
 
 class SqlSavedViews:

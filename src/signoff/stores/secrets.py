@@ -17,8 +17,8 @@ from signoff.stores.database import Database
 from signoff.stores.receipts_schema import receipt_keys
 from signoff.stores.schema import deliveries, encryption_keys, jobs, keys
 from signoff.stores.streams_schema import streams
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 MAX_SCANNED_JOBS = 5000
 _IS_PRIVATE = receipt_keys.c.sealed != b""

@@ -10,7 +10,8 @@ from signoff.errors import Overloaded
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.people_schema import sign_in_failures as failures
 from signoff.stores.statements import insert_into
-from signoff.stores.writer import T, Tx
+from signoff.stores.transaction import Tx
+from signoff.stores.writer import T
 
 PURGED_ROWS = 20
 _COUNT = (failures.c.failures, failures.c.blocked_until, failures.c.expires_at)

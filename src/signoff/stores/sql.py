@@ -46,9 +46,9 @@ from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
 from signoff.stores.sign_ins import SqlSignIns
 from signoff.stores.streams import SqlStreams
+from signoff.stores.transaction import Tx
 from signoff.stores.usage import SqlUsageRecords
 from signoff.stores.versions import bump
-from signoff.stores.writer import Tx
 
 SaveFiles = Callable[[ArchiveWriter], Awaitable[None]]
 READY_SECONDS = 2.0

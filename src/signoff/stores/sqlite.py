@@ -28,7 +28,8 @@ from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SE
 from signoff.stores.migrations import check_schema
 from signoff.stores.receipt_signer import ReceiptSigner
 from signoff.stores.sqlite_changes import SqliteChangeFeed
-from signoff.stores.writer import Tx, Writer
+from signoff.stores.transaction import Tx
+from signoff.stores.writer import RowUpdate, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -109,7 +110,7 @@ class Sqlite:
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
-    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
+    async def write(self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None) -> T:
         """See `database.Database`."""
         return await self._writer.write(operation, lock_key=lock_key)
 

@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Dialect, Table, bindparam
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.util import await_only
 
 from signoff.stores.json_column import JsonColumn
 
@@ -36,24 +37,46 @@ def execute_prepared(
 
     Values of JSON columns in the rows are bytes. Raises DBAPIError, or exceptions of the driver on SQLite.
     """
+    return execute_each(conn, statement, [parameters])
+
+
+def execute_each(
+    conn: Connection, statement: sa.UpdateBase | sa.Select[Any], parameters: Sequence[Mapping[str, Any]]
+) -> Sequence[Any]:
+    """Execute a statement for each of `parameters`, in order, and return all rows; see `execute_prepared`.
+
+    PostgreSQL gets all of them in one message.
+    """
     prepared = _prepare(statement, conn.dialect)
+    ordered = [_ordered(prepared, each) for each in parameters]
+    if conn.dialect.name != "sqlite":
+        return _fetch_from_postgres(conn, prepared.text, ordered)
+    connection: Any = conn.connection.driver_connection
+    return [row for each in ordered for row in connection.execute(prepared.text, each).fetchall()]
+
+
+def _ordered(prepared: PreparedStatement, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values of the parameters of a statement in their order, JSON as bytes."""
     values = {**prepared.defaults, **parameters}
     for name in prepared.json_names:
         if values[name] is not None:
             values[name] = msgspec.json.encode(values[name])
-    ordered = tuple([values[name] for name in prepared.names])
-    if conn.dialect.name != "sqlite":
-        return _fetch_from_postgres(conn, prepared.text, ordered)
-    connection: Any = conn.connection.driver_connection
-    return connection.execute(prepared.text, ordered).fetchall()
+    return tuple([values[name] for name in prepared.names])
 
 
-def _fetch_from_postgres(conn: Connection, text: str, parameters: tuple[Any, ...]) -> Sequence[Any]:
-    """Execute a statement with a cursor of the driver. Raises what SQLAlchemy raises."""
-    cursor = conn.connection.cursor()
+def _fetch_from_postgres(conn: Connection, text: str, parameters: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+    """Execute a statement for each of `parameters`, without SQLAlchemy. Raises what SQLAlchemy raises."""
+    cursor: Any = conn.connection.cursor()
     try:
-        cursor.execute(text, parameters)
-        return cursor.fetchall()
+        if len(parameters) == 1:
+            cursor.execute(text, parameters[0])
+            return cursor.fetchall()
+        connection: Any = conn.connection.driver_connection
+        try:
+            return await_only(connection.fetchmany(text, parameters))
+        except Exception as error:
+            cursor._handle_exception(error)  # noqa: SLF001
+            raise
     except BaseException as error:  # noqa: BLE001 -- it is raised again
         # There is no public way to what SQLAlchemy does then: it calls listeners, and replaces lost connections.
         conn._handle_dbapi_exception(error, text, None, cursor, None)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]

@@ -4,15 +4,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.audit import change_of
+from signoff.core.limits import SECOND_US
 from signoff.core.stream import Stream
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
 from signoff.stores.streams_schema import stream_leads, streams
-from signoff.stores.transitions import SECOND_US
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 
 class SqlStreams:

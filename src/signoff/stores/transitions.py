@@ -4,7 +4,7 @@ The guards are those of `TRANSITIONS`; each statement is built once.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -14,27 +14,51 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import RUN_ENDED, TERMINAL, Decision, Job
+from signoff.core.limits import SECOND_US
 from signoff.core.reviews.receipt import SIGNED, draft_of
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
-from signoff.stores.audits import END_OF_COPY, check_pass, record_coin, record_verdict
+from signoff.stores.audits import END_OF_COPY, check_pass, coin_in, record_coin, record_verdict
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.decisions import added_decision, record_decision, record_vote
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.receipts import append_receipts, check_signer
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs
 from signoff.stores.statements import execute_prepared
+from signoff.stores.transaction import Tx
 from signoff.stores.usage import count_ended
-from signoff.stores.writer import Tx
+from signoff.stores.writer import Operation, RowUpdate
 
 EVERY_COLUMN = tuple(jobs.c)
-# A second in microseconds, the unit of all times in the database.
-SECOND_US = 1_000_000
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 _NOT_IN_EVENTS = {"body", "seq", "updated_at"}
 _NOT_IN_FIRST_EVENT = {*_NOT_IN_EVENTS, "response", "deliver"}
 NOW = sa.bindparam("now", type_=sa.BigInteger)
+
+
+def transition_operation(job_id: str, *requests: TransitionRequest) -> Operation:
+    """Return an operation that makes all transitions or none, and whose result is the job after the last one.
+
+    Its `lock_key` is the id of the job. It raises what `apply_transition` raises.
+    """
+    request, *others = requests
+    if others or not _is_one_update(request):
+        return lambda tx: apply_transition(tx, job_id, *requests)
+
+    def finish(tx: Tx, row: Sequence[Any] | None) -> Job:
+        if row is None:
+            raise _transition_error(tx, job_id, request)
+        return _finish(tx, [_job_of_encoded(row)], [request])
+
+    statement = _statement(request.verb, (*request.changes, *request.after_seconds))
+    return RowUpdate(statement, partial(parameters_of, request=request, job=job_id), finish)
+
+
+def _is_one_update(request: TransitionRequest) -> bool:
+    """Return True if a transition begins with its guarded update, and needs nothing of the state before it."""
+    is_of_review = request.verb in SIGNED or request.decision is not None or request.vote is not None
+    return not is_of_review and coin_in(request.changes) is None and Guard.QUIET not in TRANSITIONS[request.verb].guards
 
 
 def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
@@ -50,12 +74,18 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
         with tx.conn.begin_nested():
             versions = [_apply_one(tx, job_id, request) for request in requests]
     for job, request in zip(versions, requests, strict=True):
-        record_transition(tx, job, request)
         draft = None if before is None else draft_of(request.verb, before, job, decision)
         if draft is not None:
             tx.at_end(append_receipts, draft)
+    return _finish(tx, versions, requests)
+
+
+def _finish(tx: Tx, versions: list[Job], requests: Sequence[TransitionRequest]) -> Job:
+    """Record transitions whose updates were made, and what they entail; return the job after the last one."""
+    for job, request in zip(versions, requests, strict=True):
+        record_transition(tx, job, request)
     if is_redone_copy(versions[-1]):
-        versions.append(_apply_one(tx, job_id, END_OF_COPY))
+        versions.append(_apply_one(tx, versions[-1].id, END_OF_COPY))
         record_transition(tx, versions[-1], END_OF_COPY)
     if versions[-1].is_terminal:
         _propagate_end(tx, versions[-1], requests[-1].actor)
@@ -113,7 +143,7 @@ def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
     """Cancel the unfinished steps of a run, at every depth."""
     request = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
     unfinished = update_for("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
-    rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | parameters_of(tx, request)).all()
+    rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), parameters_of(tx, request, run=run.id)).all()
     for job in map(job_of, rows):
         record_transition(tx, job, request)
         if job.pipeline_id is not None:
@@ -127,7 +157,7 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
     """
     tx.conn.execute(_LOCK, {"job": run_id})
     request = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
-    for run in changed_jobs(tx, _statement("wake", ("due_at",)), {"job": run_id} | parameters_of(tx, request)):
+    for run in changed_jobs(tx, _statement("wake", ("due_at",)), parameters_of(tx, request, job=run_id)):
         record_transition(tx, run, request)
 
 
@@ -137,7 +167,7 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
     if Guard.QUIET in TRANSITIONS[request.verb].guards:  # lock the row before its subquery counts steps
         tx.conn.execute(_LOCK, {"job": job_id})
     statement = _statement(request.verb, (*request.changes, *request.after_seconds))
-    changed = changed_jobs(tx, statement, {"job": job_id} | parameters_of(tx, request))
+    changed = changed_jobs(tx, statement, parameters_of(tx, request, job=job_id))
     if not changed:
         raise _transition_error(tx, job_id, request)
     [job] = changed
@@ -180,8 +210,8 @@ def update_for(verb: str, changed: tuple[str, ...]) -> sa.Update:
     )
 
 
-def parameters_of(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
-    """Return the parameters of the guarded update for `request`."""
+def parameters_of(tx: Tx, request: TransitionRequest, **more: str) -> dict[str, Any]:
+    """Return the parameters of the guarded update for `request`, and `more` of the same statement."""
     return {
         "now": tx.now,
         "to": request.to or TRANSITIONS[request.verb].targets[0],
@@ -192,6 +222,7 @@ def parameters_of(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
         "actor_settled": request.settled_steps,
         **{f"new_{column}": value for column, value in request.changes.items()},
         **{f"new_{column}": tx.now + round(seconds * SECOND_US) for column, seconds in request.after_seconds.items()},
+        **more,
     }
 
 

@@ -22,8 +22,8 @@ from signoff.stores.latencies import count_latency, latencies_statement, rows_of
 from signoff.stores.people_schema import users
 from signoff.stores.periods import hours_of, ranges_of
 from signoff.stores.schema import jobs, prices, usage_days, usage_hours
+from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, lock
-from signoff.stores.writer import Tx
 
 _DIMENSIONS = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
 _dimensions_of = attrgetter(*_DIMENSIONS)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from signoff.store import Topic
 from signoff.stores.schema import versions
-from signoff.stores.writer import Tx
+from signoff.stores.transaction import Tx
 
 
 def lock(tx: Tx, topic: Topic | Literal["receipts"]) -> None:

@@ -4,28 +4,18 @@ An operation whose result nobody needs at once may wait some milliseconds for ot
 """
 
 import asyncio
-import os
-import socket
-import zlib
-from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
-from operator import add, itemgetter
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
-import msgspec
 import structlog
-from sqlalchemy import Connection, Table
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
-from signoff.store import Topic
-from signoff.stores.receipt_signer import ReceiptSigner
-from signoff.stores.statements import insert_rows, insert_statement, upsert_statement
+from signoff.stores.statements import execute_each
+from signoff.stores.transaction import Tx
 
 T = TypeVar("T")
-# Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
-SHARDS = 16
 # How long a deferred operation waits for others.
 GATHER_SECONDS = 0.01
 # Maximum number of calls whose callers have their answers and whose rows are not committed: a crash loses these.
@@ -34,91 +24,21 @@ RETRY_SECONDS = 0.1
 log = structlog.get_logger()
 
 
-class Tx(msgspec.Struct):
-    """A transaction.
+class RowUpdate(NamedTuple):
+    """Operation that updates the row which its `lock_key` names, by a statement that other operations share.
 
-    `now` is the database's time at its start, in microseconds. `changes` are the notifications to publish when it is
-    committed.
+    Neighbours in a group with the same statement are executed together: a server gets them in one message.
     """
 
-    conn: Connection
-    now: int
-    changes: list[tuple[Topic, str]] = []
-    signer: ReceiptSigner | None = None
-    """Access to the keys that sign receipts; None if this process cannot sign."""
-    _added: dict[Table, list[dict[str, Any]]] = {}
-    _missing: dict[Table, dict[Any, dict[str, Any]]] = {}
-    _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
-    _at_end: dict[Callable[["Tx", list[Any]], None], list[Any]] = {}
-
-    def at_end(self, function: Callable[["Tx", list[T]], None], item: T) -> None:
-        """Call `function` once with all items, at the end of the whole group, before the sums are written.
-
-        A lock that it takes then is held for a short time only, and comes after all locks of rows.
-        """
-        self._at_end.setdefault(function, []).append(item)
-
-    def run_at_end(self) -> None:
-        """Call the functions of `at_end`."""
-        pending, self._at_end = self._at_end, {}
-        for function, items in pending.items():
-            function(self, items)
-
-    def add(self, table: Table, row: dict[str, Any]) -> None:
-        """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
-        self._added.setdefault(table, []).append(row)
-
-    def added_to(self, table: Table) -> Sequence[dict[str, Any]]:
-        """Return the rows that were added to a table, and are not inserted yet."""
-        return self._added.get(table, ())
-
-    def add_missing(self, table: Table, row: dict[str, Any]) -> None:
-        """Add a row, unless the table has one with its primary key."""
-        key = tuple([row[column.name] for column in table.primary_key])
-        self._missing.setdefault(table, {}).setdefault(key, row)
-
-    def add_to_sum(self, table: Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
-        """Add `amounts` to the row of `group` in a table of sums, at the end of the whole group of operations.
-
-        The columns of the table are `key`, those of `group`, and those of `amounts`.
-        """
-        sums = self._sums.setdefault(table, {})
-        sums[group] = tuple(map(add, sums[group], amounts)) if group in sums else amounts
-
-    def flush_sums(self) -> None:
-        """Write the sums. Rows that other processes may update too are locked in the order of tables and keys."""
-        for table, sums in sorted(self._sums.items(), key=lambda item: item[0].name):
-            text, names = upsert_statement(table, self.conn.dialect)
-            columns = [column.name for column in table.c]
-            shard = _shard() if self.conn.dialect.name == "postgresql" else 0
-            rows = [dict(zip(columns, (_key_of(shard, group), *group, *sums[group]), strict=True)) for group in sums]
-            rows.sort(key=itemgetter("key"))
-            insert_rows(self.conn, text, [tuple(map(row.__getitem__, names)) for row in rows])
-
-    def flush(self) -> None:
-        """Insert the rows that were added so far. Rows that other processes may add too come in order of their keys.
-
-        Rows of other operations are among them, so an operation must not call it where it may still be undone alone.
-        """
-        if not self._added and not self._missing:
-            return
-        if self.conn.in_nested_transaction():
-            raise RuntimeError("The end of the savepoint could undo rows of other operations.")
-        missing, self._missing = self._missing, {}
-        for table, by_key in missing.items():
-            self._insert(table, [by_key[key] for key in sorted(by_key)], if_missing=True)
-        added, self._added = self._added, {}
-        for table, rows in added.items():
-            self._insert(table, rows)
-
-    def _insert(self, table: Table, rows: Sequence[dict[str, Any]], *, if_missing: bool = False) -> None:
-        text, names, json_names = insert_statement(table, self.conn.dialect, if_missing=if_missing)
-        for row in rows:
-            row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
-        insert_rows(self.conn, text, [tuple(map(row.get, names)) for row in rows])
+    statement: ReturningUpdate[Any]
+    """The update, built once. The first column that it returns is the `lock_key`."""
+    parameters: Callable[[Tx], dict[str, Any]]
+    """Function that returns its parameters."""
+    then: Callable[[Tx, Sequence[Any] | None], Any]
+    """Function for the row that was changed, or for None if none was; see `Writer` for what it may do."""
 
 
-Operation = Callable[[Tx], Any]
+Operation = Callable[[Tx], Any] | RowUpdate
 RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
 
 
@@ -126,7 +46,7 @@ class Pending(NamedTuple):
     """An operation that waits for a transaction."""
 
     operation: Operation
-    """The function to run in the transaction."""
+    """The function to run in the transaction, or the update."""
     done: asyncio.Future[Any]
     """The future of its result."""
     is_deferred: bool = False
@@ -165,7 +85,7 @@ class Writer:
         """Start the task that commits groups."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def write(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> T:
+    async def write(self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None) -> T:
         """Run `operation` and return its result when it is committed. Raises Overloaded if that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -173,7 +93,9 @@ class Writer:
         except TimeoutError:
             raise Overloaded("The database did not commit the write in time; try again later.") from None
 
-    async def enqueue(self, operation: Callable[[Tx], T], *, lock_key: str | None = None) -> asyncio.Future[T]:
+    async def enqueue(
+        self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None
+    ) -> asyncio.Future[T]:
         """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
         waiting = Pending(operation, self._new_future(), lock_key=lock_key)
         await self._waiting.put(waiting)
@@ -332,7 +254,7 @@ class Writer:
 
 
 def _run_all(tx: Tx, group: Sequence[Pending]) -> list[Any]:
-    results = [None if waiting.done.cancelled() else _run_one(tx, waiting.operation) for waiting in group]
+    results = [result for run in _runs(group) for result in _run_together(tx, run)]
     tx.flush()
     tx.run_at_end()
     tx.flush()
@@ -340,9 +262,43 @@ def _run_all(tx: Tx, group: Sequence[Pending]) -> list[Any]:
     return results
 
 
-def _run_one(tx: Tx, operation: Operation) -> Any:
+def _runs(group: Sequence[Pending]) -> Iterator[list[Pending]]:
+    """Yield the operations in their order: neighbours that update rows by the same statement together, others alone."""
+    run = list[Pending]()
+    for waiting in group:
+        if run and not _share_a_statement(run[-1], waiting):
+            yield run
+            run = []
+        run.append(waiting)
+    if run:
+        yield run
+
+
+def _share_a_statement(first: Pending, second: Pending) -> bool:
+    """Return True for updates of two rows by one statement; a row that is updated twice has two results."""
+    one, other = first.operation, second.operation
+    is_shared = isinstance(one, RowUpdate) and isinstance(other, RowUpdate) and one.statement is other.statement
+    return is_shared and first.lock_key != second.lock_key
+
+
+def _run_together(tx: Tx, run: Sequence[Pending]) -> list[Any]:
+    """Run operations that `_runs` has put together, and return their results."""
+    operation = run[0].operation
+    if not isinstance(operation, RowUpdate):
+        return [None if run[0].done.cancelled() else _run_one(operation, tx)]
+    # One that is among these takes place whole, also if its caller leaves while the server answers.
+    updates = {
+        waiting.lock_key: cast("RowUpdate", waiting.operation) for waiting in run if not waiting.done.cancelled()
+    }
+    parameters = [update.parameters(tx) for update in updates.values()]
+    rows = {row[0]: row for row in execute_each(tx.conn, operation.statement, parameters)} if parameters else {}
+    results = {key: _run_one(update.then, tx, rows.get(key)) for key, update in updates.items()}
+    return [results.get(waiting.lock_key) for waiting in run]
+
+
+def _run_one(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return operation(tx)
+        return function(*arguments)
     except SignoffError as error:
         return error
 
@@ -355,13 +311,3 @@ def _set_result(done: asyncio.Future[Any], result: Any) -> None:
         done.set_exception(result)
     else:
         done.set_result(result)
-
-
-@cache
-def _shard() -> int:
-    """Return the shard of this process. Processes in containers often have the same id."""
-    return zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) % SHARDS
-
-
-def _key_of(shard: int, group: tuple[Any, ...]) -> str:
-    return f"{shard}:{fingerprint(msgspec.json.encode(group))}"

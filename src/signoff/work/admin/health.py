@@ -2,14 +2,13 @@
 
 from typing import Any
 
+from signoff.core.limits import SECOND_US
 from signoff.core.model import Model, needs_no_pool
 from signoff.core.wire import format_time
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.runtime.pools import EndpointStatus, endpoint_name
 from signoff.work.admin.models import model_health
 from signoff.work.services import Services
-
-SECOND_US = 1_000_000
 
 
 async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from signoff.core.audit import Actor
+from signoff.core.limits import SECOND_US
 from signoff.core.oidc import (
     ProviderAccount,
     SignInAttempt,
@@ -29,7 +30,6 @@ from signoff.work.services import Services
 
 ATTEMPT_SECONDS = 600
 MAX_CODE_LENGTH = 4096
-SECOND_US = 1_000_000
 T = TypeVar("T")
 log = structlog.get_logger()
 
