@@ -22,11 +22,12 @@ from signoff.work.jobs.cancel import cancel
 from signoff.work.reviews.dry_run import dry_run
 from signoff.work.reviews.recommend import MIN_WRONG, Recommendation, recommend
 from signoff.work.services import Services
-from support.stores import a_step, leased
+from support.stores import a_step, leased, together
 from work.test_error_budget import ADMIN, OWNER, REVIEWER, BudgetedServer, desk, is_audit
 
 pytestmark = pytest.mark.anyio
 LOOK_RATE = 0.5
+AT_ONCE = 40
 
 
 class SimulatedDesk:
@@ -47,15 +48,22 @@ class SimulatedDesk:
             outcome="hold" if is_looked_at else "pass", policy="careful", version=1, signals=signals, coin=coin
         )
         policy = JobPolicy(named=(PolicyVersion(name="careful", version=1),), is_judged=True)
+        verdict = self._verdict(is_wrong=is_wrong) if is_looked_at else None  # before the first write: see `answers`
         job = await leased(self.services.store, policy=policy, **({"metadata": b'{"n":1e300}'} | more))
         changes = {"response": response, "ruling": ruling}
         job = await self.services.store.jobs.transition(
             job.id, a_step("hold" if is_looked_at else "succeed", changes=changes)
         )
-        return await self.decide(job, is_wrong=is_wrong) if is_looked_at else job
+        return job if verdict is None else await self._decided(job, verdict)
 
     async def decide(self, job: Job, *, is_wrong: bool) -> Job:
-        verdict = self.chance.choice(("reject", "edit")) if is_wrong else self.chance.choice(("approve", "blank"))
+        """Give a job the verdict of a reviewer."""
+        return await self._decided(job, self._verdict(is_wrong=is_wrong))
+
+    def _verdict(self, *, is_wrong: bool) -> str:
+        return self.chance.choice(("reject", "edit") if is_wrong else ("approve", "blank"))
+
+    async def _decided(self, job: Job, verdict: str) -> Job:
         # an edit of white space is none
         edits = {"edit": self._response("better"), "blank": (job.response or b"").replace(b"xx", b"x x")}
         edited = edits.get(verdict)
@@ -68,10 +76,18 @@ class SimulatedDesk:
         )
 
     async def answers(self, number: int) -> None:
-        """Add answers of which a third is wrong, and a person looked at about half."""
-        for _ in range(number):
+        """Add answers of which a third is wrong, and a person looked at about half.
+
+        They are written together, which costs less, and are the same each time: an answer takes all that is random
+        before its first write.
+        """
+
+        async def one() -> None:
             is_wrong, is_looked_at = self.chance.random() < 0.33, self.chance.random() < LOOK_RATE
             await self.answer(is_wrong=is_wrong, is_looked_at=is_looked_at)
+
+        for first in range(0, number, AT_ONCE):
+            await together(one() for _ in range(min(AT_ONCE, number - first)))
 
     def _response(self, text: str) -> bytes:
         message = {"role": "assistant", "content": text}
@@ -146,8 +162,9 @@ async def test_what_other_rules_hold_counts_only_if_too_few_of_the_rest_weredeci
 async def test_a_policy_that_holds_by_default_gets_a_rule_that_passes(tmp_path: Path) -> None:
     async with desk(tmp_path, budget=None, default=Action(then="hold")) as here:
         simulated = SimulatedDesk(here)
-        for number in range(100):
-            await simulated.answer(is_wrong=number % 3 == 0, is_looked_at=True, by_coin=False)
+        await together(
+            simulated.answer(is_wrong=number % 3 == 0, is_looked_at=True, by_coin=False) for number in range(100)
+        )
         result = await recommended(here.services)
         assert (result.draft.rules[-1].then, result.draft.default.then) == ("pass", "hold")
         assert result.random == 0
@@ -160,8 +177,11 @@ async def test_a_policy_that_holds_by_default_gets_a_rule_that_passes(tmp_path: 
 async def test_a_coin_makes_an_answer_stand_for_those_that_nobody_looked_at(tmp_path: Path) -> None:
     async with desk(tmp_path, budget=None) as here:
         simulated = SimulatedDesk(here)
-        for number in range(120):  # a closed gate, or a rule of before, has held each wrong one of these
-            await simulated.answer(is_wrong=number % 2 == 0, is_looked_at=True, by_coin=number % 2 == 1)
+        # a closed gate, or a rule of before, has held each wrong one of these
+        await together(
+            simulated.answer(is_wrong=number % 2 == 0, is_looked_at=True, by_coin=number % 2 == 1)
+            for number in range(120)
+        )
         result = await recommended(here.services)
         # 60 wrong ones, and 60 right ones that stand for two each
         assert (result.wrong, result.random) == (60, 60)
