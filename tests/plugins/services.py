@@ -35,6 +35,8 @@ ANSWER_SECONDS = 180
 MEMORY_BYTES = 4 * 1024**3
 LEAVE_SECONDS = 10
 POLL_SECONDS = 0.02
+PARENT_OF_TEMPORARY = "PYTEST_DEBUG_TEMPROOT"
+"""Variable with the folder in which pytest creates the temporary folders of tests."""
 STRATEGIES_SINCE = 15
 """First version of PostgreSQL in which a copy of a database has a strategy."""
 
@@ -56,14 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin a run, or in an xdist worker join the controller's."""
     run_state: dict[str, str] | None = getattr(config, "workerinput", None)
     if run_state is None:
-        folder = Path(parent_of_services(), f"signoff-tests-{secrets.token_hex(8)}")
+        parent = parent_of_services()
+        folder = Path(parent, f"signoff-tests-{secrets.token_hex(8)}")
+        if not os.statvfs(parent).f_flag & os.ST_NOEXEC:  # tests start programs that they have written
+            os.environ.setdefault(PARENT_OF_TEMPORARY, parent)
         config.stash[RUN] = Run(folder=folder, controller=os.getpid())
     else:
         config.stash[RUN] = Run(folder=Path(run_state["run_folder"]), controller=int(run_state["run_controller"]))
 
 
 def parent_of_services() -> str:
-    """Return a folder in memory if there is room: it halves what a database costs that is created for one test."""
+    """Return a folder in memory if there is room: it halves what a database costs that is created for one test.
+
+    The temporary folders of tests are there too, as a test of a server waits for a dozen commits, and `pyproject.toml`
+    has pytest remove the folder of each test that passes.
+    """
     memory = "/dev/shm"
     with suppress(OSError):
         if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= MEMORY_BYTES:
