@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -113,11 +115,21 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await server.is_up.wait()
             port = server.servers[0].sockets[0].getsockname()[1]
+            exempt_from_collection()
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
                 yield Live(services, f"http://127.0.0.1:{port}", http)
         finally:
             server.must_stop.set()
             await serving
+
+
+@functools.cache
+def exempt_from_collection() -> None:
+    """Exempt what the first server of this process has loaded from garbage collection, as a server does at its start.
+
+    The servers that follow share the modules and the routes. A collection would visit each object of them.
+    """
+    gc.freeze()
 
 
 class _Server(uvicorn.Server):
