@@ -87,6 +87,7 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) --no-deps requirements/corpora.in -o requirements/corpora.txt
 	@for name in $(PEERS); do $(COMPILE) bench/peers/$$name.in -o bench/peers/$$name.txt || exit; done
 	@cd bench/peers/portkey && npm install --package-lock-only
+	@cd tests/azurite && npm install --package-lock-only
 
 pages: .venv/.dev ## Writes the parts of the documentation that are generated from the code.
 	PYTHONPATH=tests $(BIN)/python tools/pages.py

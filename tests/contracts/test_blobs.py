@@ -1,15 +1,23 @@
-"""Contract tests of blob stores, on a folder and on a bucket of a server that speaks S3."""
+"""Contract tests of blob stores, on a folder and on buckets of servers that speak for S3, Google and Azure."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fakes.bucket import bucket_url
+from fakes.bucket import (
+    INSTALL_SECONDS,
+    azure_container,
+    azurite_server,
+    google_bucket,
+    install_azurite,
+    moto_server,
+    s3_bucket,
+)
 from signoff.blobs.object_store import CHUNK_BYTES, ObjectBlobs, open_blobs
 from signoff.errors import BlobMissing, Overloaded
 
@@ -17,14 +25,48 @@ pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.long)])
-async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectBlobs]:
-    """Yield an empty blob store."""
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """Yield the address of a server for S3 and for Google Cloud Storage."""
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a server for Azure."""
+    folder = tmp_path_factory.mktemp("azurite")
+    install_azurite(folder)
+    with azurite_server(folder) as address:
+        yield address
+
+
+NewBucket = Callable[[str, pytest.MonkeyPatch], str]
+BUCKETS: dict[str, tuple[str, NewBucket]] = {
+    "s3": ("moto", s3_bucket),
+    "gs": ("moto", google_bucket),
+    "az": ("azurite", azure_container),
+}
+# The first test installs Azurite.
+BUCKET_PARAMS = [
+    pytest.param("s3", marks=pytest.mark.long),
+    pytest.param("gs", marks=pytest.mark.long),
+    pytest.param("az", marks=[pytest.mark.long, pytest.mark.timeout(2 * INSTALL_SECONDS)]),
+]
+
+
+def new_bucket(request: pytest.FixtureRequest, kind: str) -> str:
+    """Return the URL of a new bucket."""
+    server, create = BUCKETS[kind]
+    return create(request.getfixturevalue(server), request.getfixturevalue("monkeypatch"))
+
+
+@pytest.fixture(params=["folder", *BUCKET_PARAMS])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectBlobs:
+    """Return an empty blob store."""
     if request.param == "folder":
-        yield open_blobs(None, tmp_path / "blobs")
-        return
-    with bucket_url(request.getfixturevalue("monkeypatch")) as url:
-        yield open_blobs(url, tmp_path)
+        return open_blobs(None, tmp_path / "blobs")
+    return open_blobs(new_bucket(request, request.param), tmp_path)
 
 
 async def put(blobs: ObjectBlobs, name: str, *pieces: bytes) -> None:
@@ -100,6 +142,20 @@ async def test_a_deleted_blob_is_missing_and_deleting_it_again_does_nothing(blob
     for offset in (0, 1):
         with pytest.raises(BlobMissing, match="a/b"):
             await content(blobs, "a/b", offset)
+
+
+@pytest.mark.parametrize("kind", BUCKET_PARAMS)
+async def test_a_bucket_that_does_not_exist_is_named_as_the_reason(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    url = new_bucket(request, kind).replace("/signoff", "/missing")
+    blobs = open_blobs(url, tmp_path)
+    for size in (1, 10 * MEGABYTE):
+        with pytest.raises(Overloaded, match=rf"{url} does not exist; create it, or change `blob_url`"):
+            await put(blobs, "a", b"x" * size)
+    with pytest.raises(Overloaded, match=url):
+        await blobs.check()
+    await blobs.delete("a")
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "../a", "a/../b", "a//b", ".a", "a b", "a#1", "ä", "a\0"])

@@ -39,11 +39,11 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with _map_errors(name):
+        with _map_errors(name), _map_write_errors(self._description):
             if self._folder is not None:
                 await asyncio.to_thread(_make_folder, (self._folder / name).parent)
             async with obstore.open_writer_async(self._store, name, buffer_size=BUFFER_BYTES) as file:
-                yield ObjectWriter(name, file)
+                yield ObjectWriter(file, name, self._description)
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder / name)
 
@@ -89,14 +89,15 @@ class ObjectBlobs:
 class ObjectWriter:
     """A blob that is being written; see `blob.BlobWriter`."""
 
-    def __init__(self, name: str, file: AsyncWritableFile) -> None:
-        self._name = name
+    def __init__(self, file: AsyncWritableFile, name: str, place: str) -> None:
         self._file = file
+        self._name = name
+        self._place = place
         self.size_bytes = 0
 
     async def write(self, data: bytes) -> None:
         """See `blob.BlobWriter`."""
-        with _map_errors(self._name):
+        with _map_errors(self._name), _map_write_errors(self._place):
             await self._file.write(data)
         self.size_bytes += len(data)
 
@@ -124,6 +125,17 @@ def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
 def _check_name(name: str) -> None:
     if not BLOB_NAME.fullmatch(name):
         raise ValueError(f"The name of a blob must consist of letters, digits and `-_./` (got {name[:100]!r}).")
+
+
+@contextlib.contextmanager
+def _map_write_errors(place: str) -> Generator[None]:
+    """Convert the error of a write to a bucket, container or folder that does not exist to Overloaded."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Overloaded(
+            f"The blob store cannot be used now: {place} does not exist; create it, or change `blob_url`."
+        ) from error
 
 
 @contextlib.contextmanager
