@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
     max_file_bytes: int = Field(200 * 1024 * 1024, gt=0)
-    """Maximum bytes of an uploaded file; a larger one gets 413."""
+    """Maximum bytes of an uploaded file, and of a batch of messages; a larger one gets 413."""
     max_stored_bytes: int = Field(10 * 1024 * 1024 * 1024, gt=0)
     """Maximum bytes of all files of each user, also those of batches; above it, an upload gets 413."""
     max_run_bytes: int = Field(64 * 1024 * 1024, gt=0)

@@ -154,7 +154,7 @@ async def test_results_are_missing_until_the_end(ai: anthropic.AsyncAnthropic, s
 @pytest.mark.parametrize(
     ("requests", "text"),
     [
-        ([], "1 to 50000"),
+        ([], "1 to 100000"),
         ([a_request("a"), a_request("a")], "occurs twice"),
         ([a_request("a b")], "custom_id"),
         ([a_request("x" * 65)], "custom_id"),

@@ -18,6 +18,8 @@ UNENDED: tuple[BatchStatus, ...] = ("validating", "in_progress", "finalizing", "
 BATCH_PRIORITY = 1
 WINDOW_SECONDS = 24 * 3600
 MAX_LINES = 50_000
+# Requests of a batch of messages, as Anthropic's API reference says.
+MAX_MESSAGES = 100_000
 # Batches of one user that have not ended. A process looks at each of them again every few seconds.
 MAX_OPEN_BATCHES = 500
 # OpenAI deletes the files of batches after 30 days, unless the caller says otherwise.

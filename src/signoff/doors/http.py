@@ -61,7 +61,7 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     """Maximum size of a request body."""
     max_file_bytes: int
-    """Maximum size of an uploaded file."""
+    """Maximum size of an uploaded file, and of the body of a batch of messages."""
     public_url: str | None = None
     """Address of this server for links; None for the one that the client used."""
     anonymous_role: Role | None

@@ -8,7 +8,6 @@ from signoff.core.access import Caller
 from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile
 from signoff.core.upload_form import UploadForm
 from signoff.doors.http import (
-    MAX_DISCARDED_BYTES,
     DoorSettings,
     Receive,
     Scope,
@@ -18,6 +17,7 @@ from signoff.doors.http import (
     read_body,
     send_json,
 )
+from signoff.doors.openai.body import BodyStream
 from signoff.errors import (
     BadRequest,
     FilesTooLarge,
@@ -103,8 +103,8 @@ class Upload:
     """An upload: a form with a file, which is written while it is received."""
 
     def __init__(self, request: LocalRequest) -> None:
-        scope = self._scope = request.scope
-        self._receive = request.receive
+        scope = request.scope
+        self._body = BodyStream(scope, request.receive)
         self._limit = request.door_settings.max_file_bytes
         self._form = UploadForm(header(scope, b"content-type") or "")
         if (header(scope, b"content-encoding") or "identity").strip().lower() != "identity":
@@ -117,20 +117,18 @@ class Upload:
 
     async def fill(self, writer: BlobWriter) -> UploadFields:
         """Write the file of the form, and return its other fields. Raises BadRequest, TooLarge, FilesTooLarge."""
-        if (parse_digits(header(self._scope, b"content-length")) or 0) > self._limit + FORM_BYTES:
-            await self._refuse(has_more=(header(self._scope, b"expect") or "").lower() != "100-continue")
-        size, has_more = 0, True
-        while has_more:
-            data, has_more = await self._next()
-            size += len(data)
+        body = self._body
+        if body.declared_bytes > self._limit + FORM_BYTES:
+            await self._refuse()
+        async for data in body.pieces():
             try:
                 for piece in self._form.feed(data):
                     await writer.write(piece)
             except FilesTooLarge:
-                await self._discard(has_more=has_more)
+                await body.discard()
                 raise
-            if writer.size_bytes > self._limit or size > self._limit + FORM_BYTES:
-                await self._refuse(has_more=has_more)
+            if writer.size_bytes > self._limit or body.size_bytes > self._limit + FORM_BYTES:
+                await self._refuse()
         self._form.finish()
         fields = self._form.fields
         return UploadFields(
@@ -140,23 +138,10 @@ class Upload:
             seconds=fields.get("expires_after[seconds]"),
         )
 
-    async def _next(self) -> tuple[bytes, bool]:
-        message = await self._receive()
-        if message["type"] != "http.request":
-            raise BadRequest("The client disconnected before it had sent the whole body.")
-        return message.get("body", b""), message.get("more_body", False)
-
-    async def _refuse(self, *, has_more: bool) -> None:
+    async def _refuse(self) -> None:
         """Raise TooLarge, once the client can see the response."""
-        await self._discard(has_more=has_more)
+        await self._body.discard()
         raise TooLarge(f"The file must not be larger than {self._limit} bytes (setting `max_file_bytes`); split it.")
-
-    async def _discard(self, *, has_more: bool) -> None:
-        """Read on for a while, so that the client sees the response."""
-        discarded = 0
-        while has_more and discarded < MAX_DISCARDED_BYTES:
-            data, has_more = await self._next()
-            discarded += len(data)
 
 
 async def _page(services: Services, caller: Caller, scope: Scope) -> dict[str, Any]:

@@ -1,33 +1,26 @@
 """Message batches in the form of Anthropic's API: `/v1/messages/batches`."""
 
+import contextlib
 import re
 from typing import Any
 
-import msgspec
-
 from signoff.core.access import Caller
 from signoff.core.api_paths import MESSAGES
-from signoff.core.batch import MAX_LINES, Batch, BatchFilter
+from signoff.core.batch import Batch, BatchFilter
 from signoff.core.wire import format_time
-from signoff.doors.http import Send, header, parse_json, scheme_of, send_json
+from signoff.doors.http import Send, header, scheme_of, send_json
+from signoff.doors.openai.body import BodyStream
 from signoff.doors.openai.files import LocalRequest, limit_of, query_of, send_blob
-from signoff.errors import BadRequest, MethodNotAllowed, NotFound
+from signoff.doors.openai.message_requests import read_requests
+from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.batches.manage import cancel_batch, delete_batch, find_batch, list_batches, totals_of
-from signoff.work.batches.messages import PREFIX, NewMessage, create_message_batch, results_file
+from signoff.work.batches.messages import PREFIX, create_message_batch, results_file
 from signoff.work.services import Services
 
 MAX_PAGE = 1000
 JSON_LINES = b"application/x-jsonl"
 # Ids of this server. Anthropic's own have letters of both cases.
 LOCAL_ID = re.compile(rf"{PREFIX}_[0-9a-f]{{32}}")
-CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-
-
-class NewMessageBatch(msgspec.Struct, frozen=True):
-    """Body of `POST /v1/messages/batches`."""
-
-    requests: list[NewMessage]
-    """Requests with ids of the caller's own."""
 
 
 def is_local(segments: list[str]) -> bool:
@@ -41,7 +34,7 @@ async def serve_message_batches(services: Services, request: LocalRequest, send:
     segments = scope["path"].rstrip("/").split(f"{MESSAGES}/batches", 1)[1].split("/")[1:]
     match scope["method"], segments:
         case "POST", []:
-            batch = await _create(services, caller, await request.body())
+            batch = await _create(services, request)
             await send_json(send, await _batch_json(services, request, batch))
         case "GET", []:
             await send_json(send, await _page(services, request))
@@ -62,21 +55,15 @@ async def serve_message_batches(services: Services, request: LocalRequest, send:
             raise NotFound(f"The path {scope['path']} does not exist.")
 
 
-async def _create(services: Services, caller: Caller, body: bytes) -> Batch:
-    requests = parse_json(body, NewMessageBatch, "message batch").requests
-    if not 0 < len(requests) <= MAX_LINES:
-        raise BadRequest(f"`requests` must have 1 to {MAX_LINES} requests (got {len(requests)}).")
-    custom_ids = set[str]()
-    for number, request in enumerate(requests):
-        if not CUSTOM_ID.fullmatch(request.custom_id):
-            text = "must be 1 to 64 letters, digits, `_` or `-`"
-            raise BadRequest(f"`requests.{number}.custom_id` {text} (got {request.custom_id[:100]!r}).")
-        if request.custom_id in custom_ids:
-            raise BadRequest(f"`requests.{number}.custom_id` {request.custom_id!r} occurs twice; use each one once.")
-        if not bytes(request.params).lstrip().startswith(b"{"):
-            raise BadRequest(f"`requests.{number}.params` must be an object.")
-        custom_ids.add(request.custom_id)
-    return await create_message_batch(services, caller, requests)
+async def _create(services: Services, request: LocalRequest) -> Batch:
+    body = BodyStream(request.scope, request.receive)
+    try:
+        async with contextlib.aclosing(read_requests(request, body)) as requests:
+            return await create_message_batch(services, request.caller, requests)
+    except SignoffError:
+        with contextlib.suppress(BadRequest):  # the client has left
+            await body.discard()
+        raise
 
 
 async def _cancel(services: Services, caller: Caller, batch_id: str) -> Batch:

@@ -23,7 +23,7 @@ from signoff.core.api_paths import (
 from signoff.core.cache import CacheSize
 from signoff.doors.openai.batches import NewBatch
 from signoff.doors.openai.door import COHERE_RERANK
-from signoff.doors.openai.message_batches import NewMessageBatch
+from signoff.doors.openai.message_requests import NewMessageBatch
 from signoff.doors.openapi.answers import compatible, jobs
 
 Schema = dict[str, Any]

@@ -1,5 +1,7 @@
 """Batches of messages, whose requests come with their creation instead of in a file."""
 
+from collections.abc import AsyncIterator
+
 import msgspec
 
 from signoff.blob import BlobWriter
@@ -24,18 +26,20 @@ class NewMessage(msgspec.Struct, frozen=True):
     """Body of the request."""
 
 
-async def create_message_batch(services: Services, caller: Caller, requests: list[NewMessage]) -> Batch:
-    """Store a batch of these requests, and return it; it is in progress at once.
+async def create_message_batch(services: Services, caller: Caller, requests: AsyncIterator[NewMessage]) -> Batch:
+    """Store a batch of these requests, which are written while they come, and return it; it is in progress at once.
 
-    Raises FilesTooLarge, BacklogFull, and NotFound if the user was erased meanwhile.
+    Raises FilesTooLarge, BacklogFull, NotFound if the user was erased meanwhile, and what `requests` raises.
     """
     await check_open_batches(services, caller)
     batch_id = new_batch_id(services, PREFIX)
     number = batch_id.rpartition("_")[2]
     file = StoredFile(id=f"file-{number}-input", user_id=caller.user_id, filename="", purpose=MESSAGES_INPUT)
+    count = 0
 
     async def fill(writer: BlobWriter) -> tuple[StoredFile, None]:
-        await _write_lines(writer, requests)
+        nonlocal count
+        count = await _write_lines(writer, requests)
         return msgspec.structs.replace(file, filename=f"{batch_id}.jsonl"), None
 
     await store_file(services, file, fill)
@@ -47,19 +51,22 @@ async def create_message_batch(services: Services, caller: Caller, requests: lis
         endpoint=MESSAGES,
         input_file_id=file.id,
         status="in_progress",
-        total=len(requests),
+        total=count,
     )
     return await create_batch(services, batch)
 
 
-async def _write_lines(writer: BlobWriter, requests: list[NewMessage]) -> None:
-    lines = bytearray()
-    for request in requests:
+async def _write_lines(writer: BlobWriter, requests: AsyncIterator[NewMessage]) -> int:
+    """Write a line for each request; return the number of requests."""
+    lines, count = bytearray(), 0
+    async for request in requests:
         lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
+        count += 1
         if len(lines) >= WRITE_BYTES:
             await writer.write(bytes(lines))
             lines.clear()
     await writer.write(bytes(lines))
+    return count
 
 
 def _on_one_line(params: msgspec.Raw) -> msgspec.Raw:
