@@ -43,13 +43,13 @@ def test_an_object_in_pieces_gives_its_items_and_a_number_for_each(
     whole = others if items is None else others | {"requests": items}
     text = json.dumps(whole, ensure_ascii=is_ascii, indent=indent).encode(errors="surrogatepass")
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    found, rest = read([text[start:stop] for start, stop in itertools.pairwise(places)])
+    texts, rest = read([text[start:stop] for start, stop in itertools.pairwise(places)])
     expected = whole.get("requests")
     if isinstance(expected, list):
-        assert [json.loads(item) for item in found] == expected
+        assert [json.loads(item) for item in texts] == expected
         assert json.loads(rest) == whole | {"requests": [0] * len(expected)}
     else:
-        assert (found, json.loads(rest)) == ([], whole)
+        assert (texts, json.loads(rest)) == ([], whole)
 
 
 @pytest.mark.parametrize(

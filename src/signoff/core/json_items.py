@@ -61,7 +61,7 @@ class ItemReader:
         self._max_bytes = max_bytes
         self._rest = bytearray()
         self._item = bytearray()
-        self._kept = 0  # bytes of the present piece that are in one of the two
+        self._copied = 0  # bytes of the present piece that are in one of the two
         self._depth = 0
         self._name_at = 0  # position in the rest of the last text of the outermost level
         self._in_text = False
@@ -73,7 +73,7 @@ class ItemReader:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the items that end in the next piece. Raises TooLarge, BadBody, and BadRequest for a second list."""
-        place = self._kept = 0
+        place = self._copied = 0
         while (place := self._next(data, place)) < len(data):
             token = data[place]
             if token in _OPENING:
@@ -113,7 +113,7 @@ class ItemReader:
                 return place
             self._in_text = True
             if self._depth == 1:
-                self._name_at = len(self._rest) + place - self._kept
+                self._name_at = len(self._rest) + place - self._copied
             place += 1
 
     def _end_text(self, data: bytes, place: int) -> int:
@@ -133,8 +133,8 @@ class ItemReader:
     def _keep(self, data: bytes, place: int) -> None:
         """Keep the bytes before `place`. Raises TooLarge."""
         part = self._item if self._in_list else self._rest
-        part += data[self._kept : place]
-        self._kept = place
+        part += data[self._copied : place]
+        self._copied = place
         if len(self._item) > self._max_bytes:
             raise TooLarge(f"`{self._member}.{self.count}` must not be larger than {self._max_bytes} bytes.")
         if len(self._rest) - self.count * len(ITEM + b",") > self._max_bytes:

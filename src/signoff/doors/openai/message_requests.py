@@ -32,7 +32,7 @@ class NewMessageBatch(msgspec.Struct, frozen=True):
     """Requests with ids of the caller's own."""
 
 
-class _Frame(msgspec.Struct):
+class _Body(msgspec.Struct):
     """Body with a number in the place of each request."""
 
     requests: list[int]
@@ -95,7 +95,7 @@ class RequestReader:
         """Check that the body was a whole batch. Raises BadRequest."""
         frame = self._items.end().removeprefix(BYTE_ORDER_MARK)
         try:
-            parse_json(frame, _Frame, "message batch")
+            parse_json(frame, _Body, "message batch")
         except BadBody as error:  # the position is one in the frame
             raise BadBody(_BYTE.sub("", error.message) if self._items.count else error.message) from None
         if not self._items.count:
