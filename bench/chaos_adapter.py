@@ -133,8 +133,9 @@ class Replica:
         async with self._http.get("/api/jobs", params={"status": "success", "limit": LATEST_JOBS}) as response:
             jobs = (await response.json())["data"]
         now = time.monotonic()
-        self._latencies += [(now, job["seconds"]["queued"] * 1000) for job in jobs if job["job_id"] not in self._seen]
-        self._seen += [job["job_id"] for job in jobs if job["job_id"] not in self._seen]
+        new = [job for job in jobs if job["job_id"] not in self._seen]
+        self._latencies += [(now, job["seconds"]["queued"] * 1000) for job in new]
+        self._seen += [job["job_id"] for job in new]
 
     async def close(self) -> None:
         """Close the client."""
@@ -264,14 +265,12 @@ async def measure(replica: Replica, options: Options) -> None:
     emit(descriptor(options), options)
     work = (produce(replica, options), poll(replica), report(replica, options))
     tasks = [asyncio.create_task(each) for each in (*work, stopped.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
     await replica.close()
     if not stopped.is_set():
-        raise SystemExit(
-            "The adapter has failed: " + "; ".join(repr(task.exception()) for task in tasks if task.done())
-        )
+        raise SystemExit("The adapter has failed: " + "; ".join(repr(task.exception()) for task in done))
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ class _Body(msgspec.Struct):
     requests: list[int]
 
 
-async def read_requests(request: LocalRequest, body: BodyStream) -> AsyncGenerator[NewMessage]:
-    """Yield the requests of a body, each once it was checked. The body is whole only at the end.
+async def read_requests(request: LocalRequest, body: BodyStream) -> AsyncGenerator[list[NewMessage]]:
+    """Yield the requests of a body, checked, as many at a time as have come. The body is whole only at the end.
 
     Raises:
         TooLarge: The body has more than `max_file_bytes` bytes, or a request more than `max_body_bytes`.
@@ -49,8 +49,7 @@ async def read_requests(request: LocalRequest, body: BodyStream) -> AsyncGenerat
     reader = RequestReader(request.door_settings.max_body_bytes)
     async for piece in _pieces(request, body):
         for start in range(0, len(piece), TURN_BYTES):
-            for each in reader.feed(piece[start : start + TURN_BYTES]):
-                yield each
+            yield list(reader.feed(piece[start : start + TURN_BYTES]))
             await asyncio.sleep(0)
     reader.finish()
 

@@ -26,7 +26,7 @@ class NewMessage(msgspec.Struct, frozen=True):
     """Body of the request."""
 
 
-async def create_message_batch(services: Services, caller: Caller, requests: AsyncIterator[NewMessage]) -> Batch:
+async def create_message_batch(services: Services, caller: Caller, requests: AsyncIterator[list[NewMessage]]) -> Batch:
     """Store a batch of these requests, which are written while they come, and return it; it is in progress at once.
 
     Raises FilesTooLarge, BacklogFull, NotFound if the user was erased meanwhile, and what `requests` raises.
@@ -56,12 +56,13 @@ async def create_message_batch(services: Services, caller: Caller, requests: Asy
     return await create_batch(services, batch)
 
 
-async def _write_lines(writer: BlobWriter, requests: AsyncIterator[NewMessage]) -> int:
+async def _write_lines(writer: BlobWriter, requests: AsyncIterator[list[NewMessage]]) -> int:
     """Write a line for each request; return the number of requests."""
     lines, count = bytearray(), 0
-    async for request in requests:
-        lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
-        count += 1
+    async for group in requests:
+        for request in group:
+            lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
+        count += len(group)
         if len(lines) >= WRITE_BYTES:
             await writer.write(bytes(lines))
             lines.clear()
