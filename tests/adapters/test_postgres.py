@@ -512,6 +512,23 @@ async def test_a_text_that_the_server_cannot_store_fails_alone(store: SqlStore) 
     assert [job.target for job in await store.jobs.list(JobFilter())] == ["a", "c"]
 
 
+async def test_a_settlement_that_the_server_cannot_store_fails_alone(store: SqlStore) -> None:
+    jobs = await together(leased(store) for _ in range(8))
+    ids = [f"resp_{number}" if number != 3 else "resp_\0" for number in range(8)]
+
+    calls = [
+        store.jobs.transition(job.id, a_step("succeed", changes={"response": ANSWER, "upstream_object_id": name}))
+        for job, name in zip(jobs, ids, strict=True)
+    ]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(result).__name__ for result in results] == ["Job"] * 3 + ["BadRequest"] + ["Job"] * 4
+    assert await store.jobs.get(jobs[3].id) == jobs[3]
+    for job, result in zip(jobs, results, strict=True):
+        verbs = ["submit"] if isinstance(result, BadRequest) else ["submit", "succeed"]
+        assert [event.verb for event in await store.jobs.events(job.id)] == verbs
+
+
 async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_locks(store: SqlStore) -> None:
     show = sa.text("SHOW idle_in_transaction_session_timeout")
 
