@@ -51,7 +51,7 @@ WAITING = re.compile(r"^signoff_queue_jobs\{[^}]*\} (\S+)", re.MULTILINE)
 
 
 class Options:
-    """What the harness asks for, by its environment variables."""
+    """Options of the harness, from its environment variables."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.database_url = environment["DATABASE_URL"]

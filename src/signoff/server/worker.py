@@ -39,7 +39,7 @@ class Worker(ClaimLoop[Job, Owner]):
         )
         self._turn = Turn()
         self._found_nothing: Turn | None = None
-        """Turn with full models or users that found no job, and no wake-up has come since."""
+        """Turn that found no job in the last claim, and no wake-up has come since."""
 
     def on_change(self, topic: Topic, name: str) -> None:
         """Handle a notification from the store: another process may have submitted a job."""
