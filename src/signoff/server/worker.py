@@ -38,8 +38,10 @@ class Worker(ClaimLoop[Job, Owner]):
             services, "jobs", max_running=concurrency, claim_seconds=CLAIM_SECONDS, drain_seconds=drain_seconds
         )
         self._turn = Turn()
-        self._found_nothing: Turn | None = None
-        """Turn that found no job in the last claim, and no wake-up has come since."""
+        self._fruitless: tuple[tuple[str, ...], tuple[int, ...]] | None = None
+        """Full models and users beside which a claim found no job, and no wake-up has come since."""
+        self._fruitless_until = 0.0
+        """Time from which a claim may find one all the same, as jobs become due without a wake-up."""
 
     def on_change(self, topic: Topic, name: str) -> None:
         """Handle a notification from the store: another process may have submitted a job."""
@@ -50,7 +52,8 @@ class Worker(ClaimLoop[Job, Owner]):
         if self._services.runtime.shutdown.is_draining:
             return ()
         limit, self._turn = self._next_claim()
-        if self._turn == self._found_nothing:
+        full, now = (self._turn.full_models, self._turn.full_users), asyncio.get_running_loop().time()
+        if full == self._fruitless and now < self._fruitless_until:
             return ()
         jobs = await self._services.store.jobs.claim(
             actor=self._services.ids.actor,
@@ -59,9 +62,10 @@ class Worker(ClaimLoop[Job, Owner]):
             lease_seconds=self._services.rules.lease_seconds,
             turn=self._turn,
         )
-        self._found_nothing = None if jobs else self._turn
         if jobs:
             self._turn = msgspec.structs.replace(self._turn, after_user=jobs[-1].user_id)
+        else:
+            self._fruitless, self._fruitless_until = full, now + POLL_SECONDS
         return jobs
 
     async def _work(self, item: Job) -> None:
@@ -78,7 +82,7 @@ class Worker(ClaimLoop[Job, Owner]):
         """
         if not (self._turn.full_models or self._turn.full_users):
             await self._services.adapters.broker.poll(POLL_SECONDS)
-            self._found_nothing = None
+            self._fruitless = None
             return
         async with asyncio.TaskGroup() as group:
             poll = group.create_task(self._services.adapters.broker.poll(POLL_SECONDS))
@@ -87,7 +91,7 @@ class Worker(ClaimLoop[Job, Owner]):
             for task in pending:
                 task.cancel()
         if poll in done:
-            self._found_nothing = None
+            self._fruitless = None
 
     def _next_claim(self) -> tuple[int, Turn]:
         """Return how many jobs to claim, and the turn without the models and users that have their share.
