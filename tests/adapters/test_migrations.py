@@ -163,6 +163,32 @@ async def test_rows_from_before_the_column_renames_are_kept(url: str) -> None:
         assert (await store.limits.counters(["all"]))["all"].day.tokens == 0
 
 
+async def test_functions_from_before_the_types_of_json_schema_are_kept(url: str) -> None:
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0038")
+        old_params = [{"name": name, "reads": name} for name in ("text", "whole", "number", "truth", "list", "object")]
+        old = [{"name": "every", "params": [*old_params, {"name": "any", "has_default": True}]}, {"name": "none"}]
+        rows = [{"name": each["name"], "function": msgspec.json.encode(each)} for each in old]
+        conn.execute(sa.insert(sa.table("functions", sa.column("name"), sa.column("function"))), rows)
+
+    await with_connection(url, write_old_rows)
+    await with_connection(url, migrate_schema)
+
+    async with opened(url) as store:
+        every, none = await store.library.functions()
+    assert [(param.name, param.type) for param in every.params] == [
+        ("text", "string"),
+        ("whole", "integer"),
+        ("number", "number"),
+        ("truth", "boolean"),
+        ("list", "array"),
+        ("object", "object"),
+        ("any", "any"),
+    ]
+    assert every.params[-1].has_default
+    assert none.params == ()
+
+
 async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:
     jobs = [
         a_job(created_at=hour * HOUR_US + 1, updated_at=9, status=status, model=model, prompt_tokens=number, **more)

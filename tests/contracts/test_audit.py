@@ -35,7 +35,7 @@ ISSUER = "https://sso.example.com"
 PROVIDER = ProviderSettings(issuer=ISSUER, client_id="signoff", role_claim="role", roles={"u": "user"})
 PRICE = Price(model="m", valid_from=1, input=1, output=2)
 PROMPT = Prompt(name="greet", body="Hello {name}", user_id=1)
-FUNCTION = Function(name="add", params=(Param(name="x", reads="text"),), digest="d")
+FUNCTION = Function(name="add", params=(Param(name="x", type="string"),), digest="d")
 STREAM = Stream(name="s", scheme="amqp", host="h:1", sealed=b"the-seal", requests="in", responses="out")
 
 

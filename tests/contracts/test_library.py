@@ -26,7 +26,7 @@ def a_pipeline(name: str, body: str, **more: Any) -> Pipeline:
 
 
 def a_function(name: str, **more: Any) -> Function:
-    return Function(**({"name": name, "params": (Param(name="x", reads="text"),), "digest": "d"} | more))
+    return Function(**({"name": name, "params": (Param(name="x", type="string"),), "digest": "d"} | more))
 
 
 async def names(store: AStore, **criteria: Any) -> list[str]:

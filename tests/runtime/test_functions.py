@@ -200,12 +200,12 @@ def test_a_text_is_read_as_json_or_else_as_a_number_or_else_unchanged(text: str,
 def test_the_result_of_a_function_is_an_argument_for_the_next_one(value: Any) -> None:
     if not isinstance(value, str):
         assert coerce(to_text(value), "any") == value
-    assert coerce(value, "text") == to_text(value)
+    assert coerce(value, "string") == to_text(value)
 
 
 @given(st.text())
 def test_a_text_for_a_text_parameter_is_unchanged(text: str) -> None:
-    assert coerce(text, "text") == text
+    assert coerce(text, "string") == text
 
 
 async def test_annotations_and_defaults_decide_how_arguments_are_read(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from signoff.core.pipelines.coerce import ParamType, coerce, to_text
 from signoff.core.pipelines.function import Function, Param
 
 _PARAM_TYPES: dict[object, ParamType] = {
-    str: "text",
-    int: "whole",
+    str: "string",
+    int: "integer",
     float: "number",
-    bool: "truth",
-    list: "list",
-    tuple: "list",
-    Sequence: "list",
+    bool: "boolean",
+    list: "array",
+    tuple: "array",
+    Sequence: "array",
     dict: "object",
     Mapping: "object",
 }
@@ -34,7 +34,7 @@ def describe_function(python: Callable[..., Any], *, name: str, module: str, dig
         has_default = parameter.default is not inspect.Parameter.empty
         default = _default_text(parameter.default) if has_default else None
         param_type = _param_type(hints.get(parameter.name))
-        params.append(Param(name=parameter.name, reads=param_type, has_default=has_default, default=default))
+        params.append(Param(name=parameter.name, type=param_type, has_default=has_default, default=default))
     return Function(
         name=name,
         params=tuple(params),
@@ -48,7 +48,7 @@ def describe_function(python: Callable[..., Any], *, name: str, module: str, dig
 def with_coercion(python: Callable[..., Any], function: Function) -> Callable[..., Any]:
     """Return `python` with each argument converted as `function` declares; a missing argument keeps its default."""
     signature = inspect.signature(python)
-    param_types: dict[str, ParamType] = {param.name: param.reads for param in function.params}
+    param_types: dict[str, ParamType] = {param.name: param.type for param in function.params}
 
     @functools.wraps(python)
     def wrapper(*args: object, **kwargs: object) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any, Literal, NoReturn
 
-ParamType = Literal["any", "text", "whole", "number", "truth", "list", "object"]
+ParamType = Literal["any", "string", "integer", "number", "boolean", "array", "object"]
 
 
 def to_text(value: object) -> str:
@@ -26,36 +26,36 @@ def to_text(value: object) -> str:
         raise ValueError(f"{type(value).__name__} cannot be JSON: {error}") from None
 
 
-def coerce(value: object, reads: ParamType) -> Any:
+def coerce(value: object, param_type: ParamType) -> Any:
     """Convert a value to the type that a parameter declares. Raises ValueError if that is impossible.
 
-    >>> coerce("12", "any"), coerce("12", "text"), coerce("[1]", "list"), coerce("01", "any")
+    >>> coerce("12", "any"), coerce("12", "string"), coerce("[1]", "array"), coerce("01", "any")
     (12, '12', [1], 1)
     """
-    if reads == "text":
+    if param_type == "string":
         return to_text(value)
     result: Any = _parse(value) if isinstance(value, str) else value
-    if reads == "whole" and isinstance(result, float) and result.is_integer():
+    if param_type == "integer" and isinstance(result, float) and result.is_integer():
         return int(result)
-    if not _FITS[reads](result):
+    if not _FITS[param_type](result):
         shown = to_text(value)
-        raise ValueError(f"{shown if len(shown) < 80 else shown[:80] + '…'} is not {_TYPE_NAMES[reads]}")
-    return float(result) if reads == "number" else result
+        raise ValueError(f"{shown if len(shown) < 80 else shown[:80] + '…'} is not {_TYPE_NAMES[param_type]}")
+    return float(result) if param_type == "number" else result
 
 
 _FITS: dict[ParamType, Callable[[Any], bool]] = {
     "any": lambda value: True,
-    "whole": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "truth": lambda value: isinstance(value, bool),
-    "list": lambda value: isinstance(value, list),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
 _TYPE_NAMES: dict[ParamType, str] = {
-    "whole": "a whole number",
+    "integer": "a whole number",
     "number": "a number",
-    "truth": "true or false",
-    "list": "a list",
+    "boolean": "true or false",
+    "array": "a list",
     "object": "an object",
 }
 

@@ -10,8 +10,8 @@ class Param(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """Name of the parameter."""
-    reads: ParamType = "any"
-    """Type that its annotation declares."""
+    type: ParamType = "any"
+    """Type that its annotation declares, as in JSON Schema."""
     has_default: bool = False
     """True if the argument can be left out."""
     default: str | None = None
