@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import msgspec
 
@@ -30,7 +31,7 @@ def without_the_round_guard() -> None:
 
 def without_the_write_lock() -> None:
     """Let several processes write to the SQLite file at once."""
-    sqlite._wait_for_lock = lambda file: None
+    _replace(sqlite, "_wait_for_lock", lambda file: None)
 
 
 def with_a_late_delivery() -> None:
@@ -42,8 +43,9 @@ def with_a_late_delivery() -> None:
         await self._database.write(lambda tx: create_deliveries(tx, job, steps[-1].verb))
         return job
 
-    transitions.create_deliveries = jobs.create_deliveries = lambda tx, job, verb: None
-    SqlJobs.transition = transition_then_deliver
+    for module in (transitions, jobs):
+        _replace(module, "create_deliveries", lambda tx, job, verb: None)
+    _replace(SqlJobs, "transition", transition_then_deliver)
 
 
 def with_an_early_acknowledgement() -> None:
@@ -59,23 +61,23 @@ def with_an_early_acknowledgement() -> None:
         task.add_done_callback(tasks.discard)
         return job
 
-    SqlJobs.insert = insert_in_background
+    _replace(SqlJobs, "insert", insert_in_background)
 
 
 def without_redaction() -> None:
     """Show held answers to every caller."""
-    query.redacted = lambda caller, job: job
+    _replace(query, "redacted", lambda caller, job: job)
 
 
 def without_keys() -> None:
     """Store idempotency keys without checking whether they were used."""
-    jobs._find_by_key = lambda tx, job: None
-    jobs._reserve_names = lambda tx, job: job
+    _replace(jobs, "_find_by_key", lambda tx, job: None)
+    _replace(jobs, "_add_unique_keys", lambda tx, job: job)
 
 
 def with_process_clock() -> None:
     """Compare times with the process's clock instead of the database's."""
-    sqlite.clock_of = lambda conn: lambda: time.time_ns() // 1000
+    _replace(sqlite, "clock_of", lambda conn: lambda: time.time_ns() // 1000)
 
 
 async def _later(insertion: Any) -> Any:
@@ -83,8 +85,15 @@ async def _later(insertion: Any) -> Any:
     return await insertion
 
 
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Replace an attribute for good. Raises AttributeError if there is none, so that a mutation always mutates."""
+    mock.patch.object(owner, name, value).start()
+
+
 def _unguard(verb: str, guard: Guard) -> None:
     guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
+    if guards == TRANSITIONS[verb].guards:
+        raise AttributeError(f"The transition {verb!r} has no guard {guard.name}.")
     TRANSITIONS[verb] = msgspec.structs.replace(TRANSITIONS[verb], guards=guards)
 
 

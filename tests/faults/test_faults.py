@@ -71,6 +71,11 @@ def test_a_missing_protection_is_detected(mutation: str, folder: Path) -> None:
     assert f"tiny: {BROKEN_LAWS[mutation]}: " in completed.stdout
 
 
+def test_the_mutations_change_the_code_as_it_is_now() -> None:
+    program = "from faults.mutations import MUTATIONS\nfor mutate in MUTATIONS.values(): mutate()"
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(TESTS)}, check=True)
+
+
 @pytest.mark.long
 def test_a_round_that_is_killed_leaves_no_process_behind(folder: Path) -> None:
     command = [sys.executable, "-m", "faults", "tiny", "--keep", str(folder / "kept")]
