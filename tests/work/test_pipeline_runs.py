@@ -526,7 +526,7 @@ async def test_a_rerun_has_the_upstream_key_and_the_delivery_targets_of_the_firs
     assert upstream.keys == ["Bearer sk-ann"] * 2
     job = msgspec.structs.replace(old, deliver=(DeliveryTarget(kind="topic", address="answers", host="orders"),))
     caller = await server.services.caches.callers.by_email("ann@x.org")
-    assert copy_for_retry(server.services, caller, job).deliver == job.deliver
+    assert (await copy_for_retry(server.services, caller, job)).deliver == job.deliver
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
+from signoff.core.filters import JobFilter
 from signoff.errors import JobNotFound, Unauthorized
 from signoff.runtime.callers import CallerCache
 from signoff.work.admin.people import create_token, create_user, identify
@@ -271,3 +273,42 @@ async def test_a_batch_whose_lines_all_wait_is_cancelled_with_the_rights_of_its_
 async def held_line(server: Live, token: str) -> bool | None:
     _, page = await server.ask("GET", "/api/jobs?status=human", token)
     return bool(page["data"]) or None
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/load_lora_adapter"), ("GET", "/v1/vector_stores")])
+@pytest.mark.parametrize("page", [False, True])
+async def test_a_retry_needs_the_rights_of_a_new_request(method: str, path: str, page: bool, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path, log_before_answer=True) as server:
+        await server.model("mine", kind="openai", url=fake.at("keep"), default=True)
+        # given a request that only an admin may send
+        await server.token("admin")
+        token = await server.token("admin", "ada@example.com")
+        await server.ask(method, path, token, json={"id": "x"})
+        [job] = await server.services.store.jobs.list(JobFilter())
+        request_count = len(fake.requests)
+        assert request_count == 1
+        # when the admin is a plain user by the time of the retry
+        await take_rights(server, "ada@example.com", "role")
+        address = f"/dashboard/jobs/{job.id}/repeat" if page else f"/api/jobs/{job.id}/retry"
+        status, _ = await server.ask("POST", address, token, headers={"sec-fetch-site": "same-origin"})
+        # then it is refused as a new one is
+        assert status == (await server.ask(method, path, token, json={"id": "x"}))[0] == 403
+        assert len(fake.requests) == request_count
+
+
+async def test_a_run_is_not_repeated_once_its_pipeline_is_not_shared(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin, token = await server.token("admin", "ada@example.com"), await server.token()
+        prompt = {"name": "asking", "body": "{text}", "model": "echo", "shared": True}
+        assert (await server.ask("POST", "/api/prompts", admin, json=prompt))[0] == 201
+        pipeline = {"name": "loud", "body": "asking(text)", "shared": True}
+        assert (await server.ask("POST", "/api/pipelines", admin, json=pipeline))[0] == 201
+        _, run = await server.ask("POST", "/api/jobs", token, json={"target": "loud", "body": {"text": "a"}})
+        await server.job_when(token, run["job_id"], lambda job: job["status"] == "success")
+        change = {"shared": False}
+        assert (await server.ask("PATCH", "/api/pipelines/loud", admin, json=change))[0] == 200
+        for action, body in (("retry", {}), ("rerun", {"node": "0"})):
+            status, answer = await server.ask("POST", f"/api/jobs/{run['job_id']}/{action}", token, json=body)
+            assert (status, answer["code"]) == (404, "model_not_found"), action
+            status, answer = await server.ask("POST", f"/api/jobs/{run['job_id']}/{action}", admin, json=body)
+            assert status == 202, answer

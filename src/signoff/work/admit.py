@@ -4,6 +4,7 @@ import re
 
 import msgspec
 
+from signoff.core.access import Caller
 from signoff.core.api_paths import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
@@ -56,7 +57,9 @@ async def _admitted_job(services: Services, ask: Ask) -> Job:
         await key_of_user(services, ask.caller.user_id, ask.key_id)
     if ask.pipeline is not None:
         return await _pipeline_job(services, ask, ask.pipeline)
-    references = NO_REFERENCES if is_stateless(ask.path) else await find_references(services, ask)
+    references = (
+        NO_REFERENCES if is_stateless(ask.path) else await find_references(services, ask.caller, ask.path, ask.body)
+    )
     if references.subject is not None:
         ask = msgspec.structs.replace(ask, target=storing_model(references.subject))
     # The usual case: a model of exactly this name needs no look-up of prompts and pipelines.
@@ -117,7 +120,7 @@ async def _model_job(
     """
     if accepts_any_json(model) and ask.path[0] != "/":
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
-    _check_route(ask, model)
+    check_route(ask.caller, ask.path, model)
     review = "always" if references.is_held else model.review
     path = path_for(model, ask.path, ask.body)
     policy = policy_for(review_for(ask.path, review), ask.door_review, services.rules.policy)
@@ -151,11 +154,11 @@ def _context(ask: Ask, target: Model | Pipeline, path: str, prompt: str | None =
     )
 
 
-def _check_route(ask: Ask, model: Model) -> None:
+def check_route(caller: Caller, path: str, model: Model) -> None:
     """Raise Forbidden for a route that users must not call: it could make credentials or administer the upstream."""
-    if ask.caller.role == "admin" or ask.path in KNOWN or model.kind == "echo":
+    if caller.role == "admin" or path in KNOWN or model.kind == "echo":
         return
-    if (route := parse_route(ask.path)) is None:
+    if (route := parse_route(path)) is None:
         return
     if not model.allows_users(route.first_segment):
         raise Forbidden(

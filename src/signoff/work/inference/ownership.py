@@ -12,7 +12,6 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.api_paths import parse_route
-from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.reviews.policy import policy_for, review_for, stricter
 from signoff.core.upstream_objects import can_change, ids_in_route, is_stateless, referenced_ids
@@ -38,24 +37,24 @@ class References(msgspec.Struct, frozen=True):
 NO_REFERENCES = References()
 
 
-async def find_references(services: Services, ask: Ask) -> References:
-    """Return the objects that `ask` refers to.
+async def find_references(services: Services, caller: Caller, path: str, body: bytes) -> References:
+    """Return the objects that a request of `caller` refers to.
 
     Raises:
         NotFound: an object belongs to another user, or the one in the path is unknown.
         Forbidden: the request would list the objects of all callers, and the caller is not an admin.
         BadRequest: the body refers to too many objects.
     """
-    if (route := parse_route(ask.path)) is None:
+    if (route := parse_route(path)) is None:
         return NO_REFERENCES
-    is_admin = ask.caller.role == "admin"
+    is_admin = caller.role == "admin"
     if route.object_id is None and route.method != "POST" and not is_admin:
         raise Forbidden("Only an admin may list the objects of all callers at the upstream.")
-    ids = _ids_of(ask.path, ask.body)
+    ids = _ids_of(path, body)
     if not ids:
         return NO_REFERENCES
     creators = await services.store.objects.creators(ids)
-    hidden = [] if is_admin else [each for each, job in creators.items() if not _may_use(ask.caller, job)]
+    hidden = [] if is_admin else [each for each, job in creators.items() if not _may_use(caller, job)]
     if not is_admin and route.object_id is not None and route.object_id not in creators:
         hidden.append(route.object_id)
     if hidden:

@@ -108,7 +108,7 @@ async def rerun(services: Services, caller: Caller, job_id: str, change: RerunCh
         raise Stale(f"The run is {run.status}; rerun it when it has ended.", job_id=job_id)
     if change.node not in await _load_calls(services, run):
         raise BadRequest(f"`node` must be the position of a call, such as 0.1 (got {change.node!r}).")
-    new = copy_for_retry(services, caller, run)
+    new = await copy_for_retry(services, caller, run)
     stale = {change.node, *ancestors(change.node)}
     old_steps, old_calls = await _last_round(services, run)
     steps, calls = {step.node: step for step in old_steps}, {call.node: call for call in old_calls}
