@@ -4,14 +4,13 @@ Any number of processes may sweep at once, because every transition is guarded.
 """
 
 import asyncio
-import contextlib
 
 import structlog
 
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.core.reviews.marks import needs_single_decision
 from signoff.core.reviews.policy import Escalation
-from signoff.errors import JobNotFound, Stale
+from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.infra.tasks import repeat
 from signoff.store import TransitionRequest
 from signoff.work.admin.erasure import continue_erasures
@@ -39,26 +38,52 @@ async def run_file_cleaner(services: Services) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users."""
+    """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users.
+
+    A step that fails is logged, and the others go on. Raises Overloaded if the database does not answer.
+    """
+    for step in (_rescue_lapsed, _apply_verdicts, _expire_reviews, _wake_runs, _purge, collect_files, _erase):
+        try:
+            await step(services)
+        except Overloaded:
+            raise
+        except Exception:
+            log.exception("sweep_step_failed", step=step.__name__.removeprefix("_"))
+
+
+async def _rescue_lapsed(services: Services) -> None:
     for job in await services.store.jobs.lapsed(BATCH_SIZE):
         await _transition(services, job, _lapse_transition(services, job))
+
+
+async def _apply_verdicts(services: Services) -> None:
     for job in await services.store.jobs.due_for_release(BATCH_SIZE):
         if job.decision is not None:
             await _transition(services, job, verdict_transition(job, job.decision, services.ids.actor))
+
+
+async def _expire_reviews(services: Services) -> None:
     for job in await services.store.jobs.overdue(BATCH_SIZE):
         await _transition(services, job, *_expire_transitions(services, job))
+
+
+async def _wake_runs(services: Services) -> None:
+    wake = TransitionRequest(verb="wake", actor=services.ids.actor, after_seconds={"due_at": 0})
     for run in await services.store.runs.stalled(BATCH_SIZE):
-        await _transition(
-            services, run, TransitionRequest(verb="wake", actor=services.ids.actor, after_seconds={"due_at": 0})
-        )
-    if services.rules.retention_seconds is not None:
-        await _purge(services, services.rules.retention_seconds)
-        await services.store.batches.purge(services.rules.retention_seconds, BATCH_SIZE)
-    await collect_files(services)
+        await _transition(services, run, wake)
+
+
+async def _purge(services: Services) -> None:
+    if (older_than_seconds := services.rules.retention_seconds) is not None:
+        await _purge_jobs(services, older_than_seconds)
+        await services.store.batches.purge(older_than_seconds, BATCH_SIZE)
+
+
+async def _erase(services: Services) -> None:
     await continue_erasures(services, max_pages=ERASED_PAGES)
 
 
-async def _purge(services: Services, older_than_seconds: float) -> None:
+async def _purge_jobs(services: Services, older_than_seconds: float) -> None:
     """Purge old jobs in batches until none is left or the next sweep is due.
 
     A pause between batches lets other writers in.
@@ -72,11 +97,19 @@ async def _purge(services: Services, older_than_seconds: float) -> None:
 
 
 async def _transition(services: Services, job: Job, *requests: TransitionRequest) -> None:
-    with contextlib.suppress(Stale, JobNotFound):  # another process changed the job first
+    """Change `job`. If that fails, log it: one row that cannot be changed keeps no other one from its change."""
+    try:
         changed = await services.store.jobs.transition(job.id, *requests)
-        store_answer(services, changed)
-        if changed.status == "bot":
-            services.adapters.broker.notify(changed.id, changed.priority)
+    except (Stale, JobNotFound):  # another process changed the job first
+        return
+    except Overloaded:
+        raise
+    except Exception:
+        log.exception("sweep_transition_failed", job_id=job.id, verb=requests[0].verb)
+        return
+    store_answer(services, changed)
+    if changed.status == "bot":
+        services.adapters.broker.notify(changed.id, changed.priority)
 
 
 def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
