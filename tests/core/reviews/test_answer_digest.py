@@ -44,3 +44,14 @@ def test_what_is_no_json_has_a_digest_too() -> None:
     broken = b'{"a":' * 10_000
     assert digest_answer(broken) == digest_answer(broken) != digest_answer(b"x")
     assert digest_answer(None) == digest_answer(b"null")
+
+
+@pytest.mark.parametrize("depth", [150, 250, 480, 600, 990, 5000])
+@pytest.mark.parametrize("frames", [0, 300])
+def test_the_digest_of_deep_json_does_not_depend_on_its_caller(depth: int, frames: int) -> None:
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+
+    def digest_below(frames: int) -> str:
+        return digest_below(frames - 1) if frames else digest_answer(deep)
+
+    assert digest_below(frames) == digest_answer(deep) != digest_answer(deep.replace(b"1", b"2"))

@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 import msgspec
 
 Harmless = Literal["case", "punctuation"]
+# Deeper JSON is compared as it is written. A bound of our own, because that of the interpreter depends on the caller.
+MAX_DEPTH = 200
 
 
 def digest_answer(answer: bytes | None, harmless: tuple[Harmless, ...] = ()) -> str:
@@ -20,23 +22,30 @@ def digest_answer(answer: bytes | None, harmless: tuple[Harmless, ...] = ()) -> 
         harmless: Kinds of edits that do not change the digest, besides those of whitespace.
     """
     try:
-        value: Any = msgspec.json.decode(answer or b"null")
-    except (ValueError, RecursionError):
-        return hashlib.sha256(answer or b"").hexdigest()
+        text = _normalized_json(answer or b"null", harmless)
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply: every edit of it counts
+        text = answer or b""
+    return hashlib.sha256(text).hexdigest()
+
+
+def _normalized_json(answer: bytes, harmless: tuple[Harmless, ...]) -> bytes:
+    value: Any = msgspec.json.decode(answer)
     if isinstance(value, dict):
         value = cast("dict[str, Any]", value) | {"usage": None}  # an edit may add it
-    return hashlib.sha256(msgspec.json.encode(_normalized(value, harmless), order="deterministic")).hexdigest()
+    return msgspec.json.encode(_normalized(value, harmless, MAX_DEPTH), order="deterministic")
 
 
-def _normalized(value: Any, harmless: tuple[Harmless, ...]) -> Any:
+def _normalized(value: Any, harmless: tuple[Harmless, ...], depth: int) -> Any:
     if isinstance(value, str):
         return _normalized_text(value, harmless)
+    if not isinstance(value, list | dict):
+        return value
+    if depth == 0:
+        raise RecursionError
     if isinstance(value, list):
-        return [_normalized(item, harmless) for item in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        members = cast("dict[str, Any]", value)
-        return {name: _normalized(member, harmless) for name, member in members.items()}
-    return value
+        return [_normalized(item, harmless, depth - 1) for item in cast("list[Any]", value)]
+    members = cast("dict[str, Any]", value)
+    return {name: _normalized(member, harmless, depth - 1) for name, member in members.items()}
 
 
 def _normalized_text(text: str, harmless: tuple[Harmless, ...]) -> str:
