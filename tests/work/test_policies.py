@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from signoff.core.job import Edit, Job
 from signoff.core.limits import Limit, limit_name
 from signoff.errors import Overloaded
 from signoff.work.reviews.desk import VerdictRequest, decide
-from support.live_server import Live, chat, live
+from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -335,6 +336,55 @@ async def test_a_judge_is_asked_only_when_a_rule_needs_it_and_its_call_is_a_job_
         # A judge that fails is a missing signal: the condition about it fails, and holds.
         await save(server, "j", "echo", rule("signals.judge < 0.5", "hold"), judge="nosuch")
         assert (await say(server, token, "0.75"))[0] == 504
+
+
+async def test_a_caller_who_leaves_while_a_judge_is_asked_leaves_no_open_job(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
+        await save(server, "j", "echo", rule("signals.judge < 0.5", "hold"), judge="slow")
+        caller = asyncio.ensure_future(say(server, await server.token(), "hello"))
+        await fake.until_stuck()
+        caller.cancel()
+
+        async def ended() -> list[Job] | None:
+            jobs = await server.services.store.jobs.list(JobFilter())
+            return jobs if len(jobs) == 2 and all(job.is_terminal for job in jobs) else None
+
+        jobs = await until(ended)
+        assert {job.door: job.error and job.error.code for job in jobs} == {
+            "openai": "cancelled",
+            "policy": "interrupted",
+        }
+        assert server.services.runtime.leases.number == 0
+
+
+@pytest.mark.parametrize("lane", ["now", "later"])
+@pytest.mark.parametrize("name", ["take_passes", "present_planted"])
+async def test_an_answer_is_held_if_the_store_fails_while_its_budget_is_read(
+    name: str, lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.5, "planted_rate": 1}
+    async with live(tmp_path, log_before_answer=True) as server:
+        rules = [rule("answer.length > 0", "hold")] if name == "present_planted" else []
+        await save(server, "b", "echo", *rules, budget=budget)
+        monkeypatch.setattr(server.services.store.budgets, name, fail_to_store)
+        token = await server.token()
+        if lane == "now":
+            assert (await say(server, token, "hello"))[0] == 504
+        else:
+            await server.ask("POST", "/enqueue", token, json=chat("hello", "echo"))
+
+        async def settled() -> Job | None:
+            job = await last_job(server)
+            return None if job.status == "bot" else job
+
+        job = await until(settled)
+        assert (job.status, job.ruling and job.ruling.coin) == ("human", None)
+        assert server.services.runtime.leases.number == 0
+
+
+async def fail_to_store(*_: object, **__: object) -> None:
+    raise Overloaded("The database does not answer.")
 
 
 async def test_a_moderation_model_is_a_signal(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ REQUEST_CODES = frozenset(
 )
 
 
+# A server that asks for a longer wait is tried again all the same: its clock may be wrong, or its trouble over.
+MAX_RETRY_AFTER_SECONDS = 3600.0
+
+
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of an exponential backoff."""
 
@@ -62,10 +66,10 @@ def wait_seconds(
         backoff: parameters of the backoff.
         attempt: number of the failed attempt, from 1.
         random_float: a random number in [0, 1); 1 returns the ceiling of this attempt.
-        retry_after_seconds: `Retry-After` of the server, which is a floor.
+        retry_after_seconds: `Retry-After` of the server, which is a floor, up to MAX_RETRY_AFTER_SECONDS.
     """
     ceiling = min(backoff.ceiling_seconds, backoff.first_seconds * 2.0 ** min(attempt - 1, 32))
-    return max(random_float * ceiling, retry_after_seconds or 0)
+    return max(random_float * ceiling, min(retry_after_seconds or 0, MAX_RETRY_AFTER_SECONDS))
 
 
 def scheduled_seconds(waits: Sequence[float], attempt: int, random_float: float) -> float | None:

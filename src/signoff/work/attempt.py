@@ -67,10 +67,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
     JOB_ID.set(attempt.job.id)
     try:
         attempt.outcome = await _outcome(services, attempt, perform)
-        await count_usage(services, attempt)
-        attempt.job = await revalidate(services, attempt.job)
-        if not attempt.awaits_person:  # nobody can judge an answer that is not written yet
-            await judge(services, attempt, perform, partial(_ask_other, services, attempt))
+        await _weigh_outcome(services, attempt, perform)
         settled = await recorder.settle(attempt.outcome)
     except RunParked as parked:
         services.runtime.leases.drop(attempt.job.id)
@@ -120,6 +117,17 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
         # Its frames hold parts of the answer and, as the outcome of the attempt, would refer to themselves.
         failure.__traceback__ = failure.__cause__ = failure.__context__ = None
         return failure
+
+
+async def _weigh_outcome(services: Services, attempt: Attempt, perform: Perform) -> None:
+    """Count the usage, revalidate, and judge the answer."""
+    try:
+        await count_usage(services, attempt)
+        attempt.job = await revalidate(services, attempt.job)
+        if not attempt.awaits_person:  # nobody can judge an answer that is not written yet
+            await judge(services, attempt, perform, partial(_ask_other, services, attempt))
+    except Exception as error:  # noqa: BLE001 -- any error must settle the job
+        attempt.outcome = to_caller_error(error, attempt.job)
 
 
 async def _ask(services: Services, attempt: Attempt, perform: Perform) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from signoff.core.dialects.answer import Answer
-from signoff.core.job import Job
+from signoff.core.job import INTERRUPTED, Job
 from signoff.errors import BudgetSpent, JobNotFound, LimitReached, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt
 from signoff.store import TransitionRequest
@@ -58,7 +58,10 @@ class _JobRecorder:
         return job
 
     async def cut_off(self) -> None:
-        """Release the job with its attempt. The release completes even if the current task is cancelled."""
+        """Release the job with its attempt; cancel a waiting call, which no worker claims again.
+
+        That completes even if the current task is cancelled.
+        """
         services, job = self._services, self._attempt.job
         await count_usage(services, self._attempt)
         await release_reservation(services, self._attempt)  # first, because another worker may claim the job at once
@@ -67,7 +70,8 @@ class _JobRecorder:
         except Exception as error:  # noqa: BLE001 -- the lease lapses, and the sweeper rescues the job
             log.warning("job_release_failed", job_id=job.id, error=repr(error))
         else:
-            services.adapters.broker.notify(job.id, job.priority)
+            if not job.is_waiting_call:
+                services.adapters.broker.notify(job.id, job.priority)
 
 
 def _postponement(job: Job, outcome: Answer | SignoffError) -> float | None:
@@ -100,8 +104,10 @@ async def _postpone(services: Services, job: Job, seconds: float) -> None:
 
 
 async def _release(services: Services, attempt: Attempt) -> None:
-    job = attempt.job
-    request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(job))
+    job, changes = attempt.job, usage_columns(attempt.job)
+    request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=changes)
+    if job.is_waiting_call:
+        request = TransitionRequest(verb="cancel", actor=services.ids.actor, changes=changes | {"error": INTERRUPTED})
     await services.store.jobs.transition(job.id, request)
 
 

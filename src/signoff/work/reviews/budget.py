@@ -82,7 +82,7 @@ def _with_coin(ruling: Ruling, coin: Coin) -> Ruling:
 
 
 def held_without_pass(job: Job) -> Job:
-    """Return `job` with the ruling of an answer whose pass has lapsed before it was stored: it is held."""
+    """Return `job` with the ruling of an answer that has no pass, or whose pass has lapsed: it is held."""
     ruling = job.ruling or Ruling(outcome="hold")
     return msgspec.structs.replace(job, ruling=msgspec.structs.replace(ruling, outcome="hold", coin=None))
 

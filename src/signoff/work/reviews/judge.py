@@ -16,7 +16,7 @@ from signoff.core.reviews.ruling import Ruling
 from signoff.errors import ModelNotFound
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.ownership import names_held_object
-from signoff.work.reviews.budget import apply_budget
+from signoff.work.reviews.budget import apply_budget, held_without_pass
 from signoff.work.reviews.policies import owner_email
 from signoff.work.reviews.signals import AnswerSignals
 from signoff.work.services import Perform, Services
@@ -37,35 +37,35 @@ class _Judgement(NamedTuple):
 async def judge(services: Services, attempt: Attempt, perform: Perform, ask_other: AskOther) -> None:
     """Give the job of `attempt` the ruling of its policies on its answer; change nothing if the job cannot be held.
 
-    The strictest of all that applies counts. Log-probabilities that only the policies wanted are taken out of the
-    answer.
+    The strictest of all that applies counts. If a policy, a budget or the store fails, the answer is held.
+    Log-probabilities that only the policies wanted are taken out of the answer.
     """
     if not isinstance(attempt.outcome, Answer) or not attempt.job.policy.may_hold:
         return
-    judgement = await _judge_safely(services, attempt, perform)
+    try:
+        attempt.job = await _judged_job(services, attempt, perform, ask_other)
+    except Exception:
+        log.exception("policy_failed", job_id=attempt.job.id)
+        attempt.job = held_without_pass(attempt.job)
+    _take_out_logprobs(attempt)
+
+
+async def _judged_job(services: Services, attempt: Attempt, perform: Perform, ask_other: AskOther) -> Job:
+    """Return the job of `attempt` with its ruling. The model of a rule that asks another one is asked first."""
+    judgement = await _judge_answer(services, attempt, perform)
     if judgement is not None and judgement.match.action.then == "ask":
         is_answered = await ask_other(judgement.match.action.ask or "")
         if is_answered:  # once more, with the other answer
-            judgement = await _judge_safely(services, attempt, perform)
+            judgement = await _judge_answer(services, attempt, perform)
     ruling = None if judgement is None else _ruling(judgement)
     if ruling is None or (ruling.outcome == "pass" and await _must_hold(services, attempt.job)):
         ruling = msgspec.structs.replace(ruling, outcome="hold") if ruling is not None else Ruling(outcome="hold")
-    attempt.job = await apply_budget(services, attempt.job, ruling, await _policies_of(services, attempt.job))
-    _take_out_logprobs(attempt)
+    return await apply_budget(services, attempt.job, ruling, await _policies_of(services, attempt.job))
 
 
 def _take_out_logprobs(attempt: Attempt) -> None:
     if attempt.wants_logprobs and isinstance(attempt.outcome, Answer):
         attempt.outcome = msgspec.structs.replace(attempt.outcome, body=without_logprobs(attempt.outcome.body))
-
-
-async def _judge_safely(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
-    """Return what the policies say; None if they cannot be evaluated, and the answer must be held."""
-    try:
-        return await _judge_answer(services, attempt, perform)
-    except Exception:
-        log.exception("policy_failed", job_id=attempt.job.id)
-        return None
 
 
 async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
