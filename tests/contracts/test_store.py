@@ -22,7 +22,7 @@ from signoff.core.reviews.policy import JobPolicy
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.tokens import Usage
 from signoff.core.transitions import TRANSITIONS, Guard, replay
-from signoff.core.turn import Turn
+from signoff.core.turn import BEFORE_ALL_USERS, Turn
 from signoff.errors import Conflict, IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
 from signoff.store import TransitionRequest
 from signoff.stores import schema
@@ -821,6 +821,17 @@ async def test_a_user_with_jobs_for_later_does_not_hold_a_turn(store: AStore) ->
         await inserted(store, user_id=user, due_seconds=3600)
     due = await inserted(store, user_id=4)
     assert [job.id for job in await claim(store, limit=1)] == [due.id]
+
+
+@pytest.mark.parametrize("after_user", [BEFORE_ALL_USERS, 7, 200, 299])
+async def test_many_users_with_jobs_for_later_do_not_keep_others_from_their_turn(
+    store: AStore, after_user: int
+) -> None:
+    await together(inserted(store, user_id=user, due_seconds=3600) for user in range(300))
+    due = await inserted(store, user_id=300)
+    turn = Turn(after_user=after_user)
+    claimed = await store.jobs.claim(actor="worker", lease="l", limit=1, lease_seconds=60, turn=turn)
+    assert [job.id for job in claimed] == [due.id]
 
 
 async def test_claims_take_what_the_reference_takes(store: AStore) -> None:

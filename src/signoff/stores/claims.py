@@ -27,8 +27,6 @@ from signoff.stores.transitions import (
     update_for,
 )
 
-# Maximum number of users that a claim looks at, with or without an eligible job.
-MAX_VISITED = 256
 _PRIORITY = sa.bindparam("claimed_priority", type_=sa.Integer)
 _LATER = sa.literal_column("'later'", sa.Text)
 _NEXT_PRIORITY = sa.select(sa.func.max(jobs.c.priority)).where(
@@ -74,13 +72,13 @@ def _users_in_turn(tx: Tx, parameters: dict[str, Any], limit: int, turn: Turn) -
 
 @cache
 def _users_statement(full_models: int, full_users: int) -> sa.Select[Any]:
-    """Return the query for users after the user `after`: it reads one entry of the index for each, and not each job."""
+    """Return the query for users after the user `after`.
+
+    It reads one entry of the index for each user, and not each job, and goes on until it has `limit` of them.
+    """
     first = _next_user(sa.bindparam("after", type_=sa.Integer))
-    visited = sa.select(first.label("user_id"), sa.literal_column("1", sa.Integer).label("place")).cte(
-        "visited", recursive=True
-    )
-    is_next = (visited.c.user_id.is_not(None), visited.c.place < MAX_VISITED)
-    visited = visited.union_all(sa.select(_next_user(visited.c.user_id), visited.c.place + 1).where(*is_next))
+    visited = sa.select(first.label("user_id")).cte("visited", recursive=True)
+    visited = visited.union_all(sa.select(_next_user(visited.c.user_id)).where(visited.c.user_id.is_not(None)))
     eligible = sa.exists().where(jobs.c.user_id == visited.c.user_id, *_is_eligible(full_models))
     has_room = [visited.c.user_id != sa.bindparam(f"user_{number}", type_=sa.Integer) for number in range(full_users)]
     limit = sa.bindparam("limit", type_=sa.Integer)
