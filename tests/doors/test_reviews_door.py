@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ import msgspec
 import pytest
 
 from signoff.core.access import Role
+from signoff.core.job import Job
 from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.ruling import Ruling
 from signoff.runtime.attempt import Attempt
+from signoff.store import TransitionRequest
 from signoff.work import attempt
 from support.live_server import Live, chat, live, until
 
@@ -312,6 +315,32 @@ async def test_a_bulk_decision_is_previewed_applied_once_and_undone(tmp_path: Pa
         assert undone["undone"] == len(selected) - 1
         _, page = await it.ask("ann", "GET", "")
         assert {item["round"] for item in page["data"] if item["job_id"] in selected} == {2}
+
+
+async def test_a_bulk_decision_that_was_cut_off_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        for number in range(12):
+            await it.held(f"Hello {number}")
+        _, bulk = await it.ask("ann", "POST", "/bulk", {"verdict": "approve"})
+        path, selected = f"/bulk/{bulk['id']}", {item["job_id"] for item in bulk["items"]}
+        assert len(selected) > 2
+        assert (await it.ask("ann", "POST", f"{path}/undo"))[0] == 409
+        # given a process that ends when it has decided on two of them
+        services, number = it.server.services, itertools.count(1)
+        transition = services.store.jobs.transition
+
+        async def transition_until_the_end(job_id: str, *steps: TransitionRequest) -> Job:
+            if steps[0].verb == "decide" and next(number) > 2:
+                raise RuntimeError("killed")
+            return await transition(job_id, *steps)
+
+        monkeypatch.setattr(services.store.jobs, "transition", transition_until_the_end)
+        assert (await it.ask("ann", "POST", f"{path}/apply"))[0] == 500
+        # then these two are undone, and none is decided
+        _, undone = await it.ask("ann", "POST", f"{path}/undo")
+        assert (undone["undone"], undone["decided"]) == (2, 0)
+        _, page = await it.ask("ann", "GET", "")
+        assert sorted(item["round"] for item in page["data"]) == [1] * 10 + [2] * 2
 
 
 async def test_reasons_are_kept_by_admins_and_a_rejection_needs_one(tmp_path: Path) -> None:

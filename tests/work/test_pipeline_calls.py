@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,15 @@ import openai
 import pytest
 
 from fakes.echoing import REPLY, EchoingModel
+from signoff.core.job import Job
 from signoff.work.admin.people import create_token, create_user
-from support.live_server import Live, chat, words
+from signoff.work.perform import perform
+from signoff.work.pipelines import step
+from signoff.work.services import Services
+from support.live_server import Live, chat, live, words
 from support.pipeline_cases import PIPELINES
 from support.pipelines import call, composing, save, save_prompts, submit
+from support.stores import a_job
 
 pytestmark = pytest.mark.anyio
 
@@ -293,3 +298,20 @@ async def test_lists_of_jobs_contain_steps_only_if_they_are_held(server: Live) -
     assert await listed(reviewer) == [None]
     assert await listed(ann, "&status=human") == []
     assert await listed(reviewer, "&status=human") == [job]
+
+
+async def test_a_step_that_is_not_due_by_the_clock_of_the_database_is_asked_for_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = list[float]()
+
+    async def note_wait(services: Services, job_id: str, seconds: float, has_changed: Callable[[Job], bool]) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(step, "wait_until", note_wait)
+    async with live(tmp_path) as server:
+        postponed = await server.services.store.jobs.insert(a_job(lane="later"), actor="test", due_seconds=60)
+        # given a process whose clock says that the step is due
+        await step._advance(server.services, postponed, perform, due_in=-1)
+        await step._advance(server.services, postponed, perform, due_in=0.3)
+    assert waits == [1.0, 0.3]

@@ -99,11 +99,17 @@ async def await_step(services: Services, step: Job, perform: Perform) -> Job:
 
 
 async def _advance(services: Services, step: Job, perform: Perform, due_in: float) -> None:
-    """Perform the step if it is due and has no lease; else wait for a change of it, at most MAX_POLL_SECONDS."""
-    if step.lease is None and due_in <= 0 and (claimed := await _claim(services, step)) is not None:
+    """Perform the step if it is due and has no lease; else wait for a change of it, at most MAX_POLL_SECONDS.
+
+    The clock of the database, which decides whether it is due, may be behind the one of this process.
+    """
+    is_free = step.lease is None and due_in <= 0
+    if is_free and (claimed := await _claim(services, step)) is not None:
         await perform(services, claimed)
         return
-    seconds = MAX_POLL_SECONDS if step.lease else min(max(due_in, MIN_POLL_SECONDS), MAX_POLL_SECONDS)
+    seconds = min(max(due_in, MIN_POLL_SECONDS), MAX_POLL_SECONDS)
+    if step.lease or is_free:
+        seconds = MAX_POLL_SECONDS
     await wait_until(services, step.id, seconds, lambda job: job.seq != step.seq)
 
 

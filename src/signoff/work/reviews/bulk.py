@@ -1,6 +1,6 @@
 """Bulk decisions: select similar answers, look at how many they are, decide on all of them, and undo that."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -112,8 +112,14 @@ async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
 
 
 async def undo_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
-    """Undo each decision of a bulk that has not taken effect. Raises NotFound, and Conflict if it was not applied."""
+    """Undo each decision of a bulk that has not taken effect, also after a crash in the middle of `apply_bulk`.
+
+    Raises NotFound, and Conflict if the bulk was not applied.
+    """
     bulk = await get_bulk(services, caller, bulk_id)
+    decided = await _decided_ids(services, bulk, bulk.items)
+    items = [msgspec.structs.replace(each, state="decided") if each.job_id in decided else each for each in bulk.items]
+    bulk = msgspec.structs.replace(bulk, items=tuple(items))
     if bulk.items and all(item.state == "selected" for item in bulk.items):
         raise Conflict("The bulk decision was not applied, so there is nothing to undo.")
     return await _apply(services, bulk, "decided", "undone", lambda item: undo_verdict(services, caller, item.job_id))
@@ -135,7 +141,7 @@ async def _apply(
                 await operation(item)
                 state, message = after, None
             except SignoffError as error:
-                is_done = before == "selected" and await _is_decided(services, bulk, item)
+                is_done = before == "selected" and bool(await _decided_ids(services, bulk, [item]))
                 state, message = (after, None) if is_done else (_failed(before), error.message)
         items.append(msgspec.structs.replace(item, state=state, message=message))
     bulk = msgspec.structs.replace(bulk, items=tuple(items))
@@ -148,13 +154,15 @@ def _failed(before: BulkState) -> BulkState:
     return "skipped" if before == "selected" else before
 
 
-async def _is_decided(services: Services, bulk: Bulk, item: BulkItem) -> bool:
-    """Return True if an earlier attempt to apply the bulk has decided on the item."""
-    decisions = await services.store.reviews.decisions([item.job_id])
-    return any(
-        (each.round, each.decision.reviewer, each.decision.verdict) == (item.round, bulk.reviewer, bulk.verdict)
-        for each in decisions
-    )
+async def _decided_ids(services: Services, bulk: Bulk, items: Sequence[BulkItem]) -> set[str]:
+    """Return the jobs of `items` on which an earlier attempt to apply the bulk has decided, and not noted it."""
+    rounds = {item.job_id: item.round for item in items if item.state == "selected"}
+    return {
+        each.job_id
+        for each in await services.store.reviews.decisions([*rounds])
+        if (each.round, each.decision.reviewer, each.decision.verdict)
+        == (rounds[each.job_id], bulk.reviewer, bulk.verdict)
+    }
 
 
 async def get_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
