@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from signoff.core.access import User
+from signoff.core.log import LogLine
 from signoff.errors import Conflict
 from signoff.records import ERASED_EMAIL, ReceiptFilter
 from support.stores import AStore, a_call, a_step, held, inserted, logged
@@ -34,6 +35,18 @@ async def test_only_ended_jobs_of_the_user_are_deleted(store: AStore) -> None:
     assert [await store.jobs.get(job_id) is not None for job_id in ids] == [False, True, True, False, False]
     assert await store.jobs.events(ended.id) == []
     assert await store.erasures.delete_jobs(user.id, ids) == 0
+
+
+async def test_log_lines_that_name_a_deleted_job_are_deleted(store: AStore) -> None:
+    user = await a_disabled_user(store)
+    jobs = [await inserted(store, status="success", user_id=user.id, id=f"0193_%a{name}") for name in "bcde"]
+    texts = ["nothing", "for 0193_%Ab, and more", "0193_%ac 0193_%ad", "0193_%af", "0193xa", "0193_%ae" * 2]
+    lines = [("m", LogLine(at=number, level="info", text=text)) for number, text in enumerate(texts)]
+    await store.model_logs.add(lines, max_lines=100)
+    await store.erasures.delete_jobs(user.id, [])
+    assert len(await store.model_logs.read("m", 100)) == len(texts)
+    await store.erasures.delete_jobs(user.id, [job.id for job in jobs])
+    assert [line.text for line in await store.model_logs.read("m", 100)] == ["nothing", "0193_%af", "0193xa"]
 
 
 async def test_receipts_stay_without_their_salts(store: AStore) -> None:
