@@ -272,7 +272,7 @@ class ModelNotFound(NotFound):
 
 
 class NoDefaultModel(ModelNotFound):
-    """No model is the default one: name one in `model`, or let an admin mark one (signoff model add NAME --default)."""
+    """No model is the default one: name one in `model`, or let an admin mark one (signoff model default NAME)."""
 
     code = "no_default_model"
 

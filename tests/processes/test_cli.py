@@ -389,9 +389,11 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["migrate", ""],
         ["model", "add", "gpt-*", "--kind", "openai", "--url", url, "--key-stdin", "sk-very-secret-key\n"],
         ["model", "add", "mine", "--kind", "subprocess", "--command", "run 'a b' --port {port}", "--serve", ""],
-        ["model", "add", "fake", "--kind", "echo", "--review", "always", "--default", ""],
+        ["model", "add", "fake", "--kind", "echo", "--review", "always", ""],
         ["model", "add", "lawyer", "--kind", "person", "--review-queue", "legal", ""],
         ["model", "add", "lawyer", "--kind", "person", "--review", "never", ""],
+        ["model", "default", "fake", ""],
+        ["model", "default", "nosuch", ""],
         ["model", "list", ""],
         ["model", "remove", "mine", ""],
         ["model", "remove", "mine", ""],
@@ -400,12 +402,15 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["review", ""],
         ["doctor", ""],
     )
-    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert [code for code, _, _ in results] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0]
     assert results[0] == results[1] == (0, "The schema is up to date.\n", "")
-    listed, removed, again, after, jobs, review, doctor = results[7:]
+    listed, removed, again, after, jobs, review, doctor = results[9:]
     rows = {row.split()[1]: row for row in listed[1].splitlines() if "│" in row}
     assert url in rows["gpt-*"]
     assert "run 'a b' --port '{port}'" in rows["mine"]
+    # a new default model keeps its other values
+    assert results[7][1] == "fake is the default model.\n"
+    assert "No model is registered as 'nosuch'" in results[8][2]
     assert "always" in rows["fake"]
     assert "yes" in rows["fake"]
     assert "always" in rows["lawyer"]

@@ -71,7 +71,7 @@ async def test_a_pattern_hides_names_also_right_after_a_change(tmp_path: Path) -
 async def test_echo_is_never_the_default_model(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         models = ModelCache(server.services.store.catalog, [Model(name="echo", kind="echo")])
-        with pytest.raises(NoDefaultModel, match="--default") as caught:
+        with pytest.raises(NoDefaultModel, match="signoff model default NAME") as caught:
             await models.find(None)
         assert (caught.value.status, caught.value.code) == (404, "no_default_model")
         await server.model("mine", default=True)

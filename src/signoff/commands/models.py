@@ -17,6 +17,7 @@ from signoff.work.admin.registry import (
     ModelKeys,
     all_models,
     default_model,
+    mark_default,
     model_by_name,
     register_model,
     unregister_model,
@@ -150,6 +151,13 @@ def model_list() -> None:
 
 async def _models_and_default(services: Services) -> tuple[Sequence[Model], Model | None]:
     return await all_models(services), await default_model(services)
+
+
+@models.register("default", "signoff model default gpt-4o")
+def model_default(name: RegisteredName) -> None:
+    """Use a registered model for requests that name no model."""
+    run(load(), lambda services: mark_default(services, name))
+    out.print(f"{name} is the default model.")
 
 
 @models.register("remove", "signoff model remove mine")

@@ -94,8 +94,20 @@ async def register_model(
     services.caches.models.invalidate()
 
 
+async def mark_default(services: Services, name: str) -> None:
+    """Make a registered model the default one, and change nothing else of it. Raises ModelNotFound, BadRequest."""
+    model = next((each for each in await services.store.catalog.models() if each.name == name), None)
+    if model is None:
+        raise _not_registered(name)
+    await register_model(services, msgspec.structs.replace(model, default=True))
+
+
 async def unregister_model(services: Services, name: str) -> None:
     """Remove a registered model from the catalog. Raises ModelNotFound."""
     if not await services.store.catalog.drop_model(name):
-        raise ModelNotFound(f"No model is registered as {name!r}; GET /api/models lists all models.")
+        raise _not_registered(name)
     services.caches.models.invalidate()
+
+
+def _not_registered(name: str) -> ModelNotFound:
+    return ModelNotFound(f"No model is registered as {name!r}; GET /api/models lists all models.")
