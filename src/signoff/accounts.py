@@ -103,7 +103,8 @@ class People(Protocol):
         `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
         are the cache rule and the upstream key for requests that use the token. A new sign-in link ends the former
         links of the user. Raises Conflict for a session if the user does not have this `password_hash` any more, or is
-        disabled, so that a change that ends all sessions does not miss one that begins at the same time.
+        disabled, so that a change that ends all sessions does not miss one that begins at the same time; and for an
+        API token if the user has as many that are alive as `core.access` allows.
         """
         ...
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+from signoff.core import access
 from signoff.core import sign_in as core_sign_in
 from signoff.core.access import TokenKind
 from signoff.core.sign_in import sign_in_limits
@@ -126,6 +127,28 @@ async def test_active_tokens_are_listed_in_pages(store: AStore) -> None:
     assert await people.tokens("session", None) == [(session, ann)]
     assert await people.users(after_id=ann.id) == [bob]
     assert await people.users(limit=1) == [ann]
+
+
+async def test_a_user_has_a_limited_number_of_tokens_that_are_alive(
+    store: AStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "MAX_TOKENS_OF_USER", 2)
+    people = store.people
+    ann, bob = [await people.put_user(f"{name}@example.com", "user") for name in ("ann", "bob")]
+
+    async def add(digest: str, user_id: int = ann.id, kind: TokenKind = "api", seconds: float | None = None) -> int:
+        return (await people.add_token(user_id, digest, kind=kind, name="", role="user", seconds=seconds)).id
+
+    await add("over", seconds=-1)
+    await add("session", kind="session", seconds=60)
+    first = await add("first")
+    await add("second", seconds=60)
+    with pytest.raises(Conflict, match="at most 2 API tokens"):
+        await add("third")
+    await add("link", kind="signin", seconds=60)
+    await add("of bob", bob.id)
+    await people.revoke_token("api", first, ann.id)
+    await add("third")
 
 
 async def test_a_token_is_revoked_by_its_id_once(store: AStore) -> None:

@@ -167,6 +167,17 @@ async def test_an_upstream_key_is_stored_shared_bound_to_a_token_and_removed(ser
     assert (await user.api("GET", "/api/keys"))["data"] == []
 
 
+@pytest.mark.parametrize("form", [{"days": "10000000"}, {"days": "36501"}, {"days": "0"}, {"name": "n" * 201}])
+async def test_a_token_of_the_page_has_the_limits_of_the_api(form: dict[str, str], server: Live) -> None:
+    user = await signed_in(server, "user", "limitless")
+    await user.submit("/dashboard/people/tokens", status=400, **{"name": "x"} | form)
+    assert (await user.api("GET", "/api/tokens"))["data"] == []
+    await user.submit("/dashboard/people/tokens", name="n" * 200, days="36500")
+    [token] = (await user.api("GET", "/api/tokens"))["data"]
+    assert token["expires_at"] > "2100"
+    await user.api("DELETE", f"/api/tokens/{token['id']}", status=204)
+
+
 async def test_a_user_gets_a_new_sign_in_link_from_an_admin(server: Live) -> None:
     admin, user = await signed_in(server, "admin", "linker"), await signed_in(server, "user", "forgetful")
     [person] = (await user.api("GET", "/api/users"))["data"]

@@ -149,6 +149,9 @@ async def test_a_rejection_needs_a_reason(tmp_path: Path) -> None:
             status, _ = await decide_by_form(server, fields | {"answer": "x", "verdict": "reject", "reason": reason})
             assert status == 400
         assert (await server.services.store.jobs.get(job.id)).status == "human"
+        too_long = [{"verdict": "reject", "reason": "n" * 10_001}, {"verdict": "redo", "note": "n" * 10_001}]
+        for each in too_long:
+            assert (await decide_by_form(server, fields | {"answer": "x"} | each))[0] == 400
         form = fields | {"answer": "x", "verdict": "reject", "reason": "no"}
         assert (await decide_by_form(server, form))[0] == 303
 

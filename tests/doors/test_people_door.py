@@ -9,6 +9,7 @@ import pytest
 
 from signoff.core.access import Role
 from signoff.core.api_tokens import PREFIX
+from signoff.errors import BadRequest
 from signoff.runtime import invalidation
 from signoff.stores.people_schema import tokens, users
 from signoff.work.admin.people import create_token, create_user, sign_in_link
@@ -110,6 +111,14 @@ async def test_nobody_creates_a_token_with_rights_that_they_do_not_have(
 
         assert (await server.ask("POST", "/api/tokens", ann, json=body))[0] == status
         assert len(await listed(server, "/api/tokens", ann)) == 1
+
+
+async def test_no_token_has_a_longer_name_or_life_whoever_creates_it(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user = await create_user(server.services, "ann@example.com", "user")
+        for more in ({"name": "n" * 201}, {"seconds": 1e15}, {"seconds": float("inf")}, {"seconds": float("nan")}):
+            with pytest.raises(BadRequest, match="at most"):
+                await create_token(server.services, user, **more)
 
 
 async def test_a_token_creates_none_with_more_rights_or_a_later_end_than_its_own(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def path_from_services(node: ast.AST) -> str | None:
     return None
 
 
+def test_pages_check_the_bodies_that_they_make_as_the_api_does() -> None:
+    # A call of a struct does not check the limits of its fields, which `parse_json` and `parse_fields` do.
+    parsed = (
+        call for name, tree in modules().items() if name.startswith("doors/") for call in calls(tree, "parse_json")
+    )
+    bodies = {call.args[1].id for call in parsed if isinstance(call.args[1], ast.Name)}
+    assert {"TokenRequest", "NewPrice", "LimitDescription", "QueueChange", "UserChange"} <= bodies
+    unchecked = [
+        f"{name}:{node.lineno} {node.func.id}"
+        for name, tree in modules().items()
+        if name.startswith("dashboard/")
+        for node in nodes(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in bodies
+    ]
+    assert unchecked == []
+
+
 def test_doors_give_the_services_no_other_name() -> None:
     assert not [f"{at}:{getattr(node, 'lineno', 0)}" for at, node in outside() if hides_services(node)]
 

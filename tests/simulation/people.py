@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
+from signoff.core.access import Role, Token, TokenKind, User, check_token_count, has_fewer_rights
 from signoff.core.audit import (
     Actor,
     account_bound,
@@ -161,6 +161,10 @@ class MemoryPeople:
             user = self._user(user_id)
             if kind == "session" and (user is None or not user.active or user.password_hash != password_hash):
                 raise Conflict("The user was disabled, or got a new password, meanwhile; sign in again.")
+            if kind == "api":
+                own = (each for each in self._tables.tokens.values() if each.user_id == user_id and each.kind == "api")
+                living = (each for each in own if each.active and (each.expires_at or tx.now + 1) > tx.now)
+                check_token_count(sum(1 for _ in living) + 1)
             number = len(self._tables.tokens) + 1
             if kind == "signin":
                 self._end(lambda token: token.user_id == user_id and token.kind == "signin")

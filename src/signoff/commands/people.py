@@ -22,10 +22,10 @@ from signoff.core.wire import format_time
 from signoff.records import ERASED_EMAIL
 from signoff.settings import load
 from signoff.work.admin.erasure import erase_user
-from signoff.work.admin.issue import MAX_DAYS
 from signoff.work.admin.oidc import bind_account
 from signoff.work.admin.people import (
     DAY_SECONDS,
+    MAX_DAYS,
     UserChange,
     change_user,
     create_token,

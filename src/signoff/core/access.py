@@ -11,6 +11,8 @@ Role = Literal["admin", "reviewer", "user"]
 # From the most rights to the fewest.
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
 MAX_KEYS_OF_USER = 1000
+# API tokens of a user that are neither revoked nor expired.
+MAX_TOKENS_OF_USER = 1000
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +163,12 @@ def check_key_count(number: int) -> None:
     """Raise Conflict if a user would have more upstream keys than one user may have."""
     if number > MAX_KEYS_OF_USER:
         raise Conflict(f"A user may have at most {MAX_KEYS_OF_USER} upstream keys; remove some of them.")
+
+
+def check_token_count(number: int) -> None:
+    """Raise Conflict if a user would have more API tokens that are alive than one user may have."""
+    if number > MAX_TOKENS_OF_USER:
+        raise Conflict(f"A user may have at most {MAX_TOKENS_OF_USER} API tokens; revoke some of them.")
 
 
 def may_remove(caller: Caller, key: UpstreamKey) -> bool:

@@ -20,7 +20,8 @@ from signoff.dashboard.review import DECIDED, VERDICTS
 from signoff.dashboard.shell import REVIEW, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_digits, parse_form
+from signoff.doors.http import parse_digits, parse_fields, parse_form
+from signoff.doors.reviews import BulkRequest
 from signoff.errors import BadRequest, JobNotFound, SignoffError
 from signoff.work.jobs.query import get_job
 from signoff.work.reviews.bulk import BulkSelection, apply_bulk, get_bulk, select_bulk, undo_bulk
@@ -194,12 +195,14 @@ async def _selection(services: Services, caller: Caller, form: BulkForm) -> Bulk
         min_age_seconds=float(form.age) if form.age in AGES else None,
         limit=MAX_BULK,
     )
+    fields = {"verdict": verdict, "reason": form.reason.strip() or None, "policy": form.policy.strip() or None}
+    new = parse_fields(fields, BulkRequest, "bulk decision")
     return BulkSelection(
         filters=await with_queues(services, caller, form.queue or None, filters),
-        policy=form.policy.strip() or None,
+        policy=new.policy,
         signals=form.conditions(),
         verdict=verdict,
-        reason=form.reason.strip() or None,
+        reason=new.reason,
     )
 
 

@@ -17,7 +17,8 @@ from signoff.dashboard.review import DECIDED
 from signoff.dashboard.shell import REVIEW, page, redirect
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_form
+from signoff.doors.http import parse_fields, parse_form
+from signoff.doors.reviews import EscalateRequest
 from signoff.errors import BadRequest, JobNotFound
 from signoff.work.jobs.query import get_job
 from signoff.work.reviews.history import PastVerdict, past_verdicts
@@ -42,7 +43,8 @@ async def post_move(
     if assignee:
         await assign(services, caller, job_id, assignee, to_queue)
     elif to_queue is not None:
-        await escalate(services, caller, job_id, to_queue, reason or None)
+        move = parse_fields({"queue": to_queue, "reason": reason or None}, EscalateRequest, "move")
+        await escalate(services, caller, job_id, move.queue, move.reason)
     else:
         raise BadRequest("`to_queue` or `assignee` is needed to move an answer. Go back and fill one of them in.")
     view = view_of(form)

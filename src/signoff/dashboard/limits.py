@@ -15,7 +15,7 @@ from signoff.core.price import NANO, dollars
 from signoff.dashboard.shell import LIMITS, format_cost, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_digits, parse_form
+from signoff.doors.http import parse_digits, parse_fields, parse_form
 from signoff.doors.limits import LimitDescription, save_limit
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.admin.limits import (
@@ -188,7 +188,8 @@ def _form_of(status: LimitStatus) -> LimitForm:
 
 def _description(form: LimitForm) -> LimitDescription:
     costs = {name: getattr(form, name).strip() or None for name in COSTS}
-    return LimitDescription(**{name: _whole(name, getattr(form, name).strip()) for name in COUNTS}, **costs)
+    counts = {name: _whole(name, getattr(form, name).strip()) for name in COUNTS}
+    return parse_fields(counts | costs, LimitDescription, "limit")
 
 
 def _whole(name: str, text: str) -> int | None:

@@ -16,7 +16,7 @@ from signoff.dashboard.upstream_keys import keys_of
 from signoff.dashboard.user import HANDLERS
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import INTS, parse_digits, parse_form, scheme_of
+from signoff.doors.http import INTS, parse_digits, parse_fields, parse_form, scheme_of
 from signoff.doors.people import check_token
 from signoff.errors import BadRequest
 from signoff.work.admin.issue import TokenRequest, issue_token
@@ -63,14 +63,14 @@ async def show_people(
 async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
     """Create a token, and redirect to the page, which shows it once."""
     form = await _form(request)
-    new = TokenRequest(
-        name=form.get("name", "").strip(),
-        email=form.get("email", "").strip() or None,
-        role=_role(form["role"]) if form.get("role") else None,
-        days=_days(form.get("days", "").strip()),
-        key_id=_cursor(form.get("key", "").strip()) or None,
-    )
-    new_token = await issue_token(services, check_token(caller), new)
+    fields = {
+        "name": form.get("name", "").strip(),
+        "email": form.get("email", "").strip() or None,
+        "role": _role(form["role"]) if form.get("role") else None,
+        "days": _days(form.get("days", "").strip()),
+        "key_id": _cursor(form.get("key", "").strip()) or None,
+    }
+    new_token = await issue_token(services, check_token(caller), parse_fields(fields, TokenRequest, "token"))
     return _to_secret(request, "New token", new_token.token)
 
 
@@ -100,7 +100,8 @@ async def post_change(
     form = await _form(request)
     role = _role(form["role"]) if form.get("role") else None
     active = {"disable": False, "enable": True}.get(form.get("action", ""))
-    await change_user(services, check_token(caller), user_id, UserChange(role=role, active=active))
+    change = parse_fields({"role": role, "active": active}, UserChange, "change of a user")
+    await change_user(services, check_token(caller), user_id, change)
     return _to_people()
 
 
@@ -187,8 +188,7 @@ def _role(text: str) -> Role:
 def _days(text: str) -> float | None:
     if not text:
         return None
-    days = parse_digits(text)
-    if days is None or not 0 < days < INTS:
+    if (days := parse_digits(text)) is None:
         raise BadRequest(f"`days` must be a whole number of days, or empty for no end (got {text!r}).")
     return float(days)
 

@@ -14,7 +14,7 @@ from signoff.core.wire import format_time
 from signoff.dashboard.shell import PRICES, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_form
+from signoff.doors.http import parse_fields, parse_form
 from signoff.doors.usage import NewPrice, parse_microseconds, parse_price
 from signoff.errors import SignoffError
 from signoff.work.admin.registry import all_models
@@ -80,14 +80,15 @@ async def post_removal(request: AnyRequest, services: InjectedServices, caller: 
 
 
 def _new(form: PriceForm) -> NewPrice:
-    return NewPrice(
-        model=form.model.strip(),
-        input=form.input.strip() or "0",
-        output=form.output.strip() or "0",
-        cached_input=form.cached_input.strip() or None,
-        request=form.request.strip() or "0",
-        valid_from=form.valid_from.strip() or None,
-    )
+    fields = {
+        "model": form.model.strip(),
+        "input": form.input.strip() or "0",
+        "output": form.output.strip() or "0",
+        "cached_input": form.cached_input.strip() or None,
+        "request": form.request.strip() or "0",
+        "valid_from": form.valid_from.strip() or None,
+    }
+    return parse_fields(fields, NewPrice, "price")
 
 
 async def _prices_page(

@@ -14,12 +14,11 @@ from signoff.core.reviews.queues import ReviewQueue
 from signoff.dashboard.shell import QUEUES, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import parse_form
+from signoff.doors.http import parse_fields, parse_form
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.reviews.history import queue_depths
 from signoff.work.reviews.queues import (
     QueueChange,
-    QueueWebhook,
     list_queues,
     list_reasons,
     put_queue,
@@ -134,18 +133,17 @@ def _form_of(queue: ReviewQueue) -> QueueForm:
 
 def _change_of(form: QueueForm) -> QueueChange:
     """Return the change that the form describes. Raises BadRequest."""
-    webhook: QueueWebhook | msgspec.UnsetType | None = msgspec.UNSET
+    fields: dict[str, Any] = {
+        "members": _words(form.members),
+        "emails": _words(form.emails),
+        "digest_seconds": _seconds("digest_seconds", form.digest_seconds),
+        "ageing_seconds": _seconds("ageing_seconds", form.ageing_seconds) if form.ageing_seconds.strip() else None,
+    }
     if form.webhook.strip():
-        webhook = QueueWebhook(url=form.webhook.strip(), secret=form.secret.strip() or None)
+        fields["webhook"] = {"url": form.webhook.strip(), "secret": form.secret.strip() or None}
     elif form.drop_webhook:
-        webhook = None
-    return QueueChange(
-        members=_words(form.members),
-        emails=_words(form.emails),
-        webhook=webhook,
-        digest_seconds=_seconds("digest_seconds", form.digest_seconds),
-        ageing_seconds=_seconds("ageing_seconds", form.ageing_seconds) if form.ageing_seconds.strip() else None,
-    )
+        fields["webhook"] = None
+    return parse_fields(fields, QueueChange, "review queue")
 
 
 def _words(text: str) -> list[str]:

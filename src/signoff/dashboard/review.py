@@ -19,7 +19,8 @@ from signoff.dashboard.media import media_of
 from signoff.dashboard.shell import REVIEW, address_of, page, redirect
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import INTS, parse_digits, parse_form
+from signoff.doors.http import INTS, parse_digits, parse_fields, parse_form
+from signoff.doors.reviews import DecideRequest
 from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
 from signoff.work.jobs.query import get_job
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
@@ -187,12 +188,11 @@ async def post_verdict(
         response = await _review_page(request, services, caller, card, view=view_of(form), skip=skip)
         response.status_code = 400
         return response
+    instruction = (note or None) if verdict == "redo" else None
+    fields = {"verdict": verdict, "round": _round(form), "reason": reason or None, "instruction": instruction}
+    new = parse_fields(fields, DecideRequest, "verdict")
     verdict_request = VerdictRequest(
-        verdict=verdict,
-        reason=reason or None,
-        edit=desk_edit.edit,
-        round=_round(form),
-        instruction=(note or None) if verdict == "redo" else None,
+        verdict=verdict, reason=new.reason, edit=desk_edit.edit, round=new.round, instruction=new.instruction
     )
     await decide_on_desk(services, caller, job.id, verdict_request, uses_draft=False)
     return await _to_next(services, caller, form, decided=job.id)

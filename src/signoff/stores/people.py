@@ -7,7 +7,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
+from signoff.core.access import Role, Token, TokenKind, User, check_token_count, has_fewer_rights
 from signoff.core.audit import (
     Actor,
     account_bound,
@@ -182,6 +182,8 @@ class SqlPeople:
             bump(tx, "people")  # before the user is read: it waits for a change of the user to commit
             if kind == "session":
                 _check_unchanged(tx, user_id, password_hash)
+            if kind == "api":
+                check_token_count(_living_tokens(tx, user_id) + 1)
             _end_sessions(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
             values["cache"] = cache
@@ -374,6 +376,13 @@ def _check_unchanged(tx: Tx, user_id: int, password_hash: str | None) -> None:
     is_same = (users.c.id == user_id, users.c.active, users.c.password_hash.is_not_distinct_from(password_hash))
     if tx.conn.execute(sa.select(users.c.id).where(*is_same)).first() is None:
         raise Conflict("The user was disabled, or got a new password, meanwhile; sign in again.")
+
+
+def _living_tokens(tx: Tx, user_id: int) -> int:
+    """Return the number of API tokens of a user that are neither revoked nor expired."""
+    is_alive = (tokens.c.active, tokens.c.expires_at.is_(None) | (tokens.c.expires_at > tx.now))
+    query = sa.select(sa.func.count()).where(tokens.c.user_id == user_id, tokens.c.kind == "api", *is_alive)
+    return tx.conn.execute(query).scalar_one()
 
 
 def _end_sessions(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:

@@ -8,17 +8,14 @@ from signoff.core.access import Caller, Role, User, check_admin, lower_role
 from signoff.core.api_tokens import hash_token
 from signoff.core.cache import CacheRule
 from signoff.errors import BadRequest, Conflict, Forbidden
-from signoff.work.admin.people import DAY_SECONDS, create_token, user_with_email
+from signoff.work.admin.people import DAY_SECONDS, MAX_DAYS, MAX_TOKEN_NAME_LENGTH, create_token, user_with_email
 from signoff.work.services import Services
-
-MAX_DAYS = 36_500
-MAX_NAME_LENGTH = 200
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Request for a new token, and the body of `POST /api/tokens`."""
 
-    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)] = ""
+    name: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_NAME_LENGTH)] = ""
     """Description of what the token is for."""
     email: str | None = None
     """E-mail address of the owner, for admins; None for the caller."""

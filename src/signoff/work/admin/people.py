@@ -10,6 +10,9 @@ from signoff.work.admin.keys import key_of_user
 from signoff.work.services import Services
 
 DAY_SECONDS = 24 * 3600.0
+# Longest lifetime of a token; a later end could not be written as a date.
+MAX_DAYS = 36_500
+MAX_TOKEN_NAME_LENGTH = 200
 SIGN_IN_SECONDS = DAY_SECONDS
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
 MAX_EMAIL_LENGTH = 254
@@ -95,12 +98,14 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
         key_id: The upstream key for requests with this token; None for that of the model.
 
     Raises:
-        BadRequest: `role` has more rights than the user, or the user is disabled.
+        BadRequest: `role` has more rights than the user, the user is disabled, or `name` or `seconds` is too long.
         NotFound: the user may not use the key.
-        Conflict: the token is a session, and the user was disabled or got a new password since `user` was read.
+        Conflict: the token is a session, and the user was disabled or got a new password since `user` was read; or it
+            is an API token, and the user has too many.
     """
     if not user.active:
         raise BadRequest(f"{user.email} is disabled; enable the user with: signoff user enable {user.email}")
+    _check_bounds(name, seconds)
     role = role or user.role
     if lower_role(role, user.role) != role:
         raise BadRequest(f"`role` must not exceed the role of {user.email}, which is {user.role} (got {role}).")
@@ -119,6 +124,14 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
         password_hash=user.password_hash,
     )
     return token
+
+
+def _check_bounds(name: str, seconds: float | None) -> None:
+    """Raise BadRequest if a token would have too long a name, or too long a life."""
+    if len(name) > MAX_TOKEN_NAME_LENGTH:
+        raise BadRequest(f"`name` must be at most {MAX_TOKEN_NAME_LENGTH} characters long (got {len(name)}).")
+    if seconds is not None and not seconds <= MAX_DAYS * DAY_SECONDS:
+        raise BadRequest(f"`days` must be at most {MAX_DAYS} (got {seconds / DAY_SECONDS:g}).")
 
 
 async def sign_in_link(services: Services, user: User) -> str:
