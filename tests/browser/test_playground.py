@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from support.browser import Enter
-from support.live_server import Live
+from support.live_server import Live, chat
 
 pytestmark = pytest.mark.anyio
 
@@ -44,3 +44,28 @@ async def test_a_fault_of_one_side_is_shown_there(server: Live, enter: Enter) ->
     await expect(page.locator("#state-left")).to_have_text("Answered")
     await expect(page.locator("#state-right")).to_have_text("Failed")
     await expect(page.locator("#text-right")).to_contain_text("nosuch")
+
+
+async def test_an_answer_that_comes_late_appears_by_itself_until_one_asks_anew(server: Live, enter: Enter) -> None:
+    await server.model("reviewed", review="always")
+    owner = await enter("late", "user")
+    token, desk = await server.token("user", "late@example.com"), await server.token("admin", "desk@example.com")
+    for word in ("first", "second"):
+        _, job = await server.ask(
+            "POST", "/api/jobs", token, json={"target": "reviewed", "body": chat(word, "reviewed")}
+        )
+        await server.job_when(token, job["job_id"], lambda job: job["status"] == "human")
+        await owner.visit(f"/dashboard/playground?left={job['job_id']}")
+        await expect(owner.page.locator("#state-left")).to_have_text("In review")
+        if word == "second":  # the part that looks again is gone, and with it what it would show
+            await owner.page.get_by_label("Ask", exact=True).fill("echo")
+            await owner.page.get_by_label("Message", exact=True).fill("other")
+            await owner.press("Control+Enter")
+            await expect(owner.page.locator("#text-left")).to_have_text("other")
+            await expect(owner.page.locator("[hx-get*=playground]")).to_have_count(0)
+            continue
+        verdict = {"id": job["job_id"], "status": "success"}
+        assert (await server.ask("POST", "/reviewJob", desk, json=verdict))[0] == 200
+        await expect(owner.page.locator("#text-left")).to_have_text("first")
+        await expect(owner.page.locator("#state-left")).to_have_text("Answered")
+        await expect(owner.page.locator("[hx-get*=playground]")).to_have_count(0)

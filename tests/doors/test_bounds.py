@@ -249,20 +249,43 @@ async def test_a_few_pages_are_made_at_the_same_time(path: str, most: int) -> No
         begun += 1
         await may_end.wait()
 
-    settings = DoorSettings(
-        max_body_bytes=1, max_file_bytes=1, anonymous_role=None, enqueue_review="never", keep_alive_seconds=1
-    )
-    services = SimpleNamespace(runtime=SimpleNamespace(metrics=Metrics(lambda name: name), tracer=None))
-    router = DoorRouter({}, rest, queue={}, services=cast("Services", services), door_settings=settings)
-    scope = {"method": "GET", "path": path, "query_string": b"", "headers": [(b"x-request-id", b"a")]}
-
     async def unused(*_: Any) -> Any:
         """Receive and send nothing."""
 
-    tasks = [asyncio.ensure_future(router(dict(scope), unused, unused)) for _ in range(3 * MAX_PAGES)]
+    tasks = request_pages(path, rest, unused, 3 * MAX_PAGES)
     for _ in range(20):
         await asyncio.sleep(0)
     assert begun == most
     may_end.set()
     await asyncio.gather(*tasks)
     assert begun == 3 * MAX_PAGES
+
+
+async def test_pages_whose_clients_read_slowly_do_not_block_others() -> None:
+    begun, may_read = 0, asyncio.Event()
+
+    async def rest(_scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal begun
+        begun += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def read_slowly(_message: Any) -> None:
+        await may_read.wait()
+
+    tasks = request_pages("/dashboard/jobs", rest, read_slowly, 3 * MAX_PAGES)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert begun == 3 * MAX_PAGES
+    may_read.set()
+    await asyncio.gather(*tasks)
+
+
+def request_pages(path: str, rest: Any, send: Any, number: int) -> list[asyncio.Future[None]]:
+    """Request a path so many times at once, of a router with the application `rest`."""
+    settings = DoorSettings(
+        max_body_bytes=1, max_file_bytes=1, anonymous_role=None, enqueue_review="never", keep_alive_seconds=1
+    )
+    services = SimpleNamespace(runtime=SimpleNamespace(metrics=Metrics(lambda name: name), tracer=None))
+    router = DoorRouter({}, rest, queue={}, services=cast("Services", services), door_settings=settings)
+    scope = {"method": "GET", "path": path, "query_string": b"", "headers": [(b"x-request-id", b"a")]}
+    return [asyncio.ensure_future(router(dict(scope), send, send)) for _ in range(number)]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from support.live_server import Live, chat, live
+from signoff.doors.router import MAX_PAGES
+from support.live_server import Live, chat, live, until
 from support.pages import Browser, signed_in, words
 
 pytestmark = pytest.mark.anyio
+
+# Less than a page that waited for an answer took, and more than a slow machine needs for pages that do not wait.
+PAGES_SECONDS = 15
 
 
 @pytest.fixture(scope="module", name="server")
@@ -37,6 +42,16 @@ async def jobs_at(user: Browser, location: str) -> dict[str, Any]:
     return {side: await user.api("GET", f"/api/jobs/{ids[0]}") for side, ids in query.items()}
 
 
+async def ended(user: Browser, location: str) -> None:
+    """Wait until the jobs have ended whose answers the address shows."""
+
+    async def have_ended() -> bool | None:
+        jobs = (await jobs_at(user, location)).values()
+        return all(job["status"] == "success" for job in jobs) or None
+
+    await until(have_ended)
+
+
 async def test_two_targets_answer_side_by_side_as_jobs_of_the_caller(server: Live) -> None:
     user = await signed_in(server, "user", "player")
     form = {
@@ -47,6 +62,7 @@ async def test_two_targets_answer_side_by_side_as_jobs_of_the_caller(server: Liv
         "temperature": "0.5",
     }
     location = await user.submit("/dashboard/playground", **form)
+    await ended(user, location)
     page = await user.open(location)
     assert (text_of(page, "left"), text_of(page, "right")) == ("Hi there", "Hi there")
     assert field(page, "system") == "Be &lt;b&gt;brief&lt;/b&gt;"
@@ -109,6 +125,20 @@ async def test_a_fault_is_shown_and_what_was_typed_stays(server: Live, form: dic
     alert = words(page.partition('role="alert">')[2].partition("</p>")[0])
     assert fault in alert.replace("&#39;", "'")
     assert f'name="left" value="{form["left"]}"' in page
+
+
+async def test_pages_of_answers_that_do_not_come_block_no_other_page(server: Live) -> None:
+    user = await signed_in(server, "user", "patient")
+    location = await user.submit("/dashboard/playground", left="echo/hang", right="echo/hang", message="x")
+    address = location.partition("#")[0]
+    async with asyncio.timeout(PAGES_SECONDS):
+        pages = await asyncio.gather(*(user.open(address) for _ in range(MAX_PAGES + 1)), user.open("/dashboard/jobs"))
+    assert text_of(pages[0], "left") == "There is no answer yet. Look again"
+    assert f'hx-get="{address.replace("&", "&amp;")}" hx-trigger="every 2s" hx-select="#card-left"' in pages[0]
+    assert f'<a href="{address.replace("&", "&amp;")}">Look again</a>' in pages[0]
+    for job_id in parse_qs(urlsplit(location).query).values():
+        await user.submit(f"/dashboard/jobs/{job_id[0]}/cancel")
+    assert "hx-get" not in (await user.open(address)).partition('id="answers"')[2]
 
 
 async def test_a_held_answer_is_not_shown_and_another_site_cannot_ask(server: Live) -> None:

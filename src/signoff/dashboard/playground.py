@@ -1,7 +1,8 @@
 """The playground: ask any model, prompt or pipeline, two side by side. Each request is an ordinary job of the caller.
 
 Without JavaScript, the form queues the jobs and redirects to an address that shows their answers, so a reload asks no
-model again. `static/playground.js` streams the answers from `/v1/chat/completions` instead.
+model again. The page never waits for an answer: it has a link to look again, and does so by itself with JavaScript.
+`static/playground.js` streams the answers from `/v1/chat/completions` instead.
 """
 
 from typing import Any
@@ -26,11 +27,10 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import parse_form
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.inference.resolve import list_targets
-from signoff.work.jobs.query import get_job, wait_for_end
+from signoff.work.jobs.query import get_job
 from signoff.work.services import Services
 from signoff.work.submit import submit
 
-WAIT_SECONDS = 20.0
 SIDES = ("left", "right")
 # Members of a request that the form has fields for, beside its messages.
 _NUMBERS = ("temperature", "max_tokens")
@@ -69,7 +69,7 @@ async def show_playground(  # noqa: PLR0913 -- one parameter for each part of th
     target: FromQuery[str] = "",
 ) -> Template:
     """Show the form; `job` fills it with the request of a job, and `left` and `right` are jobs whose answers follow."""
-    answers = [await wait_for_end(services, caller, each, WAIT_SECONDS) for each in (left, right) if each]
+    answers = [await get_job(services, caller, each) for each in (left, right) if each]
     source = answers[0] if answers else await get_job(services, caller, job) if job else None
     form = PlaygroundForm(left=target) if source is None else _form_of(source)
     if len(answers) > 1:
@@ -116,6 +116,7 @@ async def _playground_page(
         targets=[each.name for each in await list_targets(services, caller)],
         answers=dict(zip(SIDES, [_answer(each) for each in answers or []], strict=False)),
         sides=SIDES,
+        query=urlencode({side: each.id for side, each in zip(SIDES, answers or [], strict=False)}),
         error=error and error.message,
     )
     return with_status(shown, error)

@@ -56,7 +56,8 @@ from signoff.work.services import Services
 from signoff.work.tracing import tracer_of
 
 MAX_REQUEST_ID_LENGTH = 128
-# Maximum number of dashboard pages that are made at the same time: each can load a job of tens of megabytes.
+# Maximum number of dashboard pages that are made at the same time: each can load a job of tens of megabytes. So a page
+# does not wait for anything that a user can delay, such as the end of a job; it is looked at again instead.
 MAX_PAGES = 8
 # Sent to Litestar in place of OPTIONS: a method that no path has. Its error for such a method names all methods of the
 # path, while its answer to OPTIONS names those of one handler.
@@ -133,8 +134,10 @@ class DoorRouter:
         receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
         is_page = scope["method"] == "GET" and scope["path"].startswith("/dashboard/")
         try:
-            async with self._pages if is_page else contextlib.nullcontext():
-                await self._rest(scope, receive, send)
+            async with contextlib.AsyncExitStack() as place:
+                if is_page:
+                    await place.enter_async_context(self._pages)
+                await self._rest(scope, receive, _leaving(place, send) if is_page else send)
         except asyncio.CancelledError:
             if not self._services.runtime.shutdown.take_cancellation():
                 raise
@@ -142,6 +145,16 @@ class DoorRouter:
             with contextlib.suppress(RuntimeError):  # the response has begun
                 body, headers = msgspec.json.encode(problem(error)), raw_error_headers(error)
                 await send_bytes(send, error.status, body, PROBLEM.encode(), headers)
+
+
+def _leaving(place: contextlib.AsyncExitStack, send: Send) -> Send:
+    """Return a `send` that first gives up the place among the pages that are made: a client may read slowly."""
+
+    async def leave_and_send(message: Message) -> None:
+        await place.aclose()
+        await send(message)
+
+    return leave_and_send
 
 
 def _with_single_slashes(scope: Scope) -> Scope:
