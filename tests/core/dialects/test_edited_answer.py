@@ -48,6 +48,16 @@ WHOLE_RESPONSE = {
     ],
     "usage": {"input_tokens": 9, "output_tokens": 12, "total_tokens": 21},
 }
+WHOLE_MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude",
+    "content": [{"type": "text", "text": "old"}],
+    "stop_reason": "max_tokens",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 9, "output_tokens": 12},
+}
 WHOLE: dict[str, dict[str, Any]] = {CHAT: WHOLE_CHAT, COMPLETIONS: WHOLE_TEXT, RESPONSES: WHOLE_RESPONSE}
 
 
@@ -122,6 +132,40 @@ def test_an_edited_answer_is_streamed_with_its_envelope_and_usage(path: str) -> 
 def test_a_whole_answer_is_taken_as_it_is(path: str) -> None:
     whole = json.dumps(WHOLE[path] | {"id": "mine"}).encode()
     assert edited_answer(held(path, WHOLE[path]), whole) == whole
+
+
+def content_of(path: str) -> dict[str, Any]:
+    """Return what a reviewer may write of a whole answer: its text, and nothing of its envelope."""
+    name = {RESPONSES: "output", MESSAGES: "content"}.get(path, "choices")
+    kind = {"type": "message"} if path == MESSAGES else {}
+    return kind | {name: json.loads(edited_answer(held(path, WHOLE.get(path, WHOLE_MESSAGE)), b'"new"'))[name]}
+
+
+@pytest.mark.parametrize("path", [*WHOLE, MESSAGES])
+def test_a_whole_answer_without_an_envelope_keeps_that_of_the_model(path: str) -> None:
+    original, edit = WHOLE.get(path, WHOLE_MESSAGE), content_of(path)
+    assert edited(path, original, edit) == edited(path, original, "new")
+    assert edited(path, original, edit | {"model": "mine"}) == edited(path, original, "new") | {"model": "mine"}
+    without_usage = {name: value for name, value in original.items() if name != "usage"}
+    usage = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+    assert edited(path, without_usage, edit, usage=usage) == edited(path, without_usage, "new", usage=usage)
+    assert edited(path, original, edit, door="native") == edit
+
+
+@pytest.mark.parametrize("path", [*WHOLE, MESSAGES])
+def test_a_whole_answer_gets_an_envelope_if_there_is_none(path: str) -> None:
+    for answer in (None, "old"):
+        whole = edited(path, answer, content_of(path), prompt_tokens=1, completion_tokens=1)
+        head = edited(path, answer, "new", prompt_tokens=1, completion_tokens=1)
+        assert whole.keys() >= head.keys() - {"output_text"}
+        assert whole["model"] == head["model"]
+        assert answer_text(json.dumps(whole).encode()) == "new"
+
+
+def test_a_whole_message_with_a_call_ends_with_it() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    answer = edited(MESSAGES, WHOLE_MESSAGE, {"type": "message", "content": [call]})
+    assert (answer["id"], answer["stop_reason"]) == ("msg_1", "tool_use")
 
 
 @pytest.mark.parametrize("edit", [{"answer": 42}, [1, 2], 42, True, {"choices": "few"}], ids=json.dumps)

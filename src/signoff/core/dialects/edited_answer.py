@@ -6,7 +6,9 @@ import msgspec
 
 from signoff.core.api_paths import (
     CHAT,
+    COMPLETIONS,
     COUNT_TOKENS,
+    EDITS,
     EMBEDDINGS,
     IN_WORDS,
     MESSAGES,
@@ -36,8 +38,11 @@ from signoff.core.job import Job
 from signoff.core.tokens import Usage, count_answer_tokens
 from signoff.errors import BadRequest
 
-# Endpoints whose answers can call tools, and those whose answers are numbers.
+# Endpoints whose answers can call tools.
 _WITH_CALLS = frozenset({CHAT, MESSAGES, RESPONSES})
+# Endpoints whose answers have an envelope around what they say: an id, a time, a model, and usage.
+_WITH_ENVELOPE = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
+# Endpoints whose answers are numbers.
 _IN_NUMBERS = frozenset({COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK})
 # Doors whose payloads, and so their edited answers, may be any JSON.
 _FREE_FORM_DOORS = frozenset({"jobs", "native"})
@@ -48,17 +53,50 @@ _OF_WORDS = frozenset({"words", "segments", "logprobs"})
 def edited_answer(job: Job, edit: bytes) -> bytes:
     """Return the answer that `edit`, which is JSON, makes of the answer of `job`.
 
-    A whole answer of the job's path is taken as it is, and an edit of calls changes calls of tools. A text becomes all
-    that the answer says, and so does any other JSON where an answer is in words; the envelope of the model's answer
-    stays, with its id, time, model and usage. An answer of a person has no envelope yet, and gets one.
+    A whole answer of the job's path is taken as it is, with the members of the envelope that it leaves out, and an edit
+    of calls changes calls of tools. A text becomes all that the answer says, and so does any other JSON where an answer
+    is in words; the envelope of the model's answer stays, with its id, time, model and usage. An answer of a person has
+    no envelope yet, and gets one. Where any JSON is an answer, JSON is taken as it is.
     """
     if (changed := _with_calls_edit(job, edit)) is not None:
         return with_usage(job.path, changed, _usage_of(job))
-    if not edit.startswith(b'"') and (has_form(job.path, edit) or job.door in _FREE_FORM_DOORS):
+    if not edit.startswith(b'"') and job.door in _FREE_FORM_DOORS:
         return edit if job.response is not None else with_usage(job.path, edit, written_usage(job, edit))
+    if not edit.startswith(b'"') and has_form(job.path, edit):
+        usage = _usage_of(job) if job.response is not None else written_usage(job, edit)
+        return with_usage(job.path, _with_envelope(job, edit), usage)
     text, original = text_or_json(edit), in_form(job, job.response)
     edited = in_form(job, _with_plain_text(original, text) or with_text(original, text))
     return with_usage(job.path, edited, _usage_of(job) if job.response is not None else written_usage(job, edited))
+
+
+def _with_envelope(job: Job, edit: bytes) -> bytes:
+    """Return a whole answer with the members that it leaves out, as the model's answer has them, or as a new one has.
+
+    Those that tell how an answer ended are those of one that was ended by itself. An answer that lacks none keeps its
+    bytes.
+    """
+    if job.path not in _WITH_ENVELOPE:
+        return edit
+    own = msgspec.json.decode(edit, type=dict[str, msgspec.Raw])
+    envelope = msgspec.json.decode(in_form(job, job.response), type=dict[str, msgspec.Raw])
+    # A copy of the text, which only some servers send.
+    envelope.pop("output_text", None)
+    if envelope.keys() <= own.keys():
+        return edit
+    ending = {name: value for name, value in _ending_of(job.path, own).items() if name in envelope}
+    return msgspec.json.encode(envelope | ending | own)
+
+
+def _ending_of(path: str, answer: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    """Return the members that tell how an answer ended, if it ended by itself."""
+    if path == RESPONSES:
+        return {"status": "completed", "incomplete_details": None, "error": None}
+    if path != MESSAGES:
+        return {}
+    blocks = msgspec.json.decode(answer["content"], type=list[dict[str, Any]])
+    has_call = any(block.get("type") == "tool_use" for block in blocks)
+    return {"stop_reason": "tool_use" if has_call else "end_turn", "stop_sequence": None}
 
 
 def shown_answer(job: Job) -> bytes | None:
