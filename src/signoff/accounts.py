@@ -44,19 +44,28 @@ class People(Protocol):
         """Return True if an active reviewer or admin other than this user exists."""
         ...
 
-    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+    async def put_user(
+        self, email: str, role: Role, password_hash: str | None = None, *, must_be_new: bool = False
+    ) -> User:
         """Create an active user, or change the one with this e-mail address. Return the user.
 
         The address is stored in lower case. A `password_hash` of None keeps the present password. Another password,
         and a role with fewer rights, end all sessions and sign-in links of the user.
-        Raises Conflict if no active admin would be left.
+        Raises Conflict if no active admin would be left, or if there is such a user and they `must_be_new`.
         """
         ...
 
-    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
-        """Change the role and the state that are not None, and return the user; None if there is no such user.
+    async def change_user(
+        self,
+        user_id: int,
+        *,
+        role: Role | None = None,
+        active: bool | None = None,
+        password_hash: str | None = None,
+    ) -> User | None:
+        """Change what is not None, and return the user; None if there is no such user.
 
-        A role with fewer rights and a deactivation end all sessions and sign-in links of the user.
+        Another password, a role with fewer rights and a deactivation end all sessions and sign-in links of the user.
         Raises Conflict if no active admin would be left.
         """
         ...

@@ -38,7 +38,7 @@ async def test_a_change_of_a_user_keeps_them_active_or_inactive(store: AStore) -
     assert await store.people.change_user(user.id + 1, active=False) is None
 
 
-@pytest.mark.parametrize("change", ["password", "role", "deactivation"])
+@pytest.mark.parametrize("change", ["password", "password by id", "role", "deactivation"])
 async def test_losing_rights_ends_sessions_and_links_but_no_api_token(change: str, store: AStore) -> None:
     people = store.people
     await people.put_user("root@example.com", "admin")
@@ -53,6 +53,9 @@ async def test_losing_rights_ends_sessions_and_links_but_no_api_token(change: st
     match change:
         case "password":
             await people.put_user("ann@example.com", "reviewer", "another hash")
+        case "password by id":
+            changed = await people.change_user(ann.id, password_hash="another hash")
+            assert changed == msgspec.structs.replace(ann, password_hash="another hash")
         case "role":
             await people.put_user("ann@example.com", "user")
         case _:
@@ -61,6 +64,22 @@ async def test_losing_rights_ends_sessions_and_links_but_no_api_token(change: st
 
     assert [await people.token(f"{kind} {ann.id}") is not None for kind in KINDS] == [True, False, False]
     assert [await people.token(f"{kind} {bob.id}") is not None for kind in KINDS] == [True, True, True]
+
+
+async def test_a_new_user_does_not_change_the_one_with_the_address(store: AStore, other: AStore) -> None:
+    ann = await store.people.put_user("ann@example.com", "user", "hash", must_be_new=True)
+    with pytest.raises(Conflict, match=r"ANN@example\.com"):
+        await store.people.put_user("ANN@example.com", "admin", "another hash", must_be_new=True)
+    assert await store.people.user("ann@example.com") == ann
+
+    async def create(each: AStore) -> bool:
+        try:
+            await each.people.put_user("bob@example.com", "user", must_be_new=True)
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(await together([create(store), create(other)])) == [False, True]
 
 
 async def test_sessions_survive_the_same_password_more_rights_and_another_hash(store: AStore) -> None:

@@ -149,9 +149,12 @@ _ADMIN = [
     Row("DELETE /api/policies/{name}", "403 403 403 204", "/api/policies/spare"),
     Row("PUT /api/prices", "403 403 403 200", body={"model": "changed", "input": "1", "output": "1"}),
     Row("DELETE /api/prices", "403 403 403 204", "/api/prices?model=spare&valid_from=2026-01-31"),
-    Row("PATCH /api/users/{user_id}", "403 403 403 200", "/api/users/<user>", {"active": True}),
-    Row("DELETE /api/users/{user_id}", "403 403 403 400", "/api/users/<user>"),
-    Row("DELETE /api/users/{user_id}", "403 403 403 404", "/api/users/999999?erase=true"),
+    Row("POST /api/users", "403 403 403 201", body={"email": "new@example.com", "role": "reviewer"}),
+    Row("POST /api/users", "403 403 403 409", body={"email": "<email>"}),
+    Row("PATCH /api/users/{user}", "403 403 403 200", "/api/users/<email>", {"active": True}),
+    Row("PATCH /api/users/{user}", "403 403 403 200", "/api/users/<user>", {"active": True}),
+    Row("DELETE /api/users/{user}", "403 403 403 400", "/api/users/<user>"),
+    Row("DELETE /api/users/{user}", "403 403 403 404", "/api/users/999999?erase=true"),
 ]
 _OWN = [
     Row("GET /api/keys", "200 200 200 200"),
@@ -319,7 +322,7 @@ TABLE = [
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.
 ROLE_FIRST = {
-    *("POST /reviewJob", "PATCH /api/users/{user_id}", "DELETE /api/users/{user_id}"),
+    *("POST /reviewJob", "POST /api/users", "PATCH /api/users/{user}", "DELETE /api/users/{user}"),
     *(row.route for row in _REVIEWS),
     *(row.route for row in PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),

@@ -26,6 +26,7 @@ CHANGES: list[tuple[str, str, Any, str]] = [
     ("DELETE", "/api/keys/{id}", None, "upstream_key_removed"),
     ("POST", "/api/tokens", {"name": "t"}, "token_created"),
     ("DELETE", "/api/tokens/{id}", None, "token_revoked"),
+    ("POST", "/api/users", {"email": "new@example.com", "password": "s3cret-word"}, "user_created"),
     ("PATCH", "/api/users/1", {"role": "reviewer"}, "user_changed"),
     ("DELETE", "/api/sessions?user_id=1", None, "sessions_ended"),
     ("PUT", "/api/prices", PRICE, "price_created"),

@@ -284,7 +284,7 @@ WRONG_METHOD = (
     "PUT /api/session",
     "PUT /api/sessions",
     "PUT /api/tokens",
-    "POST /api/users",
+    "PUT /api/users",
 )
 UNKNOWN_PATH = (
     "GET /nowhere",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,71 @@ async def test_users_are_listed_changed_and_disabled_by_admins(tmp_path: Path) -
             assert (status, refusal["code"]) == (409, "conflict")
         assert (await server.ask("PATCH", "/api/users/999", admin, json={"active": False}))[0] == 404
         assert (await server.ask("PATCH", path, admin, json={"password": "x"}))[0] == 400
+        assert (await server.ask("PATCH", path, admin, json={"email": "x@example.com"}))[0] == 400
+
+
+async def test_an_admin_creates_a_user_once_who_signs_in_with_the_password(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin, ann = await server.token("admin", "root@example.com"), await server.token("user", "ann@example.com")
+        new = {"email": "New@example.com", "role": "reviewer", "password": "correct horse"}
+
+        assert (await server.ask("POST", "/api/users", ann, json=new))[0] == 403
+        status, created = await server.ask("POST", "/api/users", admin, json=new)
+        expected = {"id": created["id"], "email": "new@example.com", "role": "reviewer", "active": True}
+        assert (status, created) == (201, expected)
+        assert created in await listed(server, "/api/users", admin)
+        for taken in (new, {"email": "ann@EXAMPLE.com", "role": "admin", "password": "another one"}):
+            status, refusal = await server.ask("POST", "/api/users", admin, json=taken)
+            assert (status, refusal["code"]) == (409, "conflict")
+        assert (await listed(server, "/api/users", ann))[0]["role"] == "user"
+        for fault in ({}, {"email": "nobody"}, {"email": "a@example.com", "password": "short"}, new | {"id": 7}):
+            assert (await server.ask("POST", "/api/users", admin, json=fault))[0] == 400
+        sign_in = {"email": "new@example.com", "password": "correct horse"}
+        assert (await server.ask("POST", "/api/session", json=sign_in))[0] == 200
+        server.http.cookie_jar.clear()
+        status, plain = await server.ask("POST", "/api/users", admin, json={"email": "plain@example.com"})
+        assert (status, plain["role"]) == (201, "user")
+
+
+async def test_one_of_two_admins_creates_a_user(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        bodies = [{"email": "new@example.com", "role": role} for role in ("user", "reviewer", "admin")]
+        replies = await asyncio.gather(*(server.ask("POST", "/api/users", admin, json=body) for body in bodies))
+        assert sorted(status for status, _ in replies) == [201, 409, 409]
+        [user] = [each for each in await listed(server, "/api/users", admin) if each["email"] == "new@example.com"]
+        assert [reply for status, reply in replies if status == 201] == [user]
+
+
+async def test_a_user_is_changed_by_the_email_address_and_a_new_password_ends_the_sessions(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin, session = await server.token("admin"), await session_of(server, "ann@example.com")
+        path = "/api/users/ANN%40example.com"
+
+        status, changed = await server.ask("PATCH", path, admin, json={"role": "reviewer"})
+        assert (status, changed["email"], changed["role"]) == (200, "ann@example.com", "reviewer")
+        assert (await server.ask("GET", "/api/jobs", headers=session))[0] == 200
+        for password in ("short", "n" * 1025):
+            assert (await server.ask("PATCH", path, admin, json={"password": password}))[0] == 400
+        assert (await server.ask("PATCH", path, admin, json={"password": "correct horse"}))[0] == 200
+        await becomes(server, 401, headers=session)
+        sign_in = {"email": "ann@example.com", "password": "correct horse"}
+        assert (await server.ask("POST", "/api/session", json=sign_in))[0] == 200
+        server.http.cookie_jar.clear()
+        for unknown in ("bob@example.com", "999", "0", "9" * 400, "x"):
+            assert (await server.ask("PATCH", f"/api/users/{unknown}", admin, json={"active": True}))[0] == 404
+        assert (await server.ask("DELETE", f"{path}?erase=true", admin))[0] == 202
+
+
+async def test_a_token_is_listed_as_active_until_it_is_over_or_its_owner_is_disabled(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin, ann = await server.token("admin", "root@example.com"), await server.token("user", "ann@example.com")
+        await create_token(server.services, await create_user(server.services, "ann@example.com", "user"), seconds=-1)
+
+        assert [token["active"] for token in await listed(server, "/api/tokens", ann)] == [True, False]
+        await server.ask("PATCH", "/api/users/ann@example.com", admin, json={"active": False})
+        tokens = {token["email"]: token["active"] for token in await listed(server, "/api/tokens", admin)}
+        assert tokens == {"root@example.com": True, "ann@example.com": False}
 
 
 async def test_sessions_are_listed_and_ended(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from signoff.core.access import Role, Token, TokenKind, User, check_token_count, has_fewer_rights
+from signoff.core.access import Role, Token, TokenKind, User, check_token_count, email_taken, has_fewer_rights
 from signoff.core.audit import (
     Actor,
     account_bound,
@@ -59,12 +59,16 @@ class MemoryPeople:
 
         return await self._connection.send(read, writes=False)
 
-    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+    async def put_user(
+        self, email: str, role: Role, password_hash: str | None = None, *, must_be_new: bool = False
+    ) -> User:
         actor = current_actor()
 
         def put(tx: Tx) -> User:
             users = self._tables.users
             if (user := users.get(email.lower())) is not None:
+                if must_be_new:
+                    raise email_taken(email)
                 return self._change(tx, actor, user, UserValues(role=role, password_hash=password_hash))
             user = self._create(tx, email, role, password_hash)
             record(self._tables, tx, actor, change_of("user", user.email, None, user))
@@ -72,12 +76,19 @@ class MemoryPeople:
 
         return await self._connection.send(put, writes=True)
 
-    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
-        actor = current_actor()
+    async def change_user(
+        self,
+        user_id: int,
+        *,
+        role: Role | None = None,
+        active: bool | None = None,
+        password_hash: str | None = None,
+    ) -> User | None:
+        actor, values = current_actor(), UserValues(role=role, active=active, password_hash=password_hash)
 
         def change(tx: Tx) -> User | None:
             user = self._user(user_id)
-            return None if user is None else self._change(tx, actor, user, UserValues(role=role, active=active))
+            return None if user is None else self._change(tx, actor, user, values)
 
         return await self._connection.send(change, writes=True)
 

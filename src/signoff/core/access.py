@@ -165,6 +165,11 @@ def check_key_count(number: int) -> None:
         raise Conflict(f"A user may have at most {MAX_KEYS_OF_USER} upstream keys; remove some of them.")
 
 
+def email_taken(email: str) -> Conflict:
+    """Return the error of a new user whose e-mail address another user has."""
+    return Conflict(f"There is a user with the e-mail address {email} already; change that user instead.")
+
+
 def check_token_count(number: int) -> None:
     """Raise Conflict if a user would have more API tokens that are alive than one user may have."""
     if number > MAX_TOKENS_OF_USER:

@@ -13,9 +13,12 @@ from signoff.errors import BadRequest, Forbidden
 from signoff.work.admin.erasure import begin_erasure
 from signoff.work.admin.issue import NewToken, TokenRequest, issue_token
 from signoff.work.admin.people import (
+    NewUser,
     UserChange,
+    add_user,
     change_user,
     end_sessions,
+    find_user,
     list_tokens,
     list_users,
     revoke_token,
@@ -39,20 +42,31 @@ async def get_users(
     return {"data": [_user_json(user) for user in users], "next": users[-1].id if len(users) == limit else None}
 
 
-@patch("/users/{user_id:int}", summary="Change, disable or enable a user")
+@post("/users", status_code=201, summary="Create a user")
+async def post_user(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Create a user and return it.
+
+    Without a password, the user signs in by a link of `signoff user link`, or by an OpenID Connect provider.
+    """
+    new = parse_json(await request.body(), NewUser, "user")
+    return _user_json(await add_user(services, check_token(caller), new))
+
+
+@patch("/users/{user:str}", summary="Change, disable or enable a user")
 async def patch_user(
-    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user_id: FromPath[int]
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user: FromPath[str]
 ) -> dict[str, Any]:
-    """Change the user and return it; fewer rights end their sessions within a second."""
+    """Change the user and return it; fewer rights and a new password end their sessions within a second."""
     change = parse_json(await request.body(), UserChange, "change of a user")
-    return _user_json(await change_user(services, check_token(caller), user_id, change))
+    user_id = (await find_user(services, check_token(caller), user)).id
+    return _user_json(await change_user(services, caller, user_id, change))
 
 
-@delete("/users/{user_id:int}", status_code=202, summary="Erase a user")
+@delete("/users/{user:str}", status_code=202, summary="Erase a user")
 async def delete_user(
     services: InjectedServices,
     caller: InjectedCaller,
-    user_id: FromPath[int],
+    user: FromPath[str],
     erase: FromQuery[bool] = False,  # noqa: FBT002 -- Litestar passes it by name
 ) -> dict[str, Any]:
     """Disable a user for good, and erase all that they sent and got; servers do so in the background.
@@ -64,7 +78,8 @@ async def delete_user(
         raise BadRequest(
             "`erase` must be true to erase all that the user sent and got; use `PATCH` to disable the user."
         )
-    await begin_erasure(services, check_token(caller), user_id)
+    user_id = (await find_user(services, caller, user)).id
+    await begin_erasure(services, caller, user_id)
     return {"id": user_id, "status": "erasing"}
 
 
@@ -116,7 +131,8 @@ async def delete_sessions(
 
 async def _page(services: Services, caller: Caller, kind: TokenKind, after: int, limit: int) -> dict[str, Any]:
     page = await list_tokens(services, check_token(caller), kind, after_id=after, limit=limit)
-    tokens = [_token_json(caller, token, user) for token, user in page]
+    now = services.clock()
+    tokens = [_token_json(caller, token, user, now) for token, user in page]
     return {"data": tokens, "next": page[-1][0].id if len(page) == limit else None}
 
 
@@ -131,7 +147,8 @@ def _user_json(user: User) -> dict[str, Any]:
     return {"id": user.id, "email": user.email, "role": user.role, "active": user.active}
 
 
-def _token_json(caller: Caller, token: Token, user: User) -> dict[str, Any]:
+def _token_json(caller: Caller, token: Token, user: User, now: int) -> dict[str, Any]:
+    is_over = token.expires_at is not None and token.expires_at <= now
     return {
         "id": token.id,
         "name": token.name,
@@ -141,6 +158,7 @@ def _token_json(caller: Caller, token: Token, user: User) -> dict[str, Any]:
         "created_at": format_time(token.created_at),
         "expires_at": None if token.expires_at is None else format_time(token.expires_at),
         "last_used_at": None if token.last_used_at is None else format_time(token.last_used_at),
+        "active": token.active and user.active and not is_over,
         "current": token.id == caller.token_id,
     }
 
@@ -149,6 +167,7 @@ router = Router(
     "/api",
     route_handlers=[
         get_users,
+        post_user,
         patch_user,
         delete_user,
         post_token,

@@ -7,7 +7,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.access import Role, Token, TokenKind, User, check_token_count, has_fewer_rights
+from signoff.core.access import Role, Token, TokenKind, User, check_token_count, email_taken, has_fewer_rights
 from signoff.core.audit import (
     Actor,
     account_bound,
@@ -55,8 +55,7 @@ class SqlPeople:
 
     async def user_by_id(self, user_id: int) -> User | None:
         """See `accounts.People`."""
-        user, _ = await self.user_with_token(user_id, 0)
-        return user
+        return (await self.user_with_token(user_id, 0))[0]
 
     async def user_with_token(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         """See `accounts.People`."""
@@ -76,7 +75,9 @@ class SqlPeople:
         query = sa.select(users.c.id).where(may_review, users.c.id != user_id).limit(1)
         return await self._database.read(lambda conn, _: conn.execute(query).first() is not None)
 
-    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+    async def put_user(
+        self, email: str, role: Role, password_hash: str | None = None, *, must_be_new: bool = False
+    ) -> User:
         """See `accounts.People`."""
         actor = current_actor()
 
@@ -84,6 +85,8 @@ class SqlPeople:
             lock(tx, "people")
             query = sa.select(*_USER).where(users.c.email == email.lower())
             row = tx.conn.execute(query).mappings().one_or_none()
+            if row is not None and must_be_new:
+                raise email_taken(email)
             if row is not None:
                 return _change(tx, actor, User(**row), UserValues(role=role, password_hash=password_hash))
             user = _create(tx, email, role, password_hash)
@@ -95,14 +98,21 @@ class SqlPeople:
         except IntegrityError:  # another process inserted the user at the same time: now there is a row to update
             return await self._database.write(put)
 
-    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
+    async def change_user(
+        self,
+        user_id: int,
+        *,
+        role: Role | None = None,
+        active: bool | None = None,
+        password_hash: str | None = None,
+    ) -> User | None:
         """See `accounts.People`."""
-        actor = current_actor()
+        actor, values = current_actor(), UserValues(role=role, active=active, password_hash=password_hash)
 
         def apply(tx: Tx) -> User | None:
             lock(tx, "people")
             row = tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one_or_none()
-            return None if row is None else _change(tx, actor, User(**row), UserValues(role=role, active=active))
+            return None if row is None else _change(tx, actor, User(**row), values)
 
         return await self._database.write(apply)
 
@@ -186,8 +196,7 @@ class SqlPeople:
                 check_token_count(_living_tokens(tx, user_id) + 1)
             _end_sessions(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
-            values["cache"] = cache
-            values["key_id"] = key_id
+            values |= {"cache": cache, "key_id": key_id}
             values["expires_at"] = None if seconds is None else tx.now + round(seconds * 1_000_000)
             insert = sa.insert(tokens).values(digest=digest, created_at=tx.now, **values).returning(*_TOKEN)
             token = Token(**tx.conn.execute(insert).mappings().one())

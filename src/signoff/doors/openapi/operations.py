@@ -29,7 +29,7 @@ from signoff.doors.openapi.answers import jobs as job_answers
 from signoff.doors.openapi.answers import reviews as review_answers
 from signoff.doors.openapi.answers.listing import ListPage, ObjectList
 from signoff.work.admin.issue import NewToken, TokenRequest
-from signoff.work.admin.people import UserChange
+from signoff.work.admin.people import NewUser, UserChange
 from signoff.work.jobs.query import JobEvent
 from signoff.work.pipelines.history import RerunChange
 from signoff.work.reviews.budget_report import BudgetGroups, BudgetReport, CatchReport
@@ -175,10 +175,11 @@ _ADMINISTRATION = {
     "POST /api/keys": Operation(catalog.KeyAnswer, keys.NewKey, errors=_STATE),
     "DELETE /api/keys/{key_id}": Operation(),
     "GET /api/users": Operation(ListPage[catalog.UserAnswer], errors=_ROLE),
-    "PATCH /api/users/{user_id}": Operation(catalog.UserAnswer, UserChange, errors=_STATE),
-    "DELETE /api/users/{user_id}": Operation(catalog.UserErasure, errors=_STATE),
+    "POST /api/users": Operation(catalog.UserAnswer, NewUser, errors=_STATE),
+    "PATCH /api/users/{user}": Operation(catalog.UserAnswer, UserChange, errors=_STATE),
+    "DELETE /api/users/{user}": Operation(catalog.UserErasure, errors=_STATE),
     "GET /api/tokens": Operation(ListPage[catalog.TokenAnswer], errors=_ROLE),
-    "POST /api/tokens": Operation(NewToken, TokenRequest, errors=(403, 404)),
+    "POST /api/tokens": Operation(NewToken, TokenRequest, errors=(403, 404, 409)),
     "DELETE /api/tokens/{token_id}": Operation(errors=_ROLE),
     "GET /api/sessions": Operation(ListPage[catalog.TokenAnswer], errors=_ROLE),
     "DELETE /api/sessions/{session_id}": Operation(errors=_ROLE),
@@ -269,6 +270,7 @@ PARAMETERS = {
     "token_id": "Id of the token.",
     "total": "`true` adds the number of all jobs that match.",
     "until": "End of the period, exclusive (ISO 8601, UTC).",
+    "user": "Id or e-mail address of the user.",
     "user_id": "Id of the user.",
     "valid_from": "Time from which the price is valid.",
     "version": "Number or label of the version.",

@@ -2,10 +2,20 @@
 
 import msgspec
 
-from signoff.core.access import Caller, Role, Token, TokenKind, User, check_admin, lower_role, may_manage
+from signoff.core.access import (
+    Caller,
+    Role,
+    Token,
+    TokenKind,
+    User,
+    check_admin,
+    email_taken,
+    lower_role,
+    may_manage,
+)
 from signoff.core.api_tokens import PREFIX, format_token, hash_token
 from signoff.core.cache import CacheRule
-from signoff.errors import BadRequest, Conflict, NotFound
+from signoff.errors import BadRequest, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.services import Services
 
@@ -19,13 +29,26 @@ MAX_EMAIL_LENGTH = 254
 MAX_ID = 2**31 - 1
 
 
+class NewUser(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A new user, and the body of `POST /api/users`."""
+
+    email: str
+    """E-mail address, which no other user has."""
+    role: Role = "user"
+    """Role of the user."""
+    password: str | None = None
+    """Password, of 8 to 1024 characters; None for none, so that the user signs in by a link or a provider."""
+
+
 class UserChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Change of a user, and the body of `PATCH /api/users/{id}`."""
+    """Change of a user, and the body of `PATCH /api/users/{user}`."""
 
     role: Role | None = None
     """New role; None keeps the present one."""
     active: bool | None = None
     """False to disable the user, True to enable them again; None changes nothing."""
+    password: str | None = None
+    """New password, of 8 to 1024 characters; None keeps the present one."""
 
 
 def is_email(text: str) -> bool:
@@ -38,13 +61,36 @@ async def create_user(services: Services, email: str, role: Role, password: str 
 
     Raises BadRequest, and Conflict if no active admin would be left.
     """
+    _check_email(email)
+    return await services.store.people.put_user(email, role, await _password_hash(services, password))
+
+
+async def add_user(services: Services, caller: Caller, new: NewUser) -> User:
+    """Create a user who does not exist yet, for an admin, and return them.
+
+    Raises Forbidden, BadRequest, and Conflict if the address is taken.
+    """
+    check_admin(caller)
+    _check_email(new.email)
+    if await services.store.people.user(new.email) is not None:  # before the password is hashed, which takes time
+        raise email_taken(new.email)
+    password_hash = await _password_hash(services, new.password)
+    return await services.store.people.put_user(new.email, new.role, password_hash, must_be_new=True)
+
+
+def _check_email(email: str) -> None:
     if not is_email(email):
-        raise BadRequest(f"`email` must be an e-mail address (got {email!r}).")
-    if password is not None and not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise BadRequest(f"`email` must be an e-mail address (got {email[: MAX_EMAIL_LENGTH + 1]!r}).")
+
+
+async def _password_hash(services: Services, password: str | None) -> str | None:
+    """Return the hash of a new password; None for none. Raises BadRequest."""
+    if password is None:
+        return None
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         limits = f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH}"
         raise BadRequest(f"`password` must be {limits} characters long (got {len(password)}).")
-    password_hash = None if password is None else await services.runtime.passwords.hash(password)
-    return await services.store.people.put_user(email, role, password_hash)
+    return await services.runtime.passwords.hash(password)
 
 
 async def list_users(services: Services, caller: Caller, *, after_id: int = 0, limit: int = 50) -> list[User]:
@@ -56,13 +102,30 @@ async def list_users(services: Services, caller: Caller, *, after_id: int = 0, l
 
 
 async def change_user(services: Services, caller: Caller, user_id: int, change: UserChange) -> User:
-    """Change a user and return them: fewer rights end their sessions. Raises Forbidden, NotFound, Conflict."""
+    """Change a user and return them: fewer rights and a new password end their sessions.
+
+    Raises Forbidden, BadRequest, NotFound, Conflict.
+    """
     check_admin(caller)
-    is_id = 0 < user_id <= MAX_ID
-    people = services.store.people
-    user = await people.change_user(user_id, role=change.role, active=change.active) if is_id else None
+    password_hash = await _password_hash(services, change.password)
+    if not 0 < user_id <= MAX_ID:
+        raise _no_user(user_id)
+    user = await services.store.people.change_user(
+        user_id, role=change.role, active=change.active, password_hash=password_hash
+    )
     if user is None:
         raise _no_user(user_id)
+    return user
+
+
+async def find_user(services: Services, caller: Caller, key: str) -> User:
+    """Return the user with the id or the e-mail address `key`, for an admin. Raises Forbidden, NotFound."""
+    check_admin(caller)
+    if key.isascii() and key.isdigit():
+        return await get_user(services, caller, int(key) if len(key) <= len(str(MAX_ID)) else 0)
+    user = await services.store.people.user(key)
+    if user is None:
+        raise NotFound(f"No user has the e-mail address {key[:MAX_EMAIL_LENGTH]!r}; list them with `GET /api/users`.")
     return user
 
 
@@ -145,10 +208,7 @@ async def invite_user(services: Services, caller: Caller, email: str, role: Role
 
     Raises Forbidden, BadRequest, and Conflict if the address is taken.
     """
-    check_admin(caller)
-    if await services.store.people.user(email) is not None:
-        raise Conflict(f"There is a user with the e-mail address {email} already; change their role instead.")
-    return await sign_in_link(services, await create_user(services, email, role))
+    return await sign_in_link(services, await add_user(services, caller, NewUser(email=email, role=role)))
 
 
 async def renew_link(services: Services, caller: Caller, user_id: int) -> str:

@@ -147,6 +147,8 @@ class TokenAnswer(TypedDict):
     """Time of its end; null for none."""
     last_used_at: str | None
     """Time of its last use, to about a minute."""
+    active: bool
+    """False if it is refused, because it has expired or its owner is disabled."""
     current: bool
     """True for the token of this request."""
 
