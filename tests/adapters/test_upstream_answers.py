@@ -64,7 +64,10 @@ ANSWERS: list[tuple[str, Any]] = [
     (CHAT, {"choices": [CHOICE], "base_resp": {"status_code": 0, "status_msg": ""}}),
     (CHAT, {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "stop"}]}),
     (CHAT, {"choices": [CHOICE | {"message": {"role": "assistant", "content": '"choices": []'}}]}),
+    (CHAT, {"choices": [{"index": 0, "text": "of the other endpoint"}]}),
+    (CHAT, {"choices": [{"note": "message"} | CHOICE]}),
     (COMPLETIONS, {"choices": [{"index": 0, "text": ""}]}),
+    (COMPLETIONS, {"choices": [CHOICE]}),
     (RESPONSES, FAILED | {"status": "incomplete", "error": None}),
     (EMBEDDINGS, {"data": []}),
     (MESSAGES, {"type": "message", "role": "assistant", "content": []}),
@@ -97,11 +100,20 @@ def test_an_error_with_status_200_is_an_error(name: str) -> None:
         {"choices": {}},
         {"choices": [], "usage": {"prompt_tokens": 1}},
         {"choices": [{"index": 0, "message": None, "finish_reason": "stop"}]},
+        {"choices": [{}]},
+        {"choices": [{"index": 0, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"index": 0, "delta": {"content": "x"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "message"}}]},
+        {"choices": [{"index": 0, "message": {}}]},
+        {"choices": [{"index": 0, "message": "text"}]},
+        {"choices": ["message", "text"]},
+        {"message": {"role": "assistant", "content": "x"}, "text": "x", "choices": [{}]},
     ],
 )
-def test_json_without_an_answer_is_garbled(body: Any) -> None:
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_json_without_an_answer_is_garbled(path: str, body: Any) -> None:
     with pytest.raises(ModelGarbled):
-        check_answer(CHAT, json.dumps(body).encode())
+        check_answer(path, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize("path", [MESSAGES, COUNT_TOKENS])

@@ -43,9 +43,13 @@ _STRICT = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS}
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
 _MARKS_OF_FAILURE = (b'"error"', b'"failed"', b'"cancelled"')
 _FAILED_STATUSES = ("failed", "cancelled")
-_MESSAGE = b'"message"'
 # An empty value, after the name of its member.
 _EMPTY_VALUE = re.compile(rb"\s*:\s*(?:null|\[\s*\]|\{\s*\})")
+# Member of a choice by path, and its value: an object with a member, and a text.
+_IN_CHOICES = {
+    CHAT: (b'"message"', re.compile(rb'\s*:\s*\{\s*"')),
+    COMPLETIONS: (b'"text"', re.compile(rb'\s*:\s*"')),
+}
 # Members by which an object describes an error without `error`; the last is MiniMax's.
 _DESCRIPTIONS = ("detail", "message", "msg", "errors", "error_code", "error_message", "error_msg", "base_resp")
 # Members of which an event of a stream has one, unless it only describes an error.
@@ -77,8 +81,7 @@ def check_answer(path: str, body: bytes) -> None:
         ModelGarbled: it is no answer.
     """
     is_known = path in KNOWN
-    is_usual = not is_known or _has_value(body, _USUAL_MEMBER.get(path))
-    if is_usual and all(body.find(mark) < 0 for mark in _MARKS_OF_FAILURE):
+    if _is_usual(path, body) and all(body.find(mark) < 0 for mark in _MARKS_OF_FAILURE):
         return
     payload = decode_with_surrogates(body)
     if not is_known:
@@ -92,16 +95,22 @@ def check_answer(path: str, body: bytes) -> None:
         raise ModelGarbled(f"The model's answer is not an answer of the endpoint {path}.")
 
 
-def _has_value(body: bytes, name: bytes | None) -> bool:
-    """Return True if `body` has the text `name`, a member in quotes, with a value, and no `message` with an empty one.
+def _is_usual(path: str, body: bytes) -> bool:
+    """Return True if `body` has what a usual answer of `path` has, as far as a search in its bytes can tell.
 
-    Search the bytes of the JSON, which costs less than to decode it. Return True if `name` is None.
+    That costs less than to decode it. Return True for a path whose answers are not known.
     """
+    name = _USUAL_MEMBER.get(path)
     if name is None:
         return True
-    at, message = body.find(name), body.find(_MESSAGE)
-    is_empty_message = message >= 0 and _EMPTY_VALUE.match(body, message + len(_MESSAGE))
-    return at >= 0 and not is_empty_message and not _EMPTY_VALUE.match(body, at + len(name))
+    at = body.find(name)
+    if at < 0 or _EMPTY_VALUE.match(body, at + len(name)):
+        return False
+    if path not in _IN_CHOICES:
+        return True
+    inner, value = _IN_CHOICES[path]
+    at = body.find(inner, at)
+    return at >= 0 and value.match(body, at + len(inner)) is not None
 
 
 def _is_answer(path: str, payload: object) -> bool:
@@ -112,7 +121,7 @@ def _is_answer(path: str, payload: object) -> bool:
         return True
     choices = _member(payload, "choices")
     return isinstance(choices, list) and any(
-        _member(choice, "message") is not None or _has_any(choice, ("text",))
+        bool(as_object(_member(choice, "message"))) or _has_any(choice, ("text",))
         for choice in cast("list[object]", choices)
     )
 
