@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from signoff.core.pipelines.coerce import coerce, to_text
 from signoff.core.pipelines.grammar import parse
 from signoff.core.pipelines.tree import Call, Constant, Name
 from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
+from signoff.funcs import builtins
 from signoff.funcs.loading import scan
 from signoff.runtime import functions as functions_module
 from signoff.runtime.functions import FunctionRegistry
@@ -122,6 +124,8 @@ async def test_a_pipeline_of_builtins_returns_the_expected_result(case: dict[str
         ("sort", ["[3, 1, 2]"], "[1, 2, 3]"),
         ("add", ["9007199254740993", 1], "9007199254740994"),
         ("add", [".5", "1e1"], "10.5"),
+        ("multiply", ["9" * 2150, "-" + "9" * 2150], str(int("9" * 2150) * -int("9" * 2150))),
+        ("sort", [[[2, 1], [1, 2], [1], []]], "[[], [1], [1, 2], [2, 1]]"),
         ("map", ["length", ["a", "bb"]], "[1, 2]"),
         ("reduce", ["concat", ["a", "b", "c"]], "abc"),
         ("reduce", ["add", [], 0], "0"),
@@ -149,6 +153,11 @@ async def test_a_builtin_reads_and_returns_json(name: str, values: list[Any], te
         ("map", ["divide", [1]], "missing a required argument"),
         ("map", ["__import__", ["os"]], "there is no function '__import__'"),
         ("multiply", [1e308, 10], "cannot be JSON"),
+        ("multiply", ["9" * 2150, "9" * 2151], "a whole number may have at most 4300 digits"),
+        ("add", ["9" * 4300, 1], "a whole number may have at most 4300 digits"),
+        ("subtract", ["-" + "9" * 4300, 1], "a whole number may have at most 4300 digits"),
+        ("reduce", ["multiply", [int("9" * 4000)] * 100], "a whole number may have at most 4300 digits"),
+        ("add", [[0] * 100_000, 1], "[0, 0, 0, 0, 0, 0, ...] is not a number"),
     ],
 )
 async def test_the_error_of_a_failed_function_names_it(
@@ -159,6 +168,18 @@ async def test_the_error_of_a_failed_function_names_it(
             await here.call(name, *values)
         assert words in failed.value.message
         assert (failed.value.status, failed.value.code) == (422, "function_failed")
+
+
+@pytest.mark.parametrize("items", [[[number] for number in range(30, 0, -1)], [*range(100_001, 0, -1)]])
+def test_a_sort_that_takes_long_can_be_stopped_at_each_comparison(items: list[Any]) -> None:
+    events = list[str]()
+    sys.setprofile(lambda frame, event, _: events.append(event) if frame.f_code.co_name == "<lambda>" else None)
+    try:
+        result = builtins.sort(items)
+    finally:
+        sys.setprofile(None)
+    assert result == items[::-1]
+    assert events.count("call") >= len(items) - 1
 
 
 # Arguments

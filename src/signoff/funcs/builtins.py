@@ -3,24 +3,34 @@
 # pyright: basic
 
 import json
+import sys
+from functools import cmp_to_key
+from reprlib import repr as short_repr
 from typing import Any
 
 from signoff.funcs import call, names_of_prompts, time_now
 
+# Whole numbers with more digits cannot be written, nor read. To calculate with longer and longer ones would stop the
+# whole process, as one multiplication cannot be interrupted.
+MAX_DIGITS = sys.int_info.default_max_str_digits
+_BEYOND = 10**MAX_DIGITS
+# Size of a list of texts and numbers up to which it is sorted at once.
+MAX_SORTED_AT_ONCE = 100_000
+
 
 def add(x, y):
     """Return the sum of two numbers."""
-    return _number(x) + _number(y)
+    return _number(_number(x) + _number(y))
 
 
 def subtract(x, y):
     """Return the first number minus the second."""
-    return _number(x) - _number(y)
+    return _number(_number(x) - _number(y))
 
 
 def multiply(x, y):
     """Return the product of two numbers."""
-    return _number(x) * _number(y)
+    return _number(_number(x) * _number(y))
 
 
 def divide(x, y):
@@ -66,7 +76,10 @@ def remove(lst: list, x) -> list:
 
 def sort(lst: list) -> list:
     """Return the list in ascending order."""
-    return sorted(lst)
+    if len(lst) <= MAX_SORTED_AT_ONCE and not any(isinstance(item, list) for item in lst):
+        return sorted(lst)
+    # In lines of Python, between which other threads run, and after which this one can be stopped.
+    return sorted(lst, key=cmp_to_key(lambda x, y: -(x < y)))
 
 
 def to_str(x: str) -> str:
@@ -105,5 +118,7 @@ def get_prompts() -> list:
 
 def _number(value):
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
+        raise TypeError(f"{short_repr(value)} is not a number")
+    if isinstance(value, int) and not -_BEYOND < value < _BEYOND:
+        raise ValueError(f"a whole number may have at most {MAX_DIGITS} digits")
     return value
