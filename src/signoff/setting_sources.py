@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from signoff.core.decode import TEXT_ENCODING
+
 # Limit for a queue name in RabbitMQ, which takes at most 255 bytes, and for a prefix in Redis.
 MAX_NAME_LENGTH = 200
 PREFIX = "signoff_"
@@ -48,7 +50,7 @@ def read_file(config_path: str | None, names: Collection[str]) -> dict[str, Any]
             raise BadSettings(f"SIGNOFF_CONFIG names {config_path}, which does not exist.")
         return {}
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(TEXT_ENCODING))
     except (OSError, ValueError) as error:
         raise BadSettings(f"{path}: {error}") from None
     for name in sorted(values.keys() - set(names)):

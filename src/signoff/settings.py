@@ -28,6 +28,7 @@ from pydantic_settings import (
 )
 
 from signoff.core.access import Role
+from signoff.core.decode import TEXT_ENCODING
 from signoff.core.headers import DEFAULT_HEADERS, header_names_fault
 from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.reviews.policy import Review
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SIGNOFF_",
         env_file=".env",
+        env_file_encoding=TEXT_ENCODING,
         env_ignore_empty=True,
         extra="ignore",
         populate_by_name=True,
@@ -387,7 +389,7 @@ def _spelling(name: str, flags: Iterable[str]) -> str:
 
 def _spelled_variables() -> list[str]:
     """Return the names of all variables of the environment, and then of `.env`, as they are written."""
-    return [*os.environ, *dotenv_values(".env")]
+    return [*os.environ, *dotenv_values(".env", encoding=TEXT_ENCODING)]
 
 
 def _variables(source: PydanticBaseSettingsSource) -> Mapping[str, str | None]:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from signoff.core.api_paths import COMPLETIONS
+from signoff.core.decode import BYTE_ORDER_MARK
 from signoff.core.envelope import answer_message, parse_envelope
 from signoff.core.job import Job
 from signoff.errors import BadBody, BadRequest
@@ -41,6 +42,11 @@ def test_metadata_that_can_be_read_are_kept_with_the_error() -> None:
     envelope = parse_envelope(b'{"metadata": {"n": 1}, "path": [], "body": {}}')
     assert type(envelope.error) is BadRequest
     assert envelope.metadata == b'{"n": 1}'
+
+
+def test_a_byte_order_mark_before_a_message_is_ignored() -> None:
+    message = b'{"metadata": {"n": 1}, "body": {"model": "m"}}'
+    assert parse_envelope(BYTE_ORDER_MARK + message) == parse_envelope(message)
 
 
 @pytest.mark.parametrize("path", ["", "/", "openai", "/openai/", "/openai/v1/completions"])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
+from signoff.core.decode import BYTE_ORDER_MARK
 from signoff.errors import ModelGarbled
 
 BOUND = 1000
@@ -103,7 +104,7 @@ def test_an_event_is_returned_as_soon_as_its_blank_line_arrives() -> None:
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
-    events, _ = split_events(sse.BYTE_ORDER_MARK + b"data: a\n\ndata: b\n\n")
+    events, _ = split_events(BYTE_ORDER_MARK + b"data: a\n\ndata: b\n\n")
     assert [sse.data_of(event) for event in events] == [b"a", b"b"]
 
 

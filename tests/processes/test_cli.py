@@ -206,7 +206,7 @@ def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: P
     prepared = signoff_many(
         tmp_path,
         ["user", "create", "root@example.com", "--role", "admin", ""],
-        ["user", "create", "ann@example.com", "--password-stdin", "correct horse"],
+        ["user", "create", "ann@example.com", "--password-stdin", "\ufeffcorrect horse"],
         ["token", "create", "ann@example.com", "--name", "laptop", "--days", "2", "--quiet", ""],
         ["token", "create", "ann@example.com", "--quiet", ""],
         ["token", "create", "ann@example.com", "--days", "0", ""],
@@ -387,7 +387,7 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         tmp_path,
         ["migrate", ""],
         ["migrate", ""],
-        ["model", "add", "gpt-*", "--kind", "openai", "--url", url, "--key-stdin", "sk-very-secret-key\n"],
+        ["model", "add", "gpt-*", "--kind", "openai", "--url", url, "--key-stdin", "\ufeffsk-very-secret-key\n"],
         ["model", "add", "mine", "--kind", "subprocess", "--command", "run 'a b' --port {port}", "--serve", ""],
         ["model", "add", "fake", "--kind", "echo", "--review", "always", ""],
         ["model", "add", "lawyer", "--kind", "person", "--review-queue", "legal", ""],
@@ -574,12 +574,12 @@ def test_a_budget_for_each_group_is_shown_and_restarted_whole_or_by_group(tmp_pa
 def test_a_policy_is_saved_shown_tried_and_deleted(tmp_path: Path) -> None:
     policy = {"target": "echo", "rules": [{"if": "answer.length > 3", "then": "hold", "queue": "risky"}]}
     budget = {"answers": 10_000, "share": 0.02, "audit_rate": 0.1}
-    (tmp_path / "draft.json").write_text(json.dumps(policy))
+    (tmp_path / "draft.json").write_text(json.dumps(policy), encoding="utf-8-sig")
     (tmp_path / "faulty.json").write_text(json.dumps(policy | {"rules": [{"if": "answer.txt", "then": "hold"}]}))
     first, again, shown, old, listed, tried, drafted, learned, faulty, missing, deleted, gone = signoff_many(
         tmp_path,
         ["policy", "put", "refunds", "draft.json", ""],
-        ["policy", "put", "refunds", "-", json.dumps(policy | {"budget": budget})],
+        ["policy", "put", "refunds", "-", "\ufeff" + json.dumps(policy | {"budget": budget})],
         ["policy", "show", "refunds", ""],
         ["policy", "show", "refunds", "--version", "1", ""],
         ["policy", "list", ""],

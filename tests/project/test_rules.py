@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from signoff.core.api_paths import KNOWN
+from signoff.core.decode import BYTE_ORDER_MARK
 from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.doors.openai.door import COHERE_RERANK
@@ -461,3 +462,11 @@ def test_every_command_and_every_option_is_documented() -> None:
         assert line is not None, words
         for option in (option for parameter in command.params for option in parameter.opts if option.startswith("--")):
             assert option in line, f"{words} {option}"
+
+
+def test_the_byte_order_mark_is_removed_in_one_way() -> None:
+    for name, tree in modules().items():
+        for call in calls(tree, "read_text"):
+            assert call.args or keywords(call), f"{name}:{call.lineno}: name the encoding, such as TEXT_ENCODING"
+        marks = [node for node in nodes(tree) if isinstance(node, ast.Constant) and node.value == BYTE_ORDER_MARK]
+        assert not marks or name == "core/decode.py", f"{name}: use without_mark"

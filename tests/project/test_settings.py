@@ -26,6 +26,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_byte_order_mark_before_a_file_of_settings_is_ignored(place: Path) -> None:
+    (place / "signoff.toml").write_text("port = 1", encoding="utf-8-sig")
+    assert load().port == 1
+    (place / ".env").write_text("SIGNOFF_PORT=2\nSIGNOFF_PRT=3", encoding="utf-8-sig")
+    assert load().port == 2
+    assert len(ignored_variables()) == 1
+
+
 @pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
 def test_an_invalid_list_is_reported_in_one_line(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)

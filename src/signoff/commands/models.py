@@ -1,7 +1,6 @@
 """`signoff model`: register, list, remove and stop models, and install the small one."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import msgspec
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, print_table, run, stop, table_of
+from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, print_table, read_line, run, stop, table_of
 from signoff.core.model import BALANCES, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.settings import load
 from signoff.work.admin.models import end_process
@@ -131,7 +130,7 @@ def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
         stop(fault)
     if reads_key and drops_key:
         stop("Use either --key-stdin or --no-key, not both.")
-    key = sys.stdin.readline().strip() if reads_key else None
+    key = read_line().strip() if reads_key else None
     if key == "":
         stop("--key-stdin found no key; write it to stdin, on one line.")
     run(load(), lambda services: register_model(services, model, ModelKeys(key), drops_key=drops_key))

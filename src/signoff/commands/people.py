@@ -1,6 +1,5 @@
 """`signoff user`, `signoff token` and `signoff session`: users, sign-in links, tokens and sessions."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from signoff.commands.terminal import (
     choice,
     out,
     print_table,
+    read_line,
     run,
     stop,
     table_of,
@@ -55,7 +55,7 @@ def user_create(
 ) -> None:
     """Create a user, or change the options that are given. A new password or a smaller role ends all sessions."""
     new_role = choice("role", role, ROLES)
-    password = sys.stdin.readline().rstrip("\n") if password_stdin else None
+    password = read_line() if password_stdin else None
 
     async def create(services: Services) -> User:
         existing = await services.store.people.user(email)

@@ -9,7 +9,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
-from signoff.core.decode import decode_json
+from signoff.core.decode import decode_json, without_mark
 from signoff.core.reviews.accuracy import Estimate
 from signoff.core.reviews.rules import PolicyDraft, ReviewPolicy
 from signoff.core.wire import format_time
@@ -134,6 +134,6 @@ def _read(file: str) -> PolicyDraft:
     except OSError as error:
         stop(f"FILE {file!r} cannot be read: {error.strerror}.")
     try:
-        return decode_json(text, PolicyDraft)
+        return decode_json(without_mark(text), PolicyDraft)
     except (ValueError, RecursionError) as error:
         stop(f"FILE {file!r} is not a valid policy: {error}.")

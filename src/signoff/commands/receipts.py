@@ -12,6 +12,7 @@ import typer
 from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
 from signoff.commands.terminal import OPERATOR, choice, create_private_file, out, print_table, run, stop, table_of
+from signoff.core.decode import TEXT_ENCODING, without_mark
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.reviews.receipt import Head, canonical_json, decode_base64, encode_key
@@ -200,7 +201,7 @@ async def _write(file: Path, lines: AsyncIterator[bytes]) -> int:
 def _public_key(text: str) -> bytes:
     """Return a public key from base64, or from a file that has it, alone or as `/api/receipts/key` returns it."""
     if (path := Path(text)).is_file():
-        text = path.read_text().strip()
+        text = path.read_text(TEXT_ENCODING).strip()
     try:
         if text.startswith("{"):
             text = msgspec.json.decode(text, type=dict[str, str])["public_key"]
@@ -213,6 +214,6 @@ def _public_key(text: str) -> bytes:
 
 def _head(path: Path) -> Head:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Head)
+        return msgspec.json.decode(without_mark(path.read_bytes()), type=Head)
     except (ValueError, msgspec.MsgspecError) as error:
         stop(f"--head must be a file that `signoff receipts head` wrote ({path}: {error}).")

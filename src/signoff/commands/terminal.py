@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, cast
@@ -79,6 +80,11 @@ def table_of(*heads: str, caption: str | None = None) -> Table:
 def print_table(table: Table) -> None:
     """Print a table; in a file or a pipe, as wide as it needs to be."""
     (out if out.is_terminal else Terminal(width=MAX_WIDTH, markup=False, emoji=False)).print(table)
+
+
+def read_line() -> str:
+    """Return the next line of stdin, without its line break and without a byte order mark."""
+    return sys.stdin.readline().removeprefix("\ufeff").rstrip("\n")
 
 
 def create_private_file(path: Path) -> int:

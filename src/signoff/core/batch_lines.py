@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from signoff.core.batch import MAX_LINES, BatchError
+from signoff.core.decode import without_mark
 from signoff.core.dialects.required_members import missing_member
 from signoff.core.members import Members, read_members
 from signoff.errors import BadRequest
@@ -67,7 +68,7 @@ class LineReader:
     def _end_line(self) -> Line | None:
         is_whole, content = self._size <= self._max_bytes, b"".join(self._pieces)
         if self._number == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
+            content = without_mark(content)
         number, self._number, self._size = self._number, self._number + 1, 0
         self._pieces.clear()
         if not is_whole:

@@ -1,4 +1,4 @@
-"""Decoding of JSON that callers and models send."""
+"""Decoding of JSON that callers and models send, and of text files that people write."""
 
 from typing import Any, TypeVar, cast
 
@@ -7,6 +7,15 @@ import msgspec
 JsonObject = dict[str, Any]
 T = TypeVar("T")
 NULL = b"null"
+# Some editors and PowerShell put it before a text; JSON, TOML and the lines of a file do not allow it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TEXT_ENCODING = "utf-8-sig"
+"""Encoding of files that people write: UTF-8, with a byte order mark or without."""
+
+
+def without_mark(text: bytes) -> bytes:
+    """Return UTF-8 text without the byte order mark before it."""
+    return text.removeprefix(BYTE_ORDER_MARK)
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:

@@ -3,7 +3,7 @@
 import msgspec
 
 from signoff.core.api_paths import COMPLETIONS
-from signoff.core.decode import NULL, decode_json
+from signoff.core.decode import NULL, decode_json, without_mark
 from signoff.core.dialects.edited_answer import in_form
 from signoff.core.job import WITHOUT_ANSWER, Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
@@ -36,6 +36,7 @@ class _Model(msgspec.Struct):
 
 def parse_envelope(message: bytes) -> Envelope:
     """Parse a message; the envelope of an invalid one has an `error`, and the metadata if they could be read."""
+    message = without_mark(message)
     try:
         message.decode()
         outer = decode_json(message, _Outer)

@@ -2,11 +2,11 @@
 
 import re
 
+from signoff.core.decode import without_mark
 from signoff.errors import ModelGarbled
 
 CONTENT_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Lines end in \n, in \r\n, or in \r alone; the first two may be mixed.
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 _MAX_BLANK_LINE_LENGTH = 3
@@ -27,7 +27,7 @@ def data_of(raw: bytes) -> bytes:
     """Return the data of one raw event; empty for a comment."""
     if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return raw[6:-2]
-    lines = (line.partition(b":") for line in _LINE_END.split(raw.removeprefix(BYTE_ORDER_MARK)))
+    lines = (line.partition(b":") for line in _LINE_END.split(without_mark(raw)))
     return b"\n".join(value.removeprefix(b" ") for name, _, value in lines if name == b"data")
 
 
@@ -35,7 +35,7 @@ def name_of(raw: bytes) -> bytes:
     """Return the name of one raw event; empty if it has none."""
     if b"event:" not in raw:
         return b""
-    lines = (line.partition(b":") for line in _LINE_END.split(raw.removeprefix(BYTE_ORDER_MARK)))
+    lines = (line.partition(b":") for line in _LINE_END.split(without_mark(raw)))
     return next((value.strip() for name, _, value in lines if name == b"event"), b"")
 
 

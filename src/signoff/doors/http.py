@@ -13,9 +13,8 @@ import structlog
 from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
 from signoff.core.content_coding import decode_content
-from signoff.core.decode import decode_json
+from signoff.core.decode import decode_json, without_mark
 from signoff.core.job import Job
-from signoff.core.sse import BYTE_ORDER_MARK
 from signoff.errors import (
     BadBody,
     BadRequest,
@@ -153,7 +152,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
     body = b"".join(chunks)
     if (coding := header(scope, b"content-encoding")) is not None:
         body = decode_content(body, coding, limit)
-    return body.removeprefix(BYTE_ORDER_MARK)
+    return without_mark(body)
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -14,6 +14,7 @@ from signoff.brokers.local import LocalBroker
 from signoff.cache import Cache, CacheBounds
 from signoff.caches.memory import MemoryCache
 from signoff.core.allow_list import AllowList
+from signoff.core.decode import TEXT_ENCODING
 from signoff.core.delivery import DeliveryKind
 from signoff.core.model import PERSON, registered_name
 from signoff.core.oidc import ProviderSettings
@@ -223,7 +224,7 @@ def _client_secret(settings: Settings) -> str | None:
     if path is None:
         return None if secret is None else secret.get_secret_value()
     try:
-        text = path.read_text().strip()
+        text = path.read_text(TEXT_ENCODING).strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise BadSettings(f"`oidc_client_secret_file`: {path} cannot be read: {reason}.") from None

@@ -8,9 +8,8 @@ from hashlib import blake2b
 import msgspec
 
 from signoff.core.batch import MAX_MESSAGES
-from signoff.core.decode import decode_json
+from signoff.core.decode import decode_json, without_mark
 from signoff.core.json_items import ItemReader
-from signoff.core.sse import BYTE_ORDER_MARK
 from signoff.doors.http import header, parse_json, read_body
 from signoff.doors.openai.body import BodyStream
 from signoff.doors.openai.files import LocalRequest
@@ -92,7 +91,7 @@ class RequestReader:
 
     def finish(self) -> None:
         """Check that the body was a whole batch. Raises BadRequest."""
-        frame = self._items.end().removeprefix(BYTE_ORDER_MARK)
+        frame = without_mark(self._items.end())
         try:
             parse_json(frame, _Body, "message batch")
         except BadBody as error:  # the position is one in the frame
