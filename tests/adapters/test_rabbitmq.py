@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import aio_pika
 import pytest
@@ -17,7 +18,9 @@ from structlog.testing import capture_logs
 from fakes.tcp_proxy import TcpProxy
 from signoff.brokers import amqp
 from signoff.commands.doctor import run_checks
+from signoff.core.stream import Stream, public_address
 from signoff.settings import Settings
+from signoff.transports.registry import TransportRegistry
 from support.brokers import (
     QUIET_SECONDS,
     WAIT_SECONDS,
@@ -358,7 +361,10 @@ async def test_attempts_to_connect_are_spaced(wire: TcpProxy, queue: str) -> Non
     [
         (("guest:guest@", "guest:s3cret@"), "refuses the login 'guest': check the user and the password"),
         (("guest:guest@", "Zoë:s3cret@"), "refuses the login 'Zoë'"),
-        (("/?", "/elsewhere?"), "refuses the virtual host 'elsewhere': check that 'guest' may use it"),
+        (
+            ("/?", "/elsewhere?"),
+            "refuses the virtual host 'elsewhere': check that it exists",
+        ),
         (("amqp:", "amqps:"), "cannot be reached"),
     ],
 )
@@ -378,6 +384,13 @@ async def test_a_connection_error_has_its_cause_and_no_password(
         await amqp.describe_broker(url, queue)
     assert reason in str(raised.value)
     assert "s3cret" not in str(raised.value)
+    # and a stream there does, too
+    scheme, host = public_address(url)
+    stream = Stream(name="s", scheme=scheme, host=host, sealed=url.encode(), requests=queue, responses=queue)
+    with pytest.raises(ConnectionError) as failed:
+        await TransportRegistry(bytes.decode, "c")(stream).listen(AsyncMock(), lambda: None)
+    assert reason in str(failed.value)
+    assert "s3cret" not in str(failed.value)
 
 
 @pytest.mark.usefixtures("patient")

@@ -1,26 +1,19 @@
-"""RabbitMQ: a connection that reconnects when it is lost, the declaration of a queue, and descriptions of errors."""
+"""RabbitMQ: a connection that reconnects when it is lost, the declaration of a queue, and the state of the broker."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import cast
-from urllib.parse import urlsplit
 
 import structlog
 from aio_pika import Connection
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import (
-    AMQPConnectionError,
-    AuthenticationError,
-    ChannelNotFoundEntity,
-    InvalidFrameError,
-    ProbableAuthenticationError,
-)
+from aio_pika.exceptions import ChannelNotFoundEntity
 from pamqp.common import Arguments
 from yarl import URL
 
 from signoff.core.retry import Backoff, wait_seconds
+from signoff.infra.broker_faults import describe_fault
 from signoff.infra.tasks import was_cancelled
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=15)
@@ -30,11 +23,10 @@ HEARTBEAT_SECONDS = 5  # the client gives up after a little more than three hear
 ANSWER_SECONDS = 5.0  # limit of each request to RabbitMQ
 CLOSE_SECONDS = 0.5
 QUEUE_ARGUMENTS: Arguments = {"x-queue-type": "quorum", "x-max-length": 10_000}
-DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 Session = Callable[[AbstractConnection, Callable[[], None]], Awaitable[None]]
 """Use of one connection until it fails. It calls its second argument once the connection can be used."""
 log = structlog.get_logger()
-# The warnings of these libraries repeat what `describe_error` puts in one line.
+# The warnings of these libraries repeat what `describe_fault` puts in one line.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
 
@@ -84,7 +76,7 @@ class AmqpConnection:
                 if was_cancelled(error):
                     raise
                 forget_cancellations()
-                log.warning("rabbitmq_disconnected", connection=self._name, error=describe_error(error, self._url))
+                log.warning("rabbitmq_disconnected", connection=self._name, error=describe_fault(error, self._url))
             finally:
                 self.is_up = False
             attempt = 1 if loop.time() - started_at > STABLE_SECONDS else attempt + 1
@@ -135,7 +127,7 @@ async def describe_broker(url: str, queue_name: str) -> str:
             numbers = f"wake-ups {counts.message_count}, consumers {counts.consumer_count}"
             return f"RabbitMQ answers; queue {queue_name}: {numbers}"
     except Exception as error:  # noqa: BLE001 -- every error means that the broker cannot be used
-        raise ConnectionError(f"{describe_error(error, url)}. Without RabbitMQ, workers poll the database.") from None
+        raise ConnectionError(f"{describe_fault(error, url)}. Without RabbitMQ, workers poll the database.") from None
 
 
 def ensure_connected(connection: AbstractConnection) -> None:
@@ -152,32 +144,6 @@ def forget_cancellations() -> None:
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
-
-
-def describe_error(error: BaseException, url: str) -> str:
-    """Return a clause with the server, the cause and, if known, the remedy of `error`; never the password of `url`."""
-    error = first_error(error)
-    address = urlsplit(url)
-    server = f"{address.hostname}:{address.port or DEFAULT_PORTS[address.scheme]}"
-    match error:
-        case AuthenticationError() | ProbableAuthenticationError():
-            return f"{server} refuses the login {address.username!r}: check the user and the password"
-        case InvalidFrameError() if "Connection.OpenOk" in str(error):
-            virtual_host = address.path[1:] or "/"
-            return f"{server} refuses the virtual host {virtual_host!r}: check that {address.username!r} may use it"
-        case TimeoutError():
-            return f"{server} did not answer within {ANSWER_SECONDS:.0f} s"
-        case AMQPConnectionError():
-            return f"{server} cannot be reached: {error}"
-        case _:
-            return f"{server}: {error or repr(error)}"
-
-
-def first_error(error: BaseException) -> BaseException:
-    """Return `error`, or the first error of an exception group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-    return error
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import Stream
+from signoff.infra.broker_faults import described_faults
 from signoff.transport import OnMessage, Transport
-from signoff.transports.faults import described_faults
 
 
 class DescribedTransport:
