@@ -73,6 +73,30 @@ async def test_a_batch_answers_each_request(ai: anthropic.AsyncAnthropic) -> Non
         assert block.text == f"t {number}"
 
 
+async def test_an_idempotency_key_makes_one_batch(ai: anthropic.AsyncAnthropic, server: Live) -> None:
+    keyed: Any = {"extra_headers": {"Idempotency-Key": "mine"}}
+    requests = [a_request(f"r-{number}") for number in range(3)]
+    first = await ai.messages.batches.create(requests=requests, **keyed)
+    store = server.services.store
+    batch = await store.batches.get(first.id)
+    assert batch is not None
+    stored_bytes = await store.files.stored_bytes(batch.user_id)
+    again = await ai.messages.batches.create(requests=requests, **keyed)
+    assert again.id == first.id
+    with pytest.raises(anthropic.UnprocessableEntityError) as caught:
+        await ai.messages.batches.create(requests=requests[:2], **keyed)
+    assert "was used with another request" in str(caught.value)
+    # and what the retries sent is deleted
+    assert await store.files.stored_bytes(batch.user_id) == stored_bytes > 0
+    assert (await ended(ai, first)).request_counts.model_dump() == counts(succeeded=3)
+    # while another key, and none, make new batches
+    other = await ai.messages.batches.create(requests=requests, extra_headers={"Idempotency-Key": "other"})
+    none = await ai.messages.batches.create(requests=requests)
+    assert len({first.id, other.id, none.id}) == 3
+    with pytest.raises(anthropic.BadRequestError):
+        await ai.messages.batches.create(requests=requests, extra_headers={"Idempotency-Key": "k" * 256})
+
+
 def counts(**more: int) -> dict[str, int]:
     return {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0} | more
 

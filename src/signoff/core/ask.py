@@ -13,7 +13,9 @@ from signoff.core.delivery import ReplyAddress, WebhookTarget
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.composed import Pipeline
 from signoff.core.reviews.policy import Review
+from signoff.errors import BadRequest
 
+MAX_KEY_LENGTH = 255
 Lane = Literal["now", "later"]
 
 
@@ -71,6 +73,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Headers of the HTTP request, with names in lower case; a model gets those that its `pass_headers` names."""
     key_id: int | None = None
     """Upstream key to send with the request; None for the one of the token, else of the model."""
+
+
+def check_idempotency_key(key: str | None) -> None:
+    """Raise BadRequest for a key that is not valid; None stands for no key."""
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise BadRequest(f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters (got {len(key)}).")
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:

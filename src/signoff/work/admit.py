@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.api_paths import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
-from signoff.core.ask import Ask, path_for
+from signoff.core.ask import MAX_KEY_LENGTH, Ask, check_idempotency_key, path_for
 from signoff.core.cache import CacheState, Sampling
 from signoff.core.dialects.required_members import missing_member
 from signoff.core.fingerprint import fingerprint
@@ -32,7 +32,6 @@ from signoff.work.reviews.policies import PolicyAdmission, govern
 from signoff.work.services import Services
 from signoff.work.tracing import carry_trace
 
-MAX_KEY_LENGTH = 255
 # The form of this server's ids. Under a `job_id` of this form, a result in Redis could replace that of another job.
 JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -220,10 +219,7 @@ def _check_ask(ask: Ask) -> Sampling:
     """Check the fields of `ask`, and return the sampling parameters of its body. Raises BadRequest, BadBody."""
     if ask.priority not in PRIORITIES:
         raise BadRequest(f"`priority` must be an integer from 0 (last) to 9 (first) (got {ask.priority}).")
-    if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
-        raise BadRequest(
-            f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters (got {len(ask.idempotency_key)})."
-        )
+    check_idempotency_key(ask.idempotency_key)
     if ask.client_id is not None and not (ask.client_id.isprintable() and 0 < len(ask.client_id) <= MAX_KEY_LENGTH):
         raise BadRequest(f"`job_id` must be 1 to {MAX_KEY_LENGTH} printable characters (got {len(ask.client_id)}).")
     if ask.client_id is not None and JOB_ID.fullmatch(ask.client_id):

@@ -5,12 +5,13 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.ask import check_idempotency_key
 from signoff.core.batch import EXPIRY_SECONDS, FILE_SECONDS, Batch, BatchFilter, BatchTotals
 from signoff.core.fingerprint import fingerprint
 from signoff.doors.http import Scope, Send, header, parse_json, send_json
 from signoff.doors.openai.files import LocalRequest, limit_of, page_json, query_of
 from signoff.doors.webhooks import DeliverTo, parse_webhook
-from signoff.errors import BadRequest, InvalidType, InvalidValue, MethodNotAllowed, MissingParameter, NotFound
+from signoff.errors import InvalidType, InvalidValue, MethodNotAllowed, MissingParameter, NotFound
 from signoff.work.batches.manage import (
     ENDPOINTS,
     cancel_batch,
@@ -25,7 +26,6 @@ from signoff.work.services import Services
 
 WINDOW = "24h"
 MAX_PAGE = 100
-MAX_KEY_LENGTH = 255
 MAX_PAIRS, MAX_NAME_LENGTH, MAX_TEXT_LENGTH = 16, 64, 512
 _TYPES = {dict: "an object", list: "an array", int: "an integer", float: "a decimal", bool: "a boolean"}
 
@@ -88,8 +88,7 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
     if new.completion_window != WINDOW:
         raise _invalid("completion_window", new.completion_window, (WINDOW,))
     key = header(scope, b"idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise BadRequest(f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters (got {len(key)}).")
+    check_idempotency_key(key)
     await check_open_batches(services, caller)
     batch = Batch(
         id=new_batch_id(services, "batch"),

@@ -56,10 +56,10 @@ async def serve_message_batches(services: Services, request: LocalRequest, send:
 
 
 async def _create(services: Services, request: LocalRequest) -> Batch:
-    body = BodyStream(request.scope, request.receive)
+    body, key = BodyStream(request.scope, request.receive), header(request.scope, b"idempotency-key")
     try:
         async with contextlib.aclosing(read_requests(request, body)) as requests:
-            return await create_message_batch(services, request.caller, requests)
+            return await create_message_batch(services, request.caller, requests, idempotency_key=key)
     except SignoffError:
         with contextlib.suppress(BadRequest):  # the client has left
             await body.discard()

@@ -208,8 +208,8 @@ _FILES = {
         "anthropic",
         {"description": "The batch; if it is sent to an upstream, the answer of the upstream."},
         NewMessageBatch,
-        (_query("model", "Model whose upstream gets the batch, instead of this server."),),
-        (400, 401, 403, 404, 409, 413, 415, 429),
+        (_CALL_HEADERS[0], _query("model", "Model whose upstream gets the batch, instead of this server.")),
+        (400, 401, 403, 404, 409, 413, 415, 422, 429),
         reference=_ANTHROPIC,
     ),
     "GET /v1/messages/batches": AsgiOperation(

@@ -187,6 +187,13 @@ async def delete_file(services: Services, caller: Caller, file_id: str) -> None:
         await collect_files(services)
 
 
+async def discard_file(services: Services, file_id: str) -> None:
+    """Delete a file of which only this server knows."""
+    with contextlib.suppress(SignoffError):
+        if await services.store.files.delete(file_id):
+            await collect_files(services)
+
+
 async def collect_files(services: Services) -> None:
     """Delete the blobs of files that were deleted or have expired, and what killed uploads have left."""
     while garbage := await services.store.files.garbage(GARBAGE_FILES):

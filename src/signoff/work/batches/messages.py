@@ -1,15 +1,18 @@
 """Batches of messages, whose requests come with their creation instead of in a file."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from signoff.blob import BlobWriter
 from signoff.core.access import Caller
 from signoff.core.api_paths import MESSAGES
+from signoff.core.ask import check_idempotency_key
 from signoff.core.batch import MESSAGES_INPUT, Batch, StoredFile
 from signoff.errors import NotFound
-from signoff.work.batches.files import store_file
+from signoff.work.batches.files import discard_file, store_file
 from signoff.work.batches.manage import check_open_batches, create_batch, new_batch_id
 from signoff.work.services import Services
 
@@ -26,20 +29,25 @@ class NewMessage(msgspec.Struct, frozen=True):
     """Body of the request."""
 
 
-async def create_message_batch(services: Services, caller: Caller, requests: AsyncIterator[list[NewMessage]]) -> Batch:
+async def create_message_batch(
+    services: Services, caller: Caller, requests: AsyncIterator[list[NewMessage]], *, idempotency_key: str | None
+) -> Batch:
     """Store a batch of these requests, which are written while they come, and return it; it is in progress at once.
 
-    Raises FilesTooLarge, BacklogFull, NotFound if the user was erased meanwhile, and what `requests` raises.
+    If the caller has made a batch of the same requests with the same key, return that one.
+    Raises BadRequest for an invalid key, KeyReused, FilesTooLarge, BacklogFull, NotFound if the user was erased
+    meanwhile, and what `requests` raises.
     """
+    check_idempotency_key(idempotency_key)
     await check_open_batches(services, caller)
     batch_id = new_batch_id(services, PREFIX)
     number = batch_id.rpartition("_")[2]
     file = StoredFile(id=f"file-{number}-input", user_id=caller.user_id, filename="", purpose=MESSAGES_INPUT)
-    count = 0
+    count, digest = 0, hashlib.sha256(MESSAGES.encode())
 
     async def fill(writer: BlobWriter) -> tuple[StoredFile, None]:
         nonlocal count
-        count = await _write_lines(writer, requests)
+        count = await _write_lines(writer, requests, digest.update)
         return msgspec.structs.replace(file, filename=f"{batch_id}.jsonl"), None
 
     await store_file(services, file, fill)
@@ -52,20 +60,32 @@ async def create_message_batch(services: Services, caller: Caller, requests: Asy
         input_file_id=file.id,
         status="in_progress",
         total=count,
+        idempotency_key=idempotency_key,
+        fingerprint=digest.hexdigest(),
     )
-    return await create_batch(services, batch)
+    stored = None
+    try:
+        stored = await create_batch(services, batch)
+        return stored
+    finally:
+        if stored is None or stored.id != batch.id:  # an unended batch keeps the contents even of a deleted file
+            await asyncio.shield(services.runtime.background.spawn(discard_file(services, file.id)))
 
 
-async def _write_lines(writer: BlobWriter, requests: AsyncIterator[list[NewMessage]]) -> int:
-    """Write a line for each request; return the number of requests."""
+async def _write_lines(
+    writer: BlobWriter, requests: AsyncIterator[list[NewMessage]], add: Callable[[bytes], None]
+) -> int:
+    """Write a line for each request, pass all lines to `add`, and return the number of requests."""
     lines, count = bytearray(), 0
     async for group in requests:
         for request in group:
             lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
         count += len(group)
         if len(lines) >= WRITE_BYTES:
+            add(bytes(lines))
             await writer.write(bytes(lines))
             lines.clear()
+    add(bytes(lines))
     await writer.write(bytes(lines))
     return count
 
