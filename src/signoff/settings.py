@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import (
-    AliasChoices,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,6 +22,7 @@ from pydantic_settings import (
 )
 
 from signoff.core.access import Role
+from signoff.core.choices import in_lower_case
 from signoff.core.decode import TEXT_ENCODING
 from signoff.core.headers import DEFAULT_HEADERS, header_names_fault
 from signoff.core.postgres_address import parse_postgres_address
@@ -241,6 +236,11 @@ class Settings(BaseSettings):
 
     streams: list[StreamSettings] = []
     """Topics of a message broker for requests and answers (docs/streams.md); a JSON list."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lower_choices(cls, value: Any, info: ValidationInfo) -> Any:
+        return in_lower_case(value, cls.model_fields[info.field_name or ""].annotation)
 
     @field_validator("streams")
     @classmethod

@@ -389,7 +389,7 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["migrate", ""],
         ["model", "add", "gpt-*", "--kind", "openai", "--url", url, "--key-stdin", "\ufeffsk-very-secret-key\n"],
         ["model", "add", "mine", "--kind", "subprocess", "--command", "run 'a b' --port {port}", "--serve", ""],
-        ["model", "add", "fake", "--kind", "echo", "--review", "always", ""],
+        ["model", "add", "fake", "--kind", "Echo", "--review", "Always", ""],
         ["model", "add", "lawyer", "--kind", "person", "--review-queue", "legal", ""],
         ["model", "add", "lawyer", "--kind", "person", "--review", "never", ""],
         ["model", "default", "fake", ""],
@@ -398,7 +398,7 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
         ["model", "remove", "mine", ""],
         ["model", "remove", "mine", ""],
         ["model", "list", ""],
-        ["jobs", ""],
+        ["jobs", "--status", "Human", ""],
         ["review", ""],
         ["doctor", ""],
     )

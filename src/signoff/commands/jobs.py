@@ -1,14 +1,14 @@
 """`signoff jobs`: list jobs, or show one."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 import typer
 
 from signoff.commands.help import CommandGroup
-from signoff.commands.terminal import OPERATOR, out, print_table, run, stop, table_of
+from signoff.commands.terminal import OPERATOR, choice, out, print_table, run, table_of
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES, Job, Status
+from signoff.core.job import STATUSES, Job
 from signoff.core.reviews.item import text_of
 from signoff.core.wire import job_as_json
 from signoff.settings import load
@@ -29,9 +29,7 @@ def jobs(
         job = run(load(), lambda services: get_job(services, OPERATOR, job_id))
         out.print(msgspec.json.format(msgspec.json.encode(job_as_json(job))).decode())
         return
-    if status not in {None, *STATUSES}:
-        stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
-    job_filter = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)
+    job_filter = JobFilter(status=choice("status", status, STATUSES), limit=limit, newest_first=True)
     rows, count = run(load(), lambda services: _rows_and_count(services, job_filter))
     table = table_of("id", "status", "model", "answer", caption=f"{count} in all")
     for row in rows:

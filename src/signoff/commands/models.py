@@ -124,8 +124,7 @@ def _with_urls(model: Model, urls: Sequence[str]) -> Model:
 def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
     from signoff.server.bootstrap import model_kinds
 
-    if model.kind not in model_kinds():
-        stop(f"--kind must be one of {', '.join(model_kinds())} (got {model.kind!r}).")
+    model = msgspec.structs.replace(model, kind=choice("kind", model.kind, model_kinds()) or "")
     if (fault := model_fault(model)) is not None:
         stop(fault)
     if reads_key and drops_key:

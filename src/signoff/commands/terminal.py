@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from signoff.core.access import Caller
 from signoff.core.audit import Actor
+from signoff.core.choices import choice_of
 from signoff.core.printable import printable
 from signoff.infra.actor import act_as
 from signoff.settings import Settings
@@ -63,10 +64,12 @@ def address_of(host: str, port: int) -> str:
 
 
 def choice(option: str, text: str | None, choices: Sequence[C]) -> C | None:
-    """Return the value of an option, which is one of `choices` or None; stop the command if it is not."""
-    if text is not None and text not in choices:
-        stop(f"--{option} must be one of {', '.join(choices)} (got {text!r}).")
-    return cast("C | None", text)
+    """Return the value of an option, which is one of `choices` in any case, or None; stop the command if it is not."""
+    if text is None:
+        return None
+    if (value := choice_of(text, choices)) is not None:
+        return value
+    return stop(f"--{option} must be one of {', '.join(choices)} (got {text!r}).")
 
 
 def table_of(*heads: str, caption: str | None = None) -> Table:

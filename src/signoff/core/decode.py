@@ -3,6 +3,9 @@
 from typing import Any, TypeVar, cast
 
 import msgspec
+from msgspec import inspect
+
+from signoff.core.choices import choice_of
 
 JsonObject = dict[str, Any]
 T = TypeVar("T")
@@ -19,7 +22,9 @@ def without_mark(text: bytes) -> bytes:
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:
-    """Return the JSON in `body` as a `kind`. A null stands for the default of a member that has one.
+    """Return the JSON in `body` as a `kind`.
+
+    A null stands for the default of a member that has one, and values of enumerations count in any case.
 
     Raises:
         msgspec.ValidationError: The body is JSON, but not of this form.
@@ -31,34 +36,64 @@ def decode_json(body: bytes, kind: type[T]) -> T:
         # Decoding stops at the first wrong member; what follows it may not be JSON.
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
-        return msgspec.json.decode(_without_nulls(body, kind), type=kind)
+        return msgspec.json.decode(_tolerant(body, inspect.type_info(kind)), type=kind)
 
 
-def _without_nulls(body: bytes, kind: Any) -> bytes:
-    """Return a JSON object without the nulls of optional members that cannot be null, at any depth of structs."""
-    if not _is_struct(kind) or not body.lstrip().startswith(b"{"):
-        return body
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+def _tolerant(value: bytes, kind: inspect.Type) -> bytes:
+    """Return a JSON value as `kind` accepts it, at any depth.
+
+    Optional members of structs that cannot be null lose their nulls, and values of enumerations become lower case.
+    """
+    kinds = _alternatives(kind)
+    match value.lstrip()[:1]:
+        case b'"':
+            return _in_lower_case(value, kinds)
+        case b"[":
+            for each in kinds:
+                if isinstance(each, inspect.CollectionType):
+                    items = msgspec.json.decode(value, type=list[msgspec.Raw])
+                    return msgspec.json.encode([msgspec.Raw(_tolerant(bytes(item), each.item_type)) for item in items])
+        case b"{":
+            for each in kinds:
+                if isinstance(each, inspect.StructType):
+                    return _tolerant_object(value, each)
+        case _:
+            pass
+    return value
+
+
+def _tolerant_object(value: bytes, kind: inspect.StructType) -> bytes:
+    fields = {field.encode_name: field for field in kind.fields}
     members: dict[str, msgspec.Raw] = {}
-    for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
+    for name, member in msgspec.json.decode(value, type=dict[str, msgspec.Raw]).items():
         field = fields.get(name)
         if field is None:
-            members[name] = value
-        elif field.required or bytes(value) != NULL or _accepts_null(field.type):
-            members[name] = msgspec.Raw(_without_nulls(bytes(value), field.type))
+            members[name] = member
+        elif field.required or bytes(member) != NULL or _accepts_null(field.type):
+            members[name] = msgspec.Raw(_tolerant(bytes(member), field.type))
     return msgspec.json.encode(members)
 
 
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+def _in_lower_case(value: bytes, kinds: list[inspect.Type]) -> bytes:
+    """Return a JSON text in lower case if that is a value of an enumeration in `kinds`, and no other text fits."""
+    if any(isinstance(each, inspect.StrType) for each in kinds):
+        return value
+    values = [each for kind in kinds if isinstance(kind, inspect.LiteralType) for each in kind.values]
+    choice = choice_of(msgspec.json.decode(value, type=str), (each for each in values if isinstance(each, str)))
+    return value if choice is None else msgspec.json.encode(choice)
 
 
-def _accepts_null(kind: Any) -> bool:
-    try:
-        msgspec.json.decode(NULL, type=kind)
-    except msgspec.ValidationError:
-        return False
-    return True
+def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
+    """Return the types of a union, else the type itself; without their constraints."""
+    if isinstance(kind, inspect.Metadata):
+        return _alternatives(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return [each for alternative in kind.types for each in _alternatives(alternative)]
+    return [kind]
+
+
+def _accepts_null(kind: inspect.Type) -> bool:
+    return any(isinstance(each, inspect.NoneType | inspect.AnyType | inspect.RawType) for each in _alternatives(kind))
 
 
 def as_object(value: object) -> JsonObject:

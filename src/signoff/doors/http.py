@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -12,6 +12,7 @@ import structlog
 
 from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
+from signoff.core.choices import choice_of
 from signoff.core.content_coding import decode_content
 from signoff.core.decode import decode_json, without_mark
 from signoff.core.job import Job
@@ -45,6 +46,7 @@ RECEIVE = "signoff.receive"
 REQUEST_ID = "signoff.request_id"
 LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
+C = TypeVar("C", bound=str)
 Header = tuple[bytes, bytes]
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -315,6 +317,21 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
         raise BadRequest(f"The body is not a valid {what}: {error}.") from None
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
+
+
+def parse_choice(name: str, text: str, choices: Sequence[C]) -> C:
+    """Return the one of `choices` that the parameter `name` is, in any case. Raises BadRequest."""
+    if (choice := choice_of(text, choices)) is None:
+        raise BadRequest(f"`{name}` must be one of {', '.join(choices)} (got {text[:100]!r}).")
+    return choice
+
+
+def parse_choices(name: str, text: str, choices: Sequence[C]) -> tuple[C, ...]:
+    """Return those of `choices` that the parameter `name` lists, in any case, each once. Raises BadRequest."""
+    values = [choice_of(part, choices) for part in text.split(",") if part]
+    if None in values:
+        raise BadRequest(f"`{name}` must be a list of {', '.join(choices)}, separated by commas.")
+    return tuple(dict.fromkeys(choice for choice in values if choice is not None))
 
 
 def null() -> msgspec.Raw:

@@ -9,11 +9,11 @@ from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES, Edit, Status, Verdict
+from signoff.core.job import STATUSES, Edit, Verdict
 from signoff.core.reviews.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_json, text_unless_null
+from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_choice, parse_json, text_unless_null
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, departed_callers, get_job, list_jobs
@@ -95,7 +95,8 @@ async def show_jobs(
     """
     if offset > MAX_COUNT:
         raise BadRequest(f"`offset` must be at most {MAX_COUNT} (got {offset}); set `after` to the id of the last job.")
-    job_filter = JobFilter(status=_status(status) if status else None, limit=min(limit, MAX_PAGE))
+    wanted = parse_choice("status", status, STATUSES) if status else None
+    job_filter = JobFilter(status=wanted, limit=min(limit, MAX_PAGE))
     page_filter = msgspec.structs.replace(job_filter, offset=offset, after_id=after)
     jobs, count = await list_jobs(services, caller, page_filter), await count_jobs(services, caller, job_filter)
     headers = {"x-total-count": str(count.number), "x-total-is-capped": "true" if count.is_capped else "false"}
@@ -111,7 +112,7 @@ async def review_job(request: AnyRequest, services: InjectedServices, caller: In
     """Apply a verdict to a held job, or save edits as a draft."""
     review = parse_json(await request.body(), ReviewRequest, "review")
     edit = Edit(payload=text_unless_null(review.payload), response=text_unless_null(review.response))
-    status = _status(review.status)
+    status = parse_choice("status", review.status, STATUSES)
     if status == "human":
         await save_draft(services, caller, review.id, edit)
     else:
@@ -129,13 +130,6 @@ async def get_liveness() -> str:
 def error_payload(error: SignoffError) -> dict[str, Any]:
     """Return an error in the format of this API."""
     return {"status": "error", "code": error.code, "message": error.message}
-
-
-def _status(text: str) -> Status:
-    for status in STATUSES:
-        if text.strip().lower() == status:
-            return status
-    raise BadRequest(f"`status` must be one of {', '.join(STATUSES)} (got {text!r}).")
 
 
 router = Router("/", route_handlers=[enqueue, show_job, show_jobs, review_job, get_liveness], tags=["review"])

@@ -1,19 +1,19 @@
 """The native API of models, for admins: `/api/models`."""
 
 import shlex
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.cache import CacheRule
 from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
 from signoff.core.reviews.policy import Review
 from signoff.doors.callers import takes_commands
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import parse_json
+from signoff.doors.http import parse_choice, parse_json
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.admin.health import endpoint_health
 from signoff.work.admin.models import (
@@ -29,7 +29,7 @@ from signoff.work.admin.models import (
 from signoff.work.admin.registry import ModelKeys
 from signoff.work.admin.try_model import try_model
 
-Operation = Literal["try", "start", "stop"]
+OPERATIONS = ("try", "start", "stop")
 TimeoutName = Literal["connect_seconds", "first_byte_seconds", "between_chunks_seconds", "total_seconds"]
 LimitName = Literal["memory_mb", "open_files", "nice"]
 
@@ -140,15 +140,16 @@ async def post_operation(
     services: InjectedServices,
     caller: InjectedCaller,
     name: FromPath[str],
-    operation: FromQuery[Operation] = "try",
+    operation: Annotated[str, QueryParameter(enum=OPERATIONS)] = "try",
 ) -> dict[str, Any]:
     """Test, start or stop a model.
 
     A test returns the answer, or the error that a caller would get, and the duration. The other operations return the
     model.
     """
-    if operation != "try":
-        start_or_stop = start_model if operation == "start" else stop_model
+    wanted = parse_choice("operation", operation, OPERATIONS)
+    if wanted != "try":
+        start_or_stop = start_model if wanted == "start" else stop_model
         return _model_json(await start_or_stop(services, caller, name.removeprefix("/")))
     body = await request.body() or b'"Hello."'
     began = services.clock()

@@ -14,10 +14,10 @@ from signoff.core import sse
 from signoff.core.api_paths import CHAT, PREDICT
 from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
-from signoff.core.job import Status
+from signoff.core.job import STATUSES
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import Reply, cache_control_of, header, model_in, null, parse_digits, parse_json
+from signoff.doors.http import Reply, cache_control_of, header, model_in, null, parse_choice, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.doors.webhooks import DeliverTo, parse_webhook
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
@@ -99,7 +99,7 @@ async def get_jobs(
     services: InjectedServices,
     caller: InjectedCaller,
     *,
-    status: FromQuery[Status | None] = None,
+    status: Annotated[str | None, QueryParameter(enum=STATUSES)] = None,
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
     total: FromQuery[bool] = False,
@@ -110,7 +110,8 @@ async def get_jobs(
 
     With `total=1`, also return the number of jobs that match: at most 10000, with `total_is_capped` true beyond it.
     """
-    job_filter = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
+    wanted = None if status is None else parse_choice("status", status, STATUSES)
+    job_filter = JobFilter(status=wanted, after_id=after, limit=limit, newest_first=True)
     jobs = await list_jobs(services, caller, job_filter)
     left_at = await departed_callers(services, jobs)
     page: dict[str, Any] = {
@@ -118,7 +119,7 @@ async def get_jobs(
         "next": jobs[-1].id if jobs and jobs.may_continue else None,
     }
     if total:
-        count = await count_jobs(services, caller, JobFilter(status=status))
+        count = await count_jobs(services, caller, JobFilter(status=wanted))
         page |= {"total": count.number, "total_is_capped": count.is_capped}
     return page
 

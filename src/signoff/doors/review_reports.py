@@ -2,19 +2,17 @@
 
 from typing import Annotated, Any, get_args
 
-import msgspec
 from litestar import Response, Router, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
-from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackKind, FeedbackQuery
+from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureTotals, totals_as_json
 from signoff.core.usage import DAY_US
 from signoff.doors.dependencies import InjectedCaller, InjectedServices
-from signoff.doors.http import BIGINTS, INTS
+from signoff.doors.http import BIGINTS, INTS, parse_choice, parse_choices
 from signoff.doors.usage import DEFAULT_DAYS, as_csv, format_hour, parse_microseconds
-from signoff.errors import BadRequest
 from signoff.work.reviews.feedback import export_end, export_feedback
 from signoff.work.reviews.receipts import review_figures
 
@@ -35,7 +33,7 @@ def parse_feedback_query(  # noqa: PLR0913 -- Litestar passes each query paramet
 ) -> FeedbackQuery:
     """Return the query for feedback. Raises BadRequest."""
     return FeedbackQuery(
-        kind=_kind(kind),
+        kind=parse_choice("kind", kind, FEEDBACK_KINDS),
         after_seq=after,
         since=None if since is None else parse_microseconds("since", since),
         until=None if until is None else parse_microseconds("until", until),
@@ -60,7 +58,7 @@ def parse_figure_query(  # noqa: PLR0913 -- Litestar passes each query parameter
 ) -> FigureQuery:
     """Return the query for figures; without `since`, for the last 31 days. Raises BadRequest."""
     return FigureQuery(
-        by=_dimensions(by),
+        by=parse_choices("by", by, get_args(FigureDimension)),
         since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
         until=None if until is None else parse_microseconds("until", until),
         policy=policy,
@@ -113,28 +111,12 @@ async def get_figures(
         for row in rows
     ]
     next_offset = figure_query.offset + figure_query.limit if len(rows) == figure_query.limit else None
-    if format == "csv":
+    if format.lower() == "csv":
         headers = {"content-disposition": 'attachment; filename="reviews.csv"'}
         headers |= {} if next_offset is None else {"x-next-offset": str(next_offset)}
         columns = [*figure_query.by, *totals_as_json(FigureTotals())]
         return Response(as_csv(columns, data), media_type="text/csv", headers=headers)
     return Response({"data": data, "total": totals_as_json(total), "next": next_offset})
-
-
-def _kind(text: str) -> FeedbackKind:
-    for kind in FEEDBACK_KINDS:
-        if text == kind:
-            return kind
-    raise BadRequest(f"`kind` must be one of {', '.join(FEEDBACK_KINDS)} (got {text!r}).")
-
-
-def _dimensions(text: str) -> tuple[FigureDimension, ...]:
-    names = dict.fromkeys(filter(None, text.split(",")))
-    try:
-        return msgspec.convert(tuple(names), tuple[FigureDimension, ...])
-    except msgspec.ValidationError:
-        choices = ", ".join(get_args(FigureDimension))
-        raise BadRequest(f"`by` must be a list of {choices}, separated by commas.") from None
 
 
 def _dimension_json(name: str, value: str | int | None) -> str | int | None:

@@ -1,6 +1,6 @@
 """The native API of reviews: `/api/reviews`, the desk on which reviewers decide on held answers."""
 
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 from litestar import Response, Router, get, post
@@ -14,7 +14,7 @@ from signoff.core.reviews.item import decision_as_json, item_as_json, summary_as
 from signoff.core.reviews.queues import DecisionRecord, ReviewFilter, ReviewOrder, format_cursor, parse_cursor, place_of
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
-from signoff.doors.http import INTS, null, parse_json, text_unless_null
+from signoff.doors.http import INTS, null, parse_choice, parse_json, text_unless_null
 from signoff.errors import BadRequest
 from signoff.work.reviews.bulk import BulkSelection, apply_bulk, select_bulk, undo_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
@@ -34,6 +34,8 @@ from signoff.work.services import Services
 
 MAX_PAGE = 200
 MAX_TEXT = 10_000
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+ORDERS: tuple[ReviewOrder, ...] = get_args(ReviewOrder)
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
 BoundedText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 
@@ -125,11 +127,9 @@ async def list_held_answers(  # noqa: PLR0913 -- one parameter for each filter
 
     Pass `next` as `after` to get the next page; it is null on the last one.
     """
-    if order not in get_args(ReviewOrder):
-        raise BadRequest(f"`order` must be one of {', '.join(get_args(ReviewOrder))} (got {order[:100]!r}).")
     filters = ReviewFilter(
         queues=(),
-        order=cast("ReviewOrder", order),
+        order=parse_choice("order", order, ORDERS),
         target=target,
         assignee=assignee,
         min_age_seconds=min_age_seconds,
@@ -208,7 +208,7 @@ async def post_bulk(request: AnyRequest, services: InjectedServices, caller: Inj
         filters=filters,
         policy=wanted.policy,
         signals=tuple(wanted.signals),
-        verdict=_verdict(wanted.verdict),
+        verdict=parse_choice("verdict", wanted.verdict, VERDICTS),
         reason=wanted.reason,
     )
     return _bulk_json(await select_bulk(services, caller, selection))
@@ -269,7 +269,7 @@ async def post_decide(
     The saved draft of the caller replaces a missing edit: of the answer for `approve`, of the request for `redo`.
     """
     wanted = parse_json(await request.body(), DecideRequest, "verdict")
-    verdict, reason = _verdict(wanted.verdict), (wanted.reason or "").strip() or None
+    verdict, reason = parse_choice("verdict", wanted.verdict, VERDICTS), (wanted.reason or "").strip() or None
     if verdict == "reject" and reason is None:
         raise BadRequest("`reason` is missing; set it to reject an answer, as its caller gets it.")
     if wanted.instruction and verdict != "redo":
@@ -326,13 +326,6 @@ def _state(job: Job) -> dict[str, Any]:
 
 def _edit(wanted: DraftRequest) -> Edit:
     return Edit(payload=text_unless_null(wanted.payload), response=text_unless_null(wanted.response))
-
-
-def _verdict(text: str) -> Verdict:
-    for verdict in get_args(Verdict):
-        if text.strip().lower() == verdict:
-            return verdict
-    raise BadRequest(f"`verdict` must be one of {', '.join(get_args(Verdict))} (got {text!r}).")
 
 
 def _past_json(past: PastVerdict) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 from litestar import Response, Router, delete, get, put
@@ -16,7 +16,7 @@ from signoff.core.price import NANO, Price, dollars, microdollars
 from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
-from signoff.doors.http import BIGINTS, parse_json
+from signoff.doors.http import BIGINTS, parse_choice, parse_choices, parse_json
 from signoff.errors import BadRequest
 from signoff.work.admin.usage import drop_price, latency_report, list_prices, set_price, usage_report
 
@@ -55,7 +55,7 @@ def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter 
 ) -> UsageQuery:
     """Return the query for usage; without `since`, for the last 31 days. Raises BadRequest."""
     return UsageQuery(
-        by=_dimensions(by),
+        by=parse_choices("by", by, get_args(Dimension)),
         since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
         until=None if until is None else parse_microseconds("until", until),
         model=model,
@@ -83,7 +83,7 @@ async def get_usage(
     """
     rows, totals = await usage_report(services, caller, usage_query)
     next_offset = usage_query.offset + usage_query.limit if len(rows) == usage_query.limit else None
-    if format == "csv" or "text/csv" in request.headers.get("accept", ""):
+    if format.lower() == "csv" or "text/csv" in request.headers.get("accept", ""):
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}
         headers |= {} if next_offset is None else {"x-next-offset": str(next_offset)}
         return Response(_csv(usage_query, rows), media_type="text/csv", headers=headers)
@@ -106,17 +106,16 @@ async def get_latencies(
     Counted are requests that went to a model and have ended. A percentile is within 6.25 % of the exact one. The rows
     are JSON, or CSV with `format=csv`. `since` and `until` are whole hours, UTC.
     """
-    if by not in get_args(LatencyDimension):
-        raise BadRequest(f"`by` must be one of {', '.join(get_args(LatencyDimension))} (got {by[:100]!r}).")
+    dimension: LatencyDimension = parse_choice("by", by, get_args(LatencyDimension))
     query = LatencyQuery(
-        by=cast("LatencyDimension", by),
+        by=dimension,
         since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds("since", since),
         until=None if until is None else parse_microseconds("until", until),
     )
-    rows = [_latency_json(by, row) for row in await latency_report(services, caller, query)]
-    if format == "csv":
+    rows = [_latency_json(dimension, row) for row in await latency_report(services, caller, query)]
+    if format.lower() == "csv":
         headers = {"content-disposition": 'attachment; filename="latencies.csv"'}
-        columns = _latency_json(by, LatencyRow(group="", whole=Histogram({}), first=Histogram({})))
+        columns = _latency_json(dimension, LatencyRow(group="", whole=Histogram({}), first=Histogram({})))
         return Response(as_csv(list(columns), rows), media_type="text/csv", headers=headers)
     return Response({"data": rows})
 
@@ -141,14 +140,6 @@ async def delete_price(
 ) -> None:
     """Remove a price. Jobs that have ended keep their cost."""
     await drop_price(services, caller, model, parse_microseconds("valid_from", valid_from))
-
-
-def _dimensions(text: str) -> tuple[Dimension, ...]:
-    names = dict.fromkeys(filter(None, text.split(",")))
-    try:
-        return msgspec.convert(tuple(names), tuple[Dimension, ...])
-    except msgspec.ValidationError:
-        raise BadRequest(f"`by` must be a list of {', '.join(get_args(Dimension))}, separated by commas.") from None
 
 
 def parse_microseconds(name: str, text: str) -> int:

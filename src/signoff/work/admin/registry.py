@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from signoff.core.allow_list import check_model_url
+from signoff.core.choices import choice_of
 from signoff.core.model import PERSON, Model, key_ids_of, model_fault
 from signoff.errors import BadRequest, ModelNotFound, NoDefaultModel
 from signoff.infra.vault import Unreadable
@@ -77,8 +78,9 @@ async def register_model(
         NameTaken: `is_new`, and the name is taken.
     """
     kinds = {*services.adapters.engines, PERSON}
-    if model.kind not in kinds:
+    if (kind := choice_of(model.kind, kinds)) is None:
         raise BadRequest(f"`kind` must be one of {', '.join(sorted(kinds))} (got {model.kind!r}).")
+    model = msgspec.structs.replace(model, kind=kind)
     if (fault := model_fault(model)) is not None:
         raise BadRequest(fault)
     if model.kind == PERSON:
