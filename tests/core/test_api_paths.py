@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.api_paths import parse_route
+from signoff.core.api_paths import CHAT, COMPLETIONS, normalize_route, parse_route
+from signoff.core.envelope import parse_envelope
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,36 @@ def test_collections_of_this_server_are_not_routed_upstream(collection: str, res
 def test_a_path_that_only_resembles_such_a_collection_is_routed_upstream() -> None:
     assert parse_route("/v1/files_of_mine") is not None
     assert parse_route("/v1/things/files") is not None
+
+
+SPELLINGS = [
+    "v1/chat/completions",
+    "//v1//chat///completions//",
+    "/openai/v1/chat/completions",
+    "openai//v1/chat/completions/",
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, *SPELLINGS])
+def test_slashes_and_the_prefix_of_a_path_do_not_matter(path: str) -> None:
+    assert normalize_route(path) == CHAT
+    assert parse_envelope(b'{"path": "%s", "body": {}}' % path.encode()).path == CHAT
+
+
+@pytest.mark.parametrize(
+    ("route", "normal"),
+    [
+        ("GET v1//responses/resp_1/?a=//b/", "GET /v1/responses/resp_1?a=//b/"),
+        ("DELETE /openai/v1/threads/t_1/", "DELETE /v1/threads/t_1"),
+        ("/predict/", "/predict"),
+        ("", "/"),
+        ("/openai/", "/"),
+        ("/v1/openai/", "/v1/openai"),
+        ("POST /v1/x", "/POST /v1/x"),
+        ("/v1/x\n//y", "/v1/x\n/y"),
+    ],
+)
+def test_a_route_is_normalized(route: str, normal: str) -> None:
+    assert normalize_route(route) == normal
+    assert normalize_route(normal) == normal
+    assert parse_envelope(b'{"path": "", "body": {}}').path == COMPLETIONS

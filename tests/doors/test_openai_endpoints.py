@@ -78,12 +78,16 @@ async def test_moderations_and_ranks(tmp_path: Path) -> None:
             "top_n": 1,
         }
         token = await server.token()
-        for path in ("/v1/rerank", "/v2/rerank"):
+        for path in ("/v1/rerank", "/v2/rerank", "/v2/rerank/", "/v2//rerank", "/v2/rerank?a=b", "/v2/rerank/?a=b"):
             _, ranked = await server.ask("POST", path, token, json=body)
             assert [(each["index"], each["relevance_score"]) for each in ranked["results"]] == [(1, 1.0)]
         # its errors have the format of this API
         assert (await server.ask("POST", "/v2/rerank", token, json={}))[1]["error"]["param"]
+        assert (await server.ask("POST", "/v2/rerank/", token, json={}))[1]["error"]["param"]
         assert (await server.ask("POST", "/v2/rerank", json=body))[0] == 401
+        assert (await server.ask("GET", "/v2/rerank", token))[0] == 405
+        for path in ("/v2/reranks", "/v2/rerank/more"):
+            assert (await server.ask("POST", path, token, json=body))[0] == 404
 
 
 async def test_structured_output_is_parsed_by_the_client(tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ async def test_a_token_may_come_in_the_headers_of_other_apis(tmp_path: Path) -> 
             assert (await send(server, path, {"x-api-key": token, "api-key": other}, method=method))[0] == 401, path
 
 
+async def test_the_path_of_a_job_may_have_extra_slashes_and_the_prefix_of_the_api(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        body = json.loads(BODY)
+        for path in ("/v1/chat/completions/", "v1/chat/completions", "/openai//v1/chat/completions"):
+            status, job = await server.ask("POST", "/api/jobs", token, json={"path": path, "body": body})
+            assert status == 202, job
+        for path in ("", "/nowhere", "/v1/files/"):
+            assert (await server.ask("POST", "/api/jobs", token, json={"path": path, "body": body}))[0] == 400, path
+
+
 async def test_repeated_slashes_count_as_one(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         headers = {"authorization": f"Bearer {await server.token()}"}

@@ -30,6 +30,7 @@ STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 _NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
 # The path is appended to the base URL of the upstream, so it must not contain dots.
 _ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_NOT_LOCAL}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
+_PARTS = re.compile(r"((?:GET|PUT|PATCH|DELETE) )?([^?]*)(\?.*)?", re.DOTALL)
 # First segments, after /v1, of the routes that users may call: inference, and objects of their own. All others, such as
 # those that make credentials, administer an account or change what a server loads, are for admins.
 USER_ROUTES = (
@@ -121,6 +122,19 @@ def parse_route(path: str) -> Route | None:
     """
     match = _ROUTE.fullmatch(path)
     return None if match is None else Route(match[1] or "POST", match[2], match[3])
+
+
+def normalize_route(route: str) -> str:
+    """Return the path of a job as `parse_route` reads it: with one slash in front and between its parts.
+
+    Paths of the HTTP API may begin with `/openai`, which is left out. The path of an empty route is `/`.
+
+    >>> normalize_route("openai//v1/chat/completions/"), normalize_route("GET v1/responses//r_1?stream=true")
+    ('/v1/chat/completions', 'GET /v1/responses/r_1?stream=true')
+    """
+    method, path, query = _PARTS.fullmatch(route).groups(default="")  # pyright: ignore[reportOptionalMemberAccess]
+    parts = [part for part in path.split("/") if part]
+    return f"{method}/{'/'.join(parts[1:] if parts[:1] == ['openai'] else parts)}{query}"
 
 
 def format_route(method: str, path: str, query: str = "") -> str:

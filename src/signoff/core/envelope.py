@@ -2,7 +2,7 @@
 
 import msgspec
 
-from signoff.core.api_paths import COMPLETIONS
+from signoff.core.api_paths import COMPLETIONS, normalize_route
 from signoff.core.decode import NULL, decode_json, without_mark
 from signoff.core.dialects.edited_answer import in_form
 from signoff.core.job import WITHOUT_ANSWER, Job, JobError
@@ -46,7 +46,8 @@ def parse_envelope(message: bytes) -> Envelope:
         return Envelope(error=fault(f'The message must be a JSON object {{"path", "metadata", "body"}}: {error}'))
     metadata, path = bytes(outer.metadata), COMPLETIONS
     try:
-        path = _normalize(msgspec.json.decode(outer.path, type=str | None) or "")
+        path = normalize_route(msgspec.json.decode(outer.path, type=str | None) or "")
+        path = COMPLETIONS if path == "/" else path
         body = bytes(outer.body)
         if body == NULL:
             return Envelope(path=path, metadata=metadata, error=BadRequest("The message must have a `body`."))
@@ -74,9 +75,3 @@ def error_body(error: JobError) -> dict[str, dict[str, str | None]]:
 
 def _answer(job: Job) -> msgspec.Raw:
     return msgspec.Raw(NULL if job.response is None else in_form(job, job.response))
-
-
-def _normalize(path: str) -> str:
-    """Return the path below `/openai` of the HTTP API: completions for an empty one; outer slashes do not matter."""
-    path = f"{path.strip('/')}/".removeprefix("openai/").strip("/")
-    return f"/{path}" if path else COMPLETIONS

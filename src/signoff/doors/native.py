@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
 from signoff.core import sse
-from signoff.core.api_paths import CHAT, PREDICT
+from signoff.core.api_paths import CHAT, PREDICT, normalize_route
 from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES
@@ -67,7 +67,7 @@ async def accept_job(request: QueueRequest) -> Reply:
         door="native",
         caller=request.caller,
         headers=request.scope["headers"],
-        path=new.path,
+        path=normalize_route(new.path),
         body=bytes(new.body),
         target=_target(new),
         metadata=bytes(new.metadata),

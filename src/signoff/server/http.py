@@ -61,8 +61,9 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     openai = OpenAIDoor(services, door_settings)
     predict = PredictDoor(services, door_settings)
     cached = CachedDoor(services, door_settings)
-    hot = {"/v1/": openai, "/openai/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    queue = {COHERE_RERANK: openai, **_queue_doors(services, door_settings)}
+    hot: dict[str, ASGIApp] = {"/v1/": openai, "/openai/": openai, COHERE_RERANK: openai}
+    hot |= dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
+    queue = _queue_doors(services, door_settings)
     return DoorRouter(hot, _litestar_app(), queue=queue, services=services, door_settings=door_settings)
 
 

@@ -98,8 +98,7 @@ class OpenAIDoor(AsgiDoor):
         method = scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
-        prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
-        rest = path[len(prefix) :]
+        rest = _below_prefix(path)
         if (serve := _local_collection(scope, rest.split("/"))) is not None:
             local = LocalRequest(self._door_settings, {**scope, "path": f"/v1/{rest}"}, receive, caller)
             return await serve(self._services, local, send)
@@ -162,6 +161,16 @@ class OpenAIDoor(AsgiDoor):
     async def _model(self, send: Send, caller: Caller, name: str) -> None:
         target = await resolve_target(self._services, caller, name)
         await send_json(send, _model_json(target) | {"id": name})
+
+
+def _below_prefix(path: str) -> str:
+    """Return the part of a path below the version of the API. Raises NotFound."""
+    if path == COHERE_RERANK:
+        return _below_prefix(RERANK)
+    for prefix in PREFIXES:
+        if (path + "/").startswith(prefix):
+            return path[len(prefix) :]
+    raise NotFound(f"The path {path} does not exist.")
 
 
 def _split_deployment(path: str) -> tuple[str | None, str]:
