@@ -39,6 +39,7 @@ class Catalog(Protocol):
         sealed_at: Mapping[EndpointName, bytes] = {},
         drops_key: bool = False,
         is_new: bool = False,
+        expected_digest: str | None = None,
     ) -> None:
         """Register `model`; replace the one that has the same name, in one transaction.
 
@@ -52,9 +53,11 @@ class Catalog(Protocol):
             sealed_at: New keys of endpoints, sealed.
             drops_key: Forget all keys of the replaced model, except for those that `sealed` and `sealed_at` set.
             is_new: Do not replace an existing model.
+            expected_digest: The `model_digest` of the model to replace; None replaces whatever is stored.
 
         Raises:
             NameTaken: `is_new` is set, and a model with this name exists.
+            VersionConflict: the stored model has another digest than `expected_digest`, or there is none.
         """
         ...
 
@@ -206,14 +209,18 @@ class Library(Protocol):
     increments the version of the topic `compositions`, a sync that of `functions` (see `Store.versions`).
     """
 
-    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+    async def put(
+        self, item: LibraryItem, *, label: str | None = PRODUCTION, expected_version: int | None = None
+    ) -> LibraryItem:
         """Add a version and return it with its number, its labels and its time.
 
         An `item.id` of 0 creates a new item, whose first version is 1; any other id adds a version to that item.
         `label` moves to the new version; None moves no label. A first version gets the label `production` too.
-        `item.shared` applies to all versions.
+        `item.shared` applies to all versions. `expected_version` is the number of the newest version before this one;
+        None adds the version to whatever is stored.
 
         Raises:
+            VersionConflict: The newest version of an existing item is another than `expected_version`.
             NameTaken: A new item has the name of an existing prompt, pipeline or function.
             LibraryItemNotFound: There is no item with this id and kind.
             Conflict: The user would have more than `check_library_size` allows.
@@ -268,10 +275,14 @@ class Policies(Protocol):
     `put` and `drop` increment the version of the topic `policies` (see `Store.versions`).
     """
 
-    async def put(self, policy: ReviewPolicy) -> ReviewPolicy:
+    async def put(self, policy: ReviewPolicy, *, expected_version: int | None = None) -> ReviewPolicy:
         """Add a version of the policy `policy.name`, which applies from now on; return it with its number and time.
 
-        Raises Conflict if another policy has its target, or there would be more than MAX_POLICIES.
+        `expected_version` is the number of the version that applied before, 0 for none; None replaces whatever applies.
+
+        Raises:
+            VersionConflict: another version than `expected_version` applies.
+            Conflict: another policy has its target, or there would be more than MAX_POLICIES.
         """
         ...
 

@@ -19,7 +19,7 @@
     │   └── ModelNotFound
     │       └── NoDefaultModel
     ├── Conflict 409
-    │   └── Stale, ObjectHeld, IdTaken, NameTaken, PassLapsed
+    │   └── Stale, VersionConflict, ObjectHeld, IdTaken, NameTaken, PassLapsed
     ├── Overloaded 503, Interrupted 503, BlobMissing 500, SchemaOutdated 500, WrongKey 500
     ├── LimitReached 429
     │   └── BudgetSpent, BacklogFull
@@ -294,6 +294,12 @@ class Stale(Conflict):
     """The state of the job does not allow this, or it changed meanwhile; read the job again."""
 
     code = "stale"
+
+
+class VersionConflict(Conflict):
+    """The object was changed after it was read; compare your change with its present state before you save it."""
+
+    code = "version_conflict"
 
 
 class ObjectHeld(Conflict):

@@ -10,7 +10,8 @@ from signoff.core import access
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
-from signoff.errors import Conflict, NameTaken
+from signoff.core.model_digest import model_digest
+from signoff.errors import Conflict, NameTaken, VersionConflict
 from signoff.stores import secrets as stored_secrets
 from support.stores import ANSWER, AStore, a_step, inserted, leased, together
 
@@ -54,6 +55,22 @@ async def test_registering_a_taken_name_as_new_changes_neither_model_nor_key(sto
         await store.catalog.put_model(a_model(url="http://b"), sealed=b"other", is_new=True)
     assert await store.catalog.models() == before
     assert await secrets(store) == [b"s"]
+
+
+async def test_of_concurrent_changes_from_the_same_state_of_a_model_one_succeeds(store: AStore, other: AStore) -> None:
+    await store.catalog.put_model(a_model(), sealed=b"s")
+    digest = model_digest(a_model())
+
+    async def change(turn: int) -> bool:
+        try:
+            await [store, other][turn % 2].catalog.put_model(a_model(url=f"http://{turn}"), expected_digest=digest)
+        except VersionConflict:
+            return False
+        return True
+
+    assert (await together(change(turn) for turn in range(6))).count(True) == 1
+    with pytest.raises(VersionConflict):
+        await store.catalog.put_model(a_model("none"), expected_digest=digest)
 
 
 async def test_at_most_one_model_is_the_default(store: AStore, other: AStore) -> None:

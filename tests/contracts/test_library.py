@@ -9,7 +9,7 @@ from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, Pipeline, Prompt
 from signoff.core.pipelines.function import Function, Param
 from signoff.core.pipelines.grammar import parse
-from signoff.errors import Conflict, LibraryItemNotFound, NameTaken, SignoffError
+from signoff.errors import Conflict, LibraryItemNotFound, NameTaken, SignoffError, VersionConflict
 from support.stores import AStore, listening, together
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +39,14 @@ async def is_refused(call: Any, error: type[SignoffError]) -> bool:
     except error:
         return True
     return False
+
+
+async def test_of_concurrent_saves_from_the_same_version_one_succeeds(store: AStore, other: AStore) -> None:
+    first = await store.library.put(a_prompt())
+    new = a_prompt(id=first.id, body="new")
+    saves = [each.library.put(new, expected_version=1) for each in (store, other) * 3]
+    assert (await together(is_refused(save, VersionConflict) for save in saves)).count(False) == 1
+    assert [item.version for item in await store.library.versions(first.id)] == [2, 1]
 
 
 async def test_every_save_creates_a_version_and_keeps_the_old_ones(store: AStore) -> None:

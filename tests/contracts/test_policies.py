@@ -8,7 +8,7 @@ import pytest
 from signoff.core.audit import AuditFilter
 from signoff.core.reviews.policy import Escalation, PolicyVersion
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
-from signoff.errors import Conflict
+from signoff.errors import Conflict, VersionConflict
 from support.stores import AStore, together
 
 pytestmark = pytest.mark.anyio
@@ -71,3 +71,18 @@ async def test_changes_of_policies_are_announced_and_audited(store: AStore) -> N
     entries = await store.audit.page(AuditFilter(subject="policy:one"))
     assert [entry.action for entry in entries] == ["policy_removed", "policy_created"]
     assert msgspec.json.encode(entries[0].before, order="sorted") == msgspec.json.encode(saved, order="sorted")
+
+
+async def test_of_concurrent_saves_from_the_same_version_one_succeeds(store: AStore, other: AStore) -> None:
+    async def save(each: AStore, expected_version: int) -> bool:
+        try:
+            await each.policies.put(a_policy("one"), expected_version=expected_version)
+        except VersionConflict:
+            return False
+        return True
+
+    assert (await together([save(each, 0) for each in (store, other) * 3])).count(True) == 1
+    assert (await together([save(each, 1) for each in (store, other) * 3])).count(True) == 1
+    assert await store.policies.drop("one")
+    assert [await save(store, version) for version in (2, 1, 0)] == [False, False, True]
+    assert [each.version for each in await store.policies.versions("one")] == [3, 2, 1]

@@ -13,7 +13,7 @@ from signoff.core.filters import JobFilter
 from signoff.dashboard.shell import format_duration
 from signoff.work.admin.people import sign_in_link, user_with_email
 from support.live_server import Live, chat, live, until
-from support.pages import Browser, cells, signed_in, words
+from support.pages import Browser, cells, expected_of, signed_in, words
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ async def test_a_model_is_registered_changed_tried_and_removed_on_its_page(serve
     assert (await admin.api("GET", "/api/models/new"))["max_parallel"] == 3
 
     changed = json.dumps({"kind": "echo", "fallbacks": ["echo"], "timeouts": {"total_seconds": 9}})
-    await admin.submit("/dashboard/models/new", body=changed, action="save")
+    await admin.change("/dashboard/models/new", body=changed, action="save")
     api = await admin.api("GET", "/api/models/new")
     assert (api["max_parallel"], api["fallbacks"], api["review"]) == (None, ["echo"], None)
     assert api["timeouts"]["total_seconds"] == 9
@@ -93,11 +93,31 @@ async def test_a_model_is_registered_changed_tried_and_removed_on_its_page(serve
     page = await admin.submit("/dashboard/models/new", status=200, question="Are you <there>?", action="try")
     assert "Are you &lt;there&gt;?" in page.partition('role="status">')[2]
     wrong = '{"kind": "echo", "replicas": -1}'
-    bad = await admin.submit("/dashboard/models/new", status=400, body=wrong, action="save")
+    bad = await admin.change("/dashboard/models/new", status=400, body=wrong, action="save")
     assert "replicas" in words(bad.partition('role="alert">')[2].partition("</p>")[0])
 
     assert await admin.submit("/dashboard/models/new", action="remove") == "/dashboard/models"
     await admin.api("GET", "/api/models/new", status=404)
+
+
+async def test_an_open_page_does_not_revert_what_another_admin_changed_in_a_model(server: Live) -> None:
+    ann, ben = await signed_in(server, "admin", "ann"), await signed_in(server, "admin", "ben")
+    await ann.submit("/dashboard/models", name="watched", body='{"kind": "echo"}')
+    opened = expected_of(await ann.open("/dashboard/models/watched"))
+    await ben.change("/dashboard/models/watched", body='{"kind": "echo", "review": "always"}', action="save")
+
+    mine = {"body": '{"kind": "echo", "max_parallel": 2}', "action": "save"}
+    page = await ann.submit("/dashboard/models/watched", status=409, expected=opened, key="sk-1", **mine)
+    alert = words(page.partition('role="alert">')[2].partition("</p>")[0])
+    assert alert.startswith("The model was changed meanwhile by ben@example.com.")
+    assert "Enter the API key again." in alert
+    assert "&#34;max_parallel&#34;: 2}</textarea>" in page
+    assert "<del>  &#34;review&#34;: &#34;always&#34;</del>" in page.partition('id="meanwhile"')[2]
+    assert (await ann.api("GET", "/api/models/watched"))["review"] == "always"
+    await ann.submit("/dashboard/models/watched", status=409, **mine)
+
+    await ann.submit("/dashboard/models/watched", expected=expected_of(page), **mine)
+    assert (await ann.api("GET", "/api/models/watched"))["max_parallel"] == 2
 
 
 async def test_a_model_shows_its_latency_and_its_last_errors_in_words(server: Live) -> None:

@@ -11,7 +11,7 @@ from signoff.core.price import Price
 from signoff.work.admin.usage import add_price
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.live_server import Live, chat, live, until
-from support.pages import cells, signed_in, words
+from support.pages import cells, expected_of, signed_in, words
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,8 @@ async def test_versions_of_a_prompt_have_their_cost_and_verdicts_and_are_compare
     admin = await signed_in(server, "admin", "owner")
     for number, text in enumerate(("One {x}", "Two {x}", "Three {x}")):
         form = {"body": text, "model": "parrot", "message": f"<b>{number}", "production": "yes"}
-        await admin.submit("/dashboard/prompts" + ("/greet" if number else ""), name="greet", **form)
+        send, path = (admin.change, "/dashboard/prompts/greet") if number else (admin.submit, "/dashboard/prompts")
+        await send(path, name="greet", **form)
     for version in (1, 1, 3):
         await admin.api("POST", "/v1/chat/completions", json=chat("hello", f"greet@{version}"))
     page = await admin.open("/dashboard/prompts/greet")
@@ -120,7 +121,7 @@ async def test_what_somebody_wrote_is_not_lost_when_it_cannot_be_saved(server: L
     assert "uppercase(&lt;b&gt;</textarea>" in page
     assert 'value="draft"' in page
     await user.submit("/dashboard/pipelines", name="kept", body="uppercase(text)", production="yes")
-    page = await user.submit("/dashboard/pipelines/kept", status=400, **form)
+    page = await user.change("/dashboard/pipelines/kept", status=400, **form)
     assert "uppercase(&lt;b&gt;</textarea>" in page
     assert 'value="&lt;b&gt;why"' in page
     assert (await user.api("GET", "/api/pipelines/kept"))["version"] == 1
@@ -128,3 +129,31 @@ async def test_what_somebody_wrote_is_not_lost_when_it_cannot_be_saved(server: L
     page = await admin.submit("/dashboard/models", status=400, name="<b>new", body='{"kind": "none"}')
     assert 'value="&lt;b&gt;new"' in page
     assert "{&#34;kind&#34;: &#34;none&#34;}</textarea>" in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"), [("prompt", ("A {x}", "B {x}", "C {x}")), ("pipeline", ("uppercase(a)",) * 3)]
+)
+async def test_an_open_page_does_not_revert_what_was_saved_meanwhile(
+    server: Live, kind: str, texts: tuple[str, str, str]
+) -> None:
+    owner, admin = await signed_in(server, "user", f"{kind}er"), await signed_in(server, "admin", f"{kind}-admin")
+    name, path = f"contested_{kind}", f"/dashboard/{kind}s/contested_{kind}"
+    form = {"name": name, "production": "yes"}
+    await owner.submit(f"/dashboard/{kind}s", body=texts[0], **form)
+    opened = expected_of(await owner.open(path))
+    await admin.change(path, body=texts[1], **form)
+
+    mine = form | {"body": texts[2], "message": "mine"}
+    page = await owner.submit(path, status=409, expected=opened, **mine)
+    assert "Version 2 was saved meanwhile." in words(page), "only admins may read who made a change"
+    assert texts[2] + "</textarea>" in page
+    assert 'value="mine"' in page
+    if kind == "prompt":
+        assert "<del>B {x}</del>" in page.partition('id="meanwhile"')[2]
+    assert (await owner.api("GET", f"/api/{kind}s/{name}"))["version"] == 2
+    seen = await admin.submit(path, status=409, expected=opened, **mine)
+    assert f"meanwhile by {kind}-admin@example.com" in words(seen)
+
+    await owner.submit(path, expected=expected_of(page), **mine)
+    assert (await owner.api("GET", f"/api/{kind}s/{name}"))["version"] == 3

@@ -11,7 +11,7 @@ import pytest
 
 from signoff.dashboard.policies import MAX_LISTED
 from support.live_server import Live, chat, live, until
-from support.pages import Browser, cells, signed_in, words
+from support.pages import Browser, cells, expected_of, signed_in, words
 
 pytestmark = pytest.mark.anyio
 POLICY = {"target": "careful", "rules": [{"if": "answer.text.contains('bad')", "then": "hold"}]}
@@ -38,7 +38,7 @@ async def test_a_policy_is_saved_changed_compared_and_deleted_on_its_pages(serve
     assert (await admin.api("GET", "/api/policies/first"))["rules"] == [POLICY["rules"][0]]
 
     changed = POLICY | {"target": "first-model", "default": {"then": "reject", "code": "no"}}
-    await admin.submit("/dashboard/policies/first", body=json.dumps(changed))
+    await admin.change("/dashboard/policies/first", body=json.dumps(changed))
     api = await admin.api("GET", "/api/policies/first")
     assert (api["version"], api["default"]) == (2, {"then": "reject", "code": "no"})
 
@@ -67,7 +67,7 @@ async def test_the_text_that_was_saved_is_shown_so_that_saving_it_again_changes_
     before = await admin.api("GET", "/api/policies/equal")
     page = await admin.open("/dashboard/policies/equal")
     text = page.partition('spellcheck="false">\n')[2].partition("</textarea>")[0].replace("&#34;", '"')
-    await admin.submit("/dashboard/policies/equal", body=text.replace("&gt;", ">"))
+    await admin.change("/dashboard/policies/equal", body=text.replace("&gt;", ">"))
     after = await admin.api("GET", "/api/policies/equal")
     assert {**before, "version": 2, "created_at": after["created_at"]} == after
 
@@ -96,6 +96,41 @@ async def test_a_fault_is_shown_with_its_line_and_column_and_the_text_stays(
     assert body.replace('"', "&#34;") in page
     assert 'value="broken"' in page
     await admin.api("GET", "/api/policies/broken", status=404)
+
+
+async def test_an_open_page_does_not_revert_what_another_admin_saved_meanwhile(server: Live) -> None:
+    ann, ben = await signed_in(server, "admin", "ann"), await signed_in(server, "admin", "ben")
+    await saved(ann, "contested")
+    opened = expected_of(await ann.open("/dashboard/policies/contested"))
+    hold_all = POLICY | {"target": "contested-model", "default": {"then": "hold"}}
+    await ben.change("/dashboard/policies/contested", body=json.dumps(hold_all))
+
+    mine = json.dumps(POLICY | {"target": "contested-model", "judge": "my_judge"}, indent=2)
+    tried = await ann.submit(
+        "/dashboard/policies/contested/dry-run", status=200, body=mine, last="100", expected=opened
+    )
+    assert expected_of(tried) == opened, "a dry run does not show what changed, so it does not count as seen"
+    page = await ann.submit("/dashboard/policies/contested", status=409, body=mine, expected=opened)
+    assert "Version 2 was saved meanwhile by ben@example.com" in words(page)
+    assert html.escape(mine).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") + "</textarea>" in page
+    compared = page.partition('id="meanwhile"')[2].partition("</pre>")[0]
+    assert "<del>    &#34;then&#34;: &#34;hold&#34;" in compared
+    assert "<ins>  &#34;judge&#34;: &#34;my_judge&#34;" in compared
+    assert (await ann.api("GET", "/api/policies/contested"))["default"] == {"then": "hold"}
+    await ann.submit("/dashboard/policies/contested", status=409, body=mine)
+
+    await ann.submit("/dashboard/policies/contested", body=mine, expected=expected_of(page))
+    assert (await ann.api("GET", "/api/policies/contested"))["version"] == 3
+
+
+async def test_an_open_page_does_not_restore_a_policy_that_was_deleted_meanwhile(server: Live) -> None:
+    admin = await signed_in(server, "admin", "restorer")
+    await saved(admin, "dropped")
+    body, opened = json.dumps(POLICY), expected_of(await admin.open("/dashboard/policies/dropped"))
+    await admin.submit("/dashboard/policies/dropped/delete")
+    page = await admin.submit("/dashboard/policies/dropped", status=409, body=body, expected=opened)
+    assert "The policy was deleted meanwhile by restorer@example.com" in words(page)
+    await admin.api("GET", "/api/policies/dropped", status=404)
 
 
 async def test_a_new_policy_does_not_replace_one_of_the_same_name(server: Live) -> None:
@@ -171,7 +206,7 @@ async def test_a_recommended_rule_is_shown_and_put_into_the_form_and_saved_only_
     tried = await admin.api("POST", "/api/policies/learned/dry-run", json={"policy": api["draft"]})
     [row] = [each for each in api["thresholds"] if each["threshold"] == api["threshold"]]
     assert tried["held"] == row["held"] < 44
-    await admin.submit("/dashboard/policies/learned", body=draft)
+    await admin.change("/dashboard/policies/learned", body=draft)
     stored = await admin.api("GET", "/api/policies/learned")
     assert (stored["version"], stored["default"], json.loads(draft)["rules"][0]["then"]) == (
         2,

@@ -11,7 +11,8 @@ from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.audit import change_of, encryption_key_changed
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
-from signoff.errors import name_taken
+from signoff.core.model_digest import model_digest
+from signoff.errors import VersionConflict, name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.secrets import secret_of, with_sealed
 from simulation.tables import Connection, Tables, Tx, bump, record
@@ -39,6 +40,7 @@ class MemoryCatalog:
         sealed_at: Mapping[EndpointName, bytes] = NO_ENDPOINTS,
         drops_key: bool = False,
         is_new: bool = False,
+        expected_digest: str | None = None,
     ) -> None:
         models, actor = self._tables.models, current_actor()
 
@@ -46,6 +48,8 @@ class MemoryCatalog:
             old = models.get(model.name)
             if old is not None and is_new:
                 raise name_taken(model.name)
+            if expected_digest not in {None, old and model_digest(old)}:
+                raise VersionConflict
             merged = model if old is None else with_existing_keys(model, old)
             merged = without_keys(merged) if drops_key else merged
             stored = with_new_keys(

@@ -12,7 +12,7 @@ from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_lengt
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, name_taken
+from signoff.errors import LibraryItemNotFound, VersionConflict, name_taken
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, bump, record
 
@@ -24,7 +24,9 @@ class MemoryLibrary:
         self._tables = tables
         self._connection = connection
 
-    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+    async def put(
+        self, item: LibraryItem, *, label: str | None = PRODUCTION, expected_version: int | None = None
+    ) -> LibraryItem:
         actor = current_actor()
 
         def put(tx: Tx) -> LibraryItem:
@@ -41,6 +43,8 @@ class MemoryLibrary:
             check_library_size(len(of_user) + 1, sum(len(each.body) for each in of_user) + len(item.body))
             item_id = item.id or self._new_id(item)
             versions = tables.library_items.setdefault(item_id, {})
+            if versions and expected_version not in {None, len(versions)}:
+                raise VersionConflict
             number = len(versions) + 1
             old = self._with_labels(versions[number - 1]) if versions else None
             versions[number] = msgspec.structs.replace(item, id=item_id, version=number, created_at=tx.now)

@@ -7,7 +7,7 @@ import msgspec
 from signoff.core.audit import change_of
 from signoff.core.reviews.policy import PolicyVersion
 from signoff.core.reviews.rules import MAX_POLICIES, ReviewPolicy
-from signoff.errors import Conflict
+from signoff.errors import Conflict, VersionConflict
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, bump, record
 
@@ -19,7 +19,7 @@ class MemoryPolicies:
         self._tables = tables
         self._connection = connection
 
-    async def put(self, policy: ReviewPolicy) -> ReviewPolicy:
+    async def put(self, policy: ReviewPolicy, *, expected_version: int | None = None) -> ReviewPolicy:
         actor = current_actor()
 
         def put(tx: Tx) -> ReviewPolicy:
@@ -29,6 +29,8 @@ class MemoryPolicies:
             if len(others) >= MAX_POLICIES:
                 raise Conflict("There are too many policies.")
             old = self._find(policy.name)
+            if expected_version not in {None, 0 if old is None else old.version}:
+                raise VersionConflict
             version = max((number for name, number in self._tables.policy_versions if name == policy.name), default=0)
             new = msgspec.structs.replace(policy, version=version + 1, created_at=tx.now)
             self._tables.policy_versions[new.name, new.version] = new

@@ -31,6 +31,10 @@ class Browser:
             assert response.status == status, text
             return response.headers["location"] if status == 303 else text
 
+    async def change(self, path: str, status: int = 303, **form: Any) -> str:
+        """Open the page at `path`, and submit its form with what the form says that it started from."""
+        return await self.submit(path, status, expected=expected_of(await self.open(path)), **form)
+
     async def api(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
         """Send a request to the API as this user; return its JSON."""
         answered, answer = await self.server.ask(method, path, headers=self.headers | {"accept": "*/*"}, **more)
@@ -46,6 +50,11 @@ async def signed_in(server: Live, role: Role, name: str) -> Browser:
         cookie = response.headers["set-cookie"].split(";")[0]
     server.http.cookie_jar.clear()
     return Browser(server, cookie)
+
+
+def expected_of(page: str) -> str:
+    """Return the hidden field of a form that says what the form started from."""
+    return re.findall(r'name="expected" value="([^"]*)"', page)[0]
 
 
 def cells(page: str, first: str) -> list[str]:

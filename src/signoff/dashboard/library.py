@@ -16,12 +16,13 @@ from signoff.core.job import Job
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
+from signoff.dashboard.edit_conflict import edit_conflict, expected_version
 from signoff.dashboard.library_versions import DAYS, VersionUse, pipeline_use, prompt_use
 from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page, redirect, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import INTS, parse_digits, parse_form
-from signoff.errors import BadPipeline, BadRequest, NotFound, SignoffError
+from signoff.errors import BadPipeline, BadRequest, NotFound, SignoffError, VersionConflict
 from signoff.work.admin.registry import all_models
 from signoff.work.pipelines import library
 from signoff.work.services import Services
@@ -39,6 +40,8 @@ class VersionForm(msgspec.Struct, frozen=True, kw_only=True):
     """Text of the version."""
     name: str = ""
     """Name, in the form of a first version."""
+    expected: str = ""
+    """Number of the newest version when the form was shown."""
     model: str = ""
     """Model of a prompt; empty for the default model."""
     message: str = ""
@@ -126,6 +129,17 @@ async def _item_page(  # noqa: PLR0913 -- the request, its caller, and what the 
     if 0 < other < INTS and other != item.version:
         difference = await library.diff_versions(services, caller, kind, name, other, item.version)
     uses, examined = await _uses(services, caller, item)
+    versions = await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS)
+    expected, meanwhile = str(versions[0].version), None
+    if form is not None and isinstance(error, VersionConflict):
+        texts = (
+            _compared_text(kind, versions[0].body, _chosen_model(versions[0])),
+            _compared_text(kind, form.body, form.model),
+        )
+        meanwhile = await edit_conflict(services, caller, f"{kind}:{name}", versions[0].version, texts)
+        error = meanwhile.error
+    elif form is not None:
+        expected = form.expected
     shown = page(
         request,
         services,
@@ -139,7 +153,9 @@ async def _item_page(  # noqa: PLR0913 -- the request, its caller, and what the 
         model=_model_of(item),
         difference=unified_lines(difference),
         other=other,
-        versions=await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS),
+        versions=versions,
+        expected=expected,
+        meanwhile=meanwhile,
         uses=uses,
         examined=examined,
         days=DAYS,
@@ -174,9 +190,10 @@ def _forms(kind: LibraryItemKind) -> list[Any]:
         """Save a new version, and show it, or the form again with what is wrong; the old ones stay."""
         form = await _form(request)
         try:
-            saved = await library.save_version(services, caller, kind, name, _draft(kind, form, name))
+            draft = msgspec.structs.replace(_draft(kind, form, name), expected_version=expected_version(form.expected))
+            saved = await library.save_version(services, caller, kind, name, draft)
         except SignoffError as error:
-            if error.status != 400:
+            if error.status != 400 and not isinstance(error, VersionConflict):
                 raise
             return await _item_page(request, services, caller, (kind, name), PRODUCTION, form=form, error=error)
         return _to_item(kind, name, saved.version)
@@ -291,6 +308,12 @@ def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.Libra
         message=form.message,
         label=PRODUCTION if form.production else None,
     )
+
+
+def _compared_text(kind: LibraryItemKind, body: str, model: str) -> str:
+    """Return the text of a version with its model, if it has one, as both can be changed in the form."""
+    text = body.replace("\r\n", "\n")
+    return text if kind == "pipeline" else f"Model: {model or 'the default model'}\n\n{text}"
 
 
 def _to_item(kind: LibraryItemKind, name: str, version: int | None = None) -> Response[str]:

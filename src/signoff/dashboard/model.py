@@ -13,14 +13,16 @@ from litestar.response import Template
 from signoff.core.access import Caller
 from signoff.core.log import LogLine
 from signoff.core.model import Model, with_changes
+from signoff.core.model_digest import model_digest
 from signoff.core.reviews.item import text_of
+from signoff.dashboard.edit_conflict import edit_conflict
 from signoff.dashboard.models import CHECK_SECONDS, ModelForm, model_check, models_page, show_models
 from signoff.dashboard.shell import MODELS, page, redirect, with_status
 from signoff.doors.callers import check_same_site, takes_commands
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import parse_form
 from signoff.doors.models import parse_model
-from signoff.errors import BadRequest, SignoffError
+from signoff.errors import BadRequest, SignoffError, VersionConflict
 from signoff.work.admin.latencies import recent_latencies
 from signoff.work.admin.model_logs import read_model_log
 from signoff.work.admin.models import add_model, change_model, get_model, remove_model, start_model, stop_model
@@ -84,7 +86,8 @@ async def post_action(
             case _:
                 changes, keys = parse_model(_with_key(form))
                 commands = takes_commands(door_settings, scope_of(request))
-                await change_model(services, caller, name, _complete(changes), keys, commands=commands)
+                complete, expected = _complete(changes), form.expected
+                await change_model(services, caller, name, complete, keys, commands=commands, expected_digest=expected)
     except SignoffError as error:
         return await _model_page(request, services, caller, name, form=form, error=error)
     return redirect(_address(name))
@@ -116,6 +119,14 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
     status = await get_model(services, caller, name)
     lines, own = await _log_of(services, caller, name)
     latencies, examined = await recent_latencies(services, caller)
+    expected, meanwhile = model_digest(status.model), None
+    if form is not None and isinstance(error, VersionConflict):
+        texts = _text(status.model), form.body.replace("\r\n", "\n")
+        meanwhile = await edit_conflict(services, caller, f"model:{name}", None, texts)
+        error = meanwhile.error
+        error.message += " Enter the API key again." if form.key else ""
+    elif form is not None and form.action == "save":
+        expected = form.expected
     shown = page(
         request,
         services,
@@ -134,6 +145,8 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
         question=form.question if form and form.question else "Hello.",
         error=error and error.message,
         trial=trial,
+        expected=expected,
+        meanwhile=meanwhile,
     )
     return with_status(shown, error)
 

@@ -33,6 +33,8 @@ class ModelForm(msgspec.Struct, frozen=True, kw_only=True):
     """Name, in the form of a new model."""
     body: str = ""
     """JSON of what differs from the defaults."""
+    expected: str = ""
+    """Digest of the model when the form was shown."""
     key: str = ""
     """New API key of the upstream; empty to keep the present one."""
     question: str = ""

@@ -8,6 +8,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.dashboard.budget import BudgetQuery
+from signoff.dashboard.edit_conflict import expected_version
 from signoff.dashboard.policy_page import (
     TITLES,
     PolicyForm,
@@ -57,7 +58,7 @@ async def post_policy(
     try:
         if await _exists(services, caller, name):
             raise BadRequest(f"There is a policy {name!r} already; choose another `name`, or open it to change it.")
-        await save_policy(services, caller, name, draft_of(form))
+        await save_policy(services, caller, name, draft_of(form), expected_version=0)
     except SignoffError as error:
         return await _list_page(request, services, caller, form, error=error)
     return redirect(policy_address(name))
@@ -82,10 +83,11 @@ async def show_policy(
 async def post_version(
     request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> Template | Response[str]:
-    """Save a new version, and show it; or show the form again with what is wrong."""
+    """Save a new version, and show it; or show the form again with what is wrong, or what was saved meanwhile."""
     form = await read_form(request)
     try:
-        await save_policy(services, caller, name, draft_of(form))
+        expected = expected_version(form.expected)
+        await save_policy(services, caller, name, draft_of(form), expected_version=expected)
     except SignoffError as error:
         return await policy_page(request, services, caller, name, form=form, error=error)
     return redirect(policy_address(name))

@@ -15,11 +15,12 @@ from signoff.core.reviews.policy import Escalation
 from signoff.core.reviews.rules import Action, PolicyDraft, ReviewPolicy
 from signoff.dashboard.budget import WHOLE, BudgetQuery, budget_view
 from signoff.dashboard.difference import line_difference
+from signoff.dashboard.edit_conflict import edit_conflict
 from signoff.dashboard.shell import POLICIES, SECOND_US, format_unit, page, with_status
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import parse_form, parse_json
-from signoff.errors import SignoffError
+from signoff.errors import SignoffError, VersionConflict
 from signoff.work.reviews.dry_run import DryRun
 from signoff.work.reviews.library import get_policy, list_policy_versions
 from signoff.work.reviews.recommend import Recommendation, draft_at
@@ -42,6 +43,8 @@ class PolicyForm(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of the policy."""
     name: str = ""
     """Name, in the form of a new policy."""
+    expected: str = ""
+    """Version that applied when the form was shown; 0 for none."""
     last: str = "1000"
     """Number of past answers of a dry run."""
 
@@ -66,6 +69,14 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
     policy = await get_policy(services, caller, name, shown_version)
     before = None if policy.version == 1 else await get_policy(services, caller, name, policy.version - 1)
     counts = await count_rulings(services, caller)
+    expected, meanwhile = str(current.version if current else 0), None
+    if form is not None and isinstance(error, VersionConflict):
+        now = current.version if current else 0
+        texts = policy_text(current or versions[0]), form.body
+        meanwhile = await edit_conflict(services, caller, f"policy:{name}", now, texts)
+        error = meanwhile.error
+    elif form is not None:
+        expected = form.expected
     shown = page(
         request,
         services,
@@ -81,6 +92,8 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
         counts=counts,
         outcomes=TITLES,
         form=form or PolicyForm(body=policy_text(policy)),
+        expected=expected,
+        meanwhile=meanwhile,
         error=error and (error.message if form is None else with_position(form.body, error)),
         trial=trial and _sentences(trial, policy if form is None else draft_of(form)),
         dry_runs=DRY_RUNS,

@@ -9,7 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.audit import change_of
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
-from signoff.errors import name_taken
+from signoff.core.model_digest import model_digest
+from signoff.errors import VersionConflict, name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record
 from signoff.stores.database import Database
@@ -42,6 +43,7 @@ class SqlCatalog:
         sealed_at: Mapping[EndpointName, bytes] = _NO_KEYS,
         drops_key: bool = False,
         is_new: bool = False,
+        expected_digest: str | None = None,
     ) -> None:
         """See `catalog.Catalog`."""
         actor = current_actor()
@@ -51,6 +53,8 @@ class SqlCatalog:
             old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
             if old is not None and is_new:
                 raise name_taken(model.name)
+            if expected_digest not in {None, old and model_digest(old)}:
+                raise VersionConflict(f"The model {model.name!r} was changed meanwhile; read it again first.")
             new = model if old is None else with_existing_keys(model, old)
             new = without_keys(new) if drops_key else new
             new = with_new_keys(new, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)

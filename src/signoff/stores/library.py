@@ -12,7 +12,7 @@ from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_lengt
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, name_taken
+from signoff.errors import LibraryItemNotFound, VersionConflict, name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores import schema
 from signoff.stores.audit import record
@@ -42,10 +42,12 @@ class SqlLibrary:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+    async def put(
+        self, item: LibraryItem, *, label: str | None = PRODUCTION, expected_version: int | None = None
+    ) -> LibraryItem:
         """See `catalog.Library`."""
         actor = current_actor()
-        return await self._database.write(lambda tx: _put(tx, actor, item, label))
+        return await self._database.write(lambda tx: _put(tx, actor, item, label, expected_version))
 
     async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
         """See `catalog.Library`."""
@@ -146,11 +148,13 @@ class SqlLibrary:
         return await self._database.write(lambda tx: _sync(tx, actor, functions, unread))
 
 
-def _put(tx: Tx, actor: Actor, item: LibraryItem, label: str | None) -> LibraryItem:
+def _put(tx: Tx, actor: Actor, item: LibraryItem, label: str | None, expected_version: int | None) -> LibraryItem:
     lock(tx, "compositions")
     versions, characters = tx.conn.execute(_SIZE_OF_USER, {"user": item.user_id}).one()
     check_library_size(versions + 1, characters + len(item.body))
     old = _newest(tx, item.id) if item.id else None
+    if old is not None and expected_version not in {None, old.version}:
+        raise VersionConflict(f"The {_kind(old)} {old.name!r} was changed meanwhile; read it again first.")
     if item.id == 0:
         item_id, version = _insert_item(tx, item), 1
     else:

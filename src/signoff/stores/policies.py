@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.audit import change_of
 from signoff.core.reviews.policy import PolicyVersion
 from signoff.core.reviews.rules import MAX_POLICIES, ReviewPolicy
-from signoff.errors import Conflict
+from signoff.errors import Conflict, VersionConflict
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
@@ -26,7 +26,7 @@ class SqlPolicies:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, policy: ReviewPolicy) -> ReviewPolicy:
+    async def put(self, policy: ReviewPolicy, *, expected_version: int | None = None) -> ReviewPolicy:
         """See `catalog.Policies`."""
         actor = current_actor()
 
@@ -34,6 +34,8 @@ class SqlPolicies:
             lock(tx, "policies")
             _check(tx, policy)
             old = tx.conn.execute(_CURRENT.where(policies.c.name == policy.name)).scalar_one_or_none()
+            if expected_version not in {None, 0 if old is None else old.version}:
+                raise VersionConflict(f"The policy {policy.name!r} was changed meanwhile; read it again first.")
             newest = sa.select(sa.func.max(policy_versions.c.version)).where(policy_versions.c.name == policy.name)
             version = (tx.conn.execute(newest).scalar_one() or 0) + 1
             new = msgspec.structs.replace(policy, version=version, created_at=tx.now)

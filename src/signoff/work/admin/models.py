@@ -124,8 +124,15 @@ def _process_engine(services: Services, model: Model) -> ProcessEngine:
     raise BadRequest(f"The model {model.name} has no process that this server could start or stop.")
 
 
-async def change_model(
-    services: Services, caller: Caller, name: str, changes: Mapping[str, Any], secrets: ModelKeys, *, commands: bool
+async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from which state
+    services: Services,
+    caller: Caller,
+    name: str,
+    changes: Mapping[str, Any],
+    secrets: ModelKeys,
+    *,
+    commands: bool,
+    expected_digest: str | None = None,
 ) -> None:
     """Change the given fields of a registered model.
 
@@ -136,6 +143,7 @@ async def change_model(
         changes: Fields by name; others stay.
         secrets: New upstream keys; without them the model keeps its keys.
         commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
+        expected_digest: The `model_digest` of the model that the changes were made from; None for any.
 
     Raises:
         Unauthorized: the caller is anonymous.
@@ -143,6 +151,7 @@ async def change_model(
         ModelNotFound: no registered model has this name.
         BadRequest: a field is invalid.
         AddressRefused: a URL is not allowed.
+        VersionConflict: the model has another digest than `expected_digest`.
     """
     check_identified(caller)
     status = await get_model(services, caller, name)
@@ -152,10 +161,11 @@ async def change_model(
         raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
     changed = with_changes(status.model, changes)
     keeps_command = (changed.command, changed.serve) == (status.model.command, status.model.serve)
-    await add_model(services, caller, changed, secrets, commands=commands or keeps_command)
+    may_have_command = commands or keeps_command
+    await add_model(services, caller, changed, secrets, commands=may_have_command, expected_digest=expected_digest)
 
 
-async def add_model(
+async def add_model(  # noqa: PLR0913 -- what to store, for whom, and instead of which state
     services: Services,
     caller: Caller,
     model: Model,
@@ -163,10 +173,11 @@ async def add_model(
     *,
     commands: bool,
     is_new: bool = False,
+    expected_digest: str | None = None,
 ) -> None:
     """Register a model, or replace the one of the same name unless `is_new`.
 
-    Raises Unauthorized, Forbidden, BadRequest, AddressRefused, NameTaken.
+    Raises Unauthorized, Forbidden, BadRequest, AddressRefused, NameTaken, VersionConflict.
 
     Args:
         services: The dependencies.
@@ -175,6 +186,7 @@ async def add_model(
         secrets: Keys of its upstreams.
         commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
         is_new: Raise NameTaken if there is a model of this name.
+        expected_digest: Raise VersionConflict if the model of this name has another `model_digest`.
     """
     check_identified(caller)
     check_admin(caller)
@@ -183,7 +195,7 @@ async def add_model(
             "A command can be set over HTTP only from this machine, at a loopback address and not through a proxy, or "
             "if `allow_remote_commands` is set; use `signoff model add`."
         )
-    await register_model(services, model, secrets, is_new=is_new)
+    await register_model(services, model, secrets, is_new=is_new, expected_digest=expected_digest)
 
 
 async def remove_model(services: Services, caller: Caller, name: str) -> None:

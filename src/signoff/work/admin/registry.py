@@ -62,6 +62,7 @@ async def register_model(
     *,
     drops_key: bool = False,
     is_new: bool = False,
+    expected_digest: str | None = None,
 ) -> None:
     """Put a model into the catalog, for every process. A new default model replaces the old default.
 
@@ -71,11 +72,13 @@ async def register_model(
         secrets: Keys of its upstreams, stored encrypted. Without them the model keeps its keys.
         drops_key: Remove the model's own key if there is no new one.
         is_new: Raise NameTaken if there is a model of this name.
+        expected_digest: Raise VersionConflict if the model of this name has another `model_digest`.
 
     Raises:
         BadRequest: a field is invalid.
         AddressRefused: a URL is not allowed.
         NameTaken: `is_new`, and the name is taken.
+        VersionConflict: the stored model has another digest than `expected_digest`.
     """
     kinds = {*services.adapters.engines, PERSON}
     if (kind := choice_of(model.kind, kinds)) is None:
@@ -91,7 +94,12 @@ async def register_model(
     sealed = services.adapters.vault.seal(secrets.own) if secrets.own else None
     sealed_at = {where: services.adapters.vault.seal(secret) for where, secret in secrets.endpoints.items() if secret}
     await services.store.catalog.put_model(
-        model, sealed=sealed, sealed_at=sealed_at, drops_key=drops_key, is_new=is_new
+        model,
+        sealed=sealed,
+        sealed_at=sealed_at,
+        drops_key=drops_key,
+        is_new=is_new,
+        expected_digest=expected_digest,
     )
     services.caches.models.invalidate()
 

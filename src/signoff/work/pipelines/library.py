@@ -43,6 +43,8 @@ class LibraryDraft(msgspec.Struct, frozen=True, kw_only=True):
     """The label that moves to this version; None moves none."""
     shared: bool | None = None
     """True to let every user use the item; None leaves it as it was, or unshared."""
+    expected_version: int | None = None
+    """The newest version that the author of this one saw; None for any."""
 
 
 async def create_item(services: Services, caller: Caller, kind: LibraryItemKind, draft: LibraryDraft) -> LibraryItem:
@@ -72,14 +74,15 @@ async def save_version(
 ) -> LibraryItem:
     """Save a new version of an item of the caller, or for an admin of any.
 
-    Raises LibraryItemNotFound, Forbidden, and what `create_item` raises.
+    Raises LibraryItemNotFound, Forbidden, what `create_item` raises, and VersionConflict unless the newest version is
+    `draft.expected_version`.
     """
     old = await _get_changeable(services, caller, kind, key)
     if draft.name != old.name:
         raise BadRequest(f"`name` must be {old.name!r}, as names cannot change (got {draft.name!r}).")
     shared = old.shared if draft.shared is None else draft.shared
     item = await _checked_item(services, caller, kind, draft, user_id=old.user_id, shared=shared)
-    return await _save(services, msgspec.structs.replace(item, id=old.id), draft.label)
+    return await _save(services, msgspec.structs.replace(item, id=old.id), draft.label, draft.expected_version)
 
 
 async def check_draft(services: Services, caller: Caller, kind: LibraryItemKind, draft: LibraryDraft) -> LibraryItem:
@@ -292,8 +295,10 @@ def _check_label(name: str) -> None:
         raise BadRequest(f"`label` must be a letter, then at most 63 letters, digits, _, - and dots (got {name!r}).")
 
 
-async def _save(services: Services, item: LibraryItem, label: str | None) -> LibraryItem:
-    saved = await services.store.library.put(item, label=label)
+async def _save(
+    services: Services, item: LibraryItem, label: str | None, expected_version: int | None = None
+) -> LibraryItem:
+    saved = await services.store.library.put(item, label=label, expected_version=expected_version)
     services.caches.library.invalidate()
     return saved
 

@@ -11,16 +11,18 @@ from signoff.errors import BadRequest, NotFound
 from signoff.work.services import Services
 
 
-async def save_policy(services: Services, caller: Caller, name: str, draft: PolicyDraft) -> ReviewPolicy:
+async def save_policy(
+    services: Services, caller: Caller, name: str, draft: PolicyDraft, *, expected_version: int | None = None
+) -> ReviewPolicy:
     """Add a version of the policy, which every process applies within a second; return it.
 
-    Raises Forbidden, BadRequest for a value or a condition that is not valid, AddressRefused for its webhook, and
-    Conflict if another policy has its target.
+    Raises Forbidden, BadRequest for a value or a condition that is not valid, AddressRefused for its webhook, Conflict
+    if another policy has its target, and VersionConflict unless `expected_version` applies now (0: none, None: any).
     """
     check_admin(caller)
     policy = policy_from_draft(draft, name, user_id=caller.user_id, token_id=caller.token_id)
     check_policy(services, policy)
-    saved = await services.store.policies.put(policy)
+    saved = await services.store.policies.put(policy, expected_version=expected_version)
     services.caches.policies.invalidate()
     return saved
 
