@@ -6,6 +6,7 @@ import { HighlightStyle, syntaxHighlighting } from "@codemirror/language";
 import { EditorState } from "@codemirror/state";
 import { EditorView, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
+import { directionByLine, markUnseen } from "./unseen.js";
 
 const nonce = document.querySelector("meta[name=style-nonce]")?.nonce ?? "";
 
@@ -40,6 +41,8 @@ export const replaceTextArea = (area, extensions = []) => {
         // Tab leaves the field, as in every other field of the page; Ctrl+Enter is the page's.
         keymap.of([...defaultKeymap.filter(({ key }) => key !== "Mod-Enter"), ...historyKeymap]),
         EditorView.lineWrapping,
+        markUnseen,
+        ...(isJson ? [] : [directionByLine]), // code reads from the left, whatever its strings say
         EditorView.contentAttributes.of({
           "aria-label": label?.textContent.trim() ?? area.getAttribute("aria-label") ?? "",
           spellcheck: String(!isJson),

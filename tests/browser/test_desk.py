@@ -265,7 +265,9 @@ async def test_what_a_model_wrote_is_shown_and_never_run(chrome: Browser, server
         for address in (f"/dashboard/review/{job.id}", f"/dashboard/jobs/{job.id}", "/dashboard/jobs"):
             await reviewer.visit(address)
             assert "onerror=alert(1)" in await text_of(reviewer)
-            assert await reviewer.page.locator("main img:not([src^='/dashboard/'])").count() == 0
+            # The editor puts images without a source beside a mark.
+            images = reviewer.page.locator("main img:not(.cm-widgetBuffer, [src^='/dashboard/'])")
+            assert await images.count() == 0
         await reviewer.visit(f"/dashboard/review/{job.id}")
         await expect(reviewer.page.get_by_role("img", name="Image 1 of the request")).to_have_js_property(
             "naturalWidth", 1
@@ -276,6 +278,28 @@ async def test_what_a_model_wrote_is_shown_and_never_run(chrome: Browser, server
         await reviewer.page.keyboard.type("!")
         await expect(reviewer.page.locator("#draft-state")).to_have_text("Draft saved")
         assert await reviewer.violations() == []
+
+
+async def test_the_editor_marks_unseen_characters_and_gives_each_line_its_direction(
+    chrome: Browser, server: Live
+) -> None:
+    text = "to \u202egnp.exe 👩\u200d💻\nשלום, world\npay\u200b\U000e0041"
+    [job] = await held(server, 1, completion(text))
+    admin = await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        marks = reviewer.page.locator(".cm-content .unseen")
+        await expect(marks).to_have_text(["⟨U+202E⟩", "⟨U+200B⟩", "⟨U+E0041⟩"])
+        lines = reviewer.page.locator(".cm-line")
+        directions = await lines.evaluate_all("lines => lines.map(line => getComputedStyle(line).direction)")
+        assert directions == ["ltr", "rtl", "ltr"]
+        await reviewer.press("e", "Control+End")
+        await reviewer.page.keyboard.type("!")
+        await expect(marks).to_have_count(3)
+        await step(reviewer, "Control+Enter")
+    ended = await released(server, admin, job.id)
+    assert ended["response"]["choices"][0]["message"]["content"] == f"{text}!"
 
 
 async def test_a_person_writes_the_answer_of_a_model_that_is_a_person(chrome: Browser, server: Live) -> None:

@@ -102,6 +102,33 @@ async def test_a_reviewer_sees_everything_that_is_signed_off(tmp_path: Path) -> 
         assert page.count("M. Malory") == 3, "the call in the request, the one in the answer, and the field of the form"
 
 
+async def test_characters_that_change_the_order_or_take_no_room_are_marked_and_sent_as_they_are(tmp_path: Path) -> None:
+    async with live(tmp_path, release_after_seconds=0) as server:
+        call = CALL | {"function": {"name": "pay", "arguments": json.dumps({"to": "M\u200bX"}, ensure_ascii=False)}}
+        messages = [{"role": "user", "content": "pay <b>\u2066now\u2069"}]
+        body = {"model": "m", "messages": messages, "other": "setting\u061c"}
+        answer = {"choices": [{"message": {"role": "assistant", "content": "to \u202egnp.exe", "tool_calls": [call]}}]}
+        response = json.dumps(answer, ensure_ascii=False).encode()
+        job, page, fields = await held_page(
+            server, body=json.dumps(body, ensure_ascii=False).encode(), response=response
+        )
+        shown = re.sub(r"<textarea.*?</textarea>|<input[^>]*>", "", page, flags=re.DOTALL)
+        assert not re.search("[\u2066\u2069\u202e\u200b\u061c]", shown)
+        assert 'pay &lt;b&gt;<span class="unseen" title="LEFT-TO-RIGHT ISOLATE">⟨U+2066⟩</span>now' in page
+        assert shown.count("⟨U+2066⟩now") == 0 == shown.count("⟨U+202E⟩gnp"), "each mark is an element"
+        assert shown.count(">⟨U+202E⟩<") == 2, "in the answer, and in the whole answer as JSON"
+        assert shown.count(">⟨U+200B⟩<") == 2, "in the whole answer, and beside the field of the argument"
+        assert shown.count(">⟨U+061C⟩<") == 2, "in the settings of the request, and in their summary"
+        row = await server.ask("GET", "/dashboard/review/queue", headers=await session_headers(server))
+        assert ">⟨U+2066⟩<" in row[1]
+        form = fields | {"answer": "to \u202egnp.exe", "verdict": "approve", "reason": ""}
+        assert (await decide_by_form(server, form | {"call0.do": "send"}))[0] == 303
+        assert (await server.services.store.jobs.get(job.id)).response == response
+        job_page = (await server.ask("GET", f"/dashboard/jobs/{job.id}", headers=await session_headers(server)))[1]
+        assert ">⟨U+202E⟩<" in job_page
+        assert ">⟨U+2066⟩<" in job_page
+
+
 async def test_a_saved_draft_is_shown_and_is_what_an_approval_sends(tmp_path: Path) -> None:
     async with live(tmp_path, release_after_seconds=0) as server:
         store = server.services.store

@@ -13,6 +13,7 @@ from signoff.core.limits import SECOND_US
 from signoff.core.price import NANO, dollars
 from signoff.core.wire import format_time
 from signoff.dashboard.bundle import bundle, static_hash
+from signoff.dashboard.unseen import has_unseen, visible
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.http import MOUNT, header, scheme_of
 from signoff.errors import SignoffError
@@ -109,6 +110,8 @@ def page(
         "exact": format_time,
         "cost": format_cost,
         "seconds": format_duration,
+        "visible": visible,
+        "has_unseen": has_unseen,
     }
     return document(request, template, title, **(shared | context))
 
