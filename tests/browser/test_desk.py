@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Route, expect
 from signoff.core.job import Job
 from signoff.core.reviews.ruling import Ruling
 from signoff.stores.schema import jobs
-from support.browser import PATIENCE_MS, Person, person, sign_in
+from support.browser import DESKTOP, PATIENCE_MS, PHONE, Person, person, sign_in
 from support.live_server import Live, live, until
 from support.stores import a_step, execute, leased
 
@@ -277,6 +277,28 @@ async def test_what_a_model_wrote_is_shown_and_never_run(chrome: Browser, server
         await reviewer.press("e")
         await reviewer.page.keyboard.type("!")
         await expect(reviewer.page.locator("#draft-state")).to_have_text("Draft saved")
+        assert await reviewer.violations() == []
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_a_long_signal_does_not_push_another_one_out_of_sight(
+    chrome: Browser, server: Live, size: dict[str, Any]
+) -> None:
+    answer = {"decision": "allow", "reasons": ["because " * 30] * 8}
+    signals = {"signals.webhook": answer, "signals.logprob_min": -3.92, "answer.text": "word " * 400}
+    [job] = await held(server, 1, completion("x"), ruling=Ruling(outcome="hold", signals=signals))
+    async with person(chrome, server.url, viewport=size) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        table = reviewer.page.locator(".sig")
+        await table.locator("summary").click()
+        await expect(table.get_by_text('"decision": "allow"')).to_be_visible()
+        box = await reviewer.page.locator(".signals").bounding_box()
+        cell = await table.get_by_text("-3.92").bounding_box()
+        assert box is not None
+        assert cell is not None
+        assert cell["x"] + cell["width"] <= box["x"] + box["width"] <= size["width"]
+        assert await reviewer.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert await reviewer.violations() == []
 
 

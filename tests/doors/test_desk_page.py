@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 import json
 import re
 from pathlib import Path
@@ -340,6 +341,33 @@ async def test_the_desk_shows_the_signals_and_not_the_rule_that_matched(tmp_path
         _, page = await server.ask("GET", f"/dashboard/review/{job.id}", headers=await session_headers(server))
         assert "-3.92" in page
         assert "SECRET-POLICY" not in page
+
+
+async def test_a_signal_that_is_an_object_is_folded_and_shown_as_json(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers = await session_headers(server)
+
+        async def queue_with(signals: dict[str, Any]) -> tuple[str, str]:
+            """Hold an answer with these signals; return its page and the queue."""
+            job = await leased(server.services.store)
+            changes = {"response": b'"x"', "ruling": Ruling(outcome="hold", signals=signals)}
+            job = await server.services.store.jobs.transition(job.id, a_step("hold", changes=changes))
+            paths = f"/dashboard/review/{job.id}", "/dashboard/review/queue"
+            first, second = [(await server.ask("GET", path, headers=headers))[1] for path in paths]
+            return first, second
+
+        moderation = {"flagged": True, "categories": {"hate": False, "note\u202e": None}}
+        page, queue = await queue_with({"signals.moderation": moderation})
+        shown = page.partition('<table class="sig">')[2].partition("<pre")[2].partition(">")[2].partition("</pre>")[0]
+        text = html.unescape(re.sub(r"<[^>]*>", "", shown)).replace("⟨U+202E⟩", "\u202e")
+        assert json.loads(text) == moderation
+        assert "2 values</span></summary>" in page
+        assert "flagged" not in queue, "a row of the list has room for a number"
+
+        page, queue = await queue_with({"signals.moderation": moderation, "signals.judge": 0.123456, "x": True})
+        table = page.partition('<table class="sig">')[2].partition("</table>")[0]
+        assert re.findall(r'<td class="num">(.*?)</td>', table) == ["0.123", "true"]
+        assert '<span class="mono">judge</span> 0.123' in queue
 
 
 @pytest.mark.parametrize("length", [0, 1, 2000, MAX_LINES + 1])

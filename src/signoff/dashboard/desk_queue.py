@@ -125,7 +125,8 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
 
 def _signal_of(held: Sequence[Job]) -> str:
     """Return the signal that the list shows: the same for all answers, so that it hints at no rule."""
-    names = {name for job in held if job.ruling is not None for name in job.ruling.signals}
+    values = [item for job in held if job.ruling is not None for item in job.ruling.signals.items()]
+    names = {name for name, value in values if signal_details(value) is None}  # an object has no room in a row
     return next((name for name in SHOWN_SIGNALS if name in names), "")
 
 
@@ -136,7 +137,7 @@ def _entry(services: Services, job: Job, signal: str) -> QueueEntry:
         text=" ".join(question_of(job)[:300].split()),
         priority=job.priority if job.review_priority is None else job.review_priority,
         opened_by=opener_of(services, job),
-        signal="" if value is None else signal_text(value),
+        signal="" if value is None or signal_details(value) is not None else signal_text(value),
     )
 
 
@@ -147,3 +148,10 @@ def signal_text(value: Any) -> str:
     ('0.123', 'true', '1234567')
     """
     return f"{value:.3g}" if isinstance(value, float) else msgspec.json.encode(value).decode()
+
+
+def signal_details(value: Any) -> str | None:
+    """Return the indented JSON of a signal that is an object or a list; None for any other."""
+    if not isinstance(value, dict | list):
+        return None
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -13,7 +13,15 @@ from signoff.core.reviews.item import question_of
 from signoff.core.reviews.votes import as_seen_by
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
 from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
-from signoff.dashboard.desk_queue import QueueView, address_with, open_next, queue_state, view_of
+from signoff.dashboard.desk_queue import (
+    QueueView,
+    address_with,
+    open_next,
+    queue_state,
+    signal_details,
+    signal_text,
+    view_of,
+)
 from signoff.dashboard.difference import count_words
 from signoff.dashboard.media import media_of
 from signoff.dashboard.shell import REVIEW, address_of, page, redirect
@@ -250,6 +258,8 @@ async def _review_page(  # noqa: PLR0913 -- the state of the page
         current_id="" if card is None else card.job.id,
         opened_by=None if card is None else card.opened_by,
         count=count_words,
+        signal_text=signal_text,
+        signal_details=signal_details,
         verdicts=DECIDED,
         reasons=await list_reasons(services, caller),
         queues=await list_queues(services, caller),
