@@ -183,6 +183,24 @@ async def test_many_answers_are_decided_at_once_and_undone(chrome: Browser, serv
     assert [item["round"] for item in waiting["data"]].count(2) == number
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_the_button_that_rejects_many_answers_can_be_read(
+    chrome: Browser, server: Live, size: dict[str, Any]
+) -> None:
+    await held(server, 12, completion("the same"), target="echo")
+    async with person(chrome, server.url, viewport=size) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit("/dashboard/review/bulk")
+        await reviewer.page.get_by_label("Reject", exact=True).check()
+        await reviewer.page.get_by_label("Reason").fill("Tone")
+        await reviewer.page.get_by_role("button", name="Show which they are").click()
+        button = reviewer.page.get_by_role("button", name="Reject")
+        await expect(button).to_be_visible()
+        assert await reviewer.violations() == []
+        await button.hover()
+        assert await reviewer.violations() == []
+
+
 async def refund(server: Live, arguments: dict[str, Any], text: str | None = None) -> Job:
     tools = [{"type": "function", "function": {"name": "refund", "parameters": TOOL}}]
     call = {"id": "call_1", "type": "function", "function": {"name": "refund", "arguments": json.dumps(arguments)}}
