@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from signoff.work.pipelines.functions import register_missing_builtins
 from support.browser import Enter, Person
@@ -16,6 +17,7 @@ from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 HOSTILE = "<img src=x onerror=alert(1)>\"'\u202e"
+SHOWN = HOSTILE.replace("\u202e", "⟨U+202E⟩")
 
 
 async def api(visitor: Person, path: str) -> Any:
@@ -96,6 +98,48 @@ async def test_a_limit_is_set_changed_and_deleted(server: Live, enter: Enter) ->
     assert await requests_allowed(admin) == []
 
 
+async def test_a_second_click_does_not_send_a_form_again(server: Live, enter: Enter) -> None:
+    owner = await enter("hasty", "user")
+    page, arrived, released = owner.page, asyncio.Event(), asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        """Let the server create the token, and keep its answer until the second click was made."""
+        headers = await route.request.all_headers() | {"sec-fetch-site": "same-origin"}
+        response = await route.fetch(headers=headers)
+        arrived.set()
+        await released.wait()
+        await route.fulfill(response=response)
+
+    await page.route("**/dashboard/people/tokens", answer_late)
+    await owner.visit("/dashboard/people")
+    await page.get_by_label("Name of a new token").fill("app")
+    place = await page.get_by_role("button", name="Create a token").bounding_box()
+    assert place is not None
+    for _ in range(2):  # by the mouse alone, as a locator waits for the answer
+        await page.mouse.click(place["x"] + 5, place["y"] + 5)
+        await arrived.wait()
+    released.set()
+    await expect(page.locator(".once pre")).to_be_visible()
+    assert [token["name"] for token in (await api(owner, "/api/tokens"))["data"]] == ["app"]
+
+
+async def test_a_form_can_be_sent_again_when_its_page_is_shown_again(server: Live, enter: Enter) -> None:
+    owner = await enter("patient", "user")
+    page, sent = owner.page, list[str]()
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    # An answer without a page leaves the form where it is.
+    await page.route("**/dashboard/people/tokens", lambda route: route.fulfill(status=204))
+    await owner.visit("/dashboard/people")
+    button, busy = page.get_by_role("button", name="Create a token"), page.locator("form[aria-busy]")
+    for number in (1, 2):
+        await button.click()
+        await expect(busy).to_have_count(1)
+        await button.click()
+        await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow'))")
+        await expect(busy).to_have_count(0)
+        assert len(sent) == number
+
+
 async def test_a_token_is_shown_once_and_revoked(server: Live, enter: Enter) -> None:
     admin = await enter("tokens", "admin")
     page = admin.page
@@ -126,7 +170,7 @@ async def test_a_model_is_registered_tried_and_removed(server: Live, enter: Ente
     assert (await api(admin, "/api/models/mynah"))["kind"] == "echo"
     await page.get_by_label("Message").fill(HOSTILE)
     await page.get_by_role("button", name="Try").click()
-    await expect(page.get_by_role("status")).to_contain_text(HOSTILE)
+    await expect(page.get_by_role("status")).to_contain_text(SHOWN)
     await page.get_by_text("Remove…").click()
     await page.get_by_role("button", name="Remove the model").click()
     await expect(page.get_by_role("link", name="mynah")).to_have_count(0)
@@ -150,7 +194,7 @@ async def test_a_prompt_is_written_with_its_placeholders_in_sight_and_run(server
     await expect(page.locator("#checked")).to_have_text(re.compile("Placeholders:\\s+subject\\s*$"))
     await page.get_by_label("What changed").fill("shorter")
     await page.get_by_role("button", name="Save as a new version").click()
-    await expect(page.locator("ins")).to_contain_text(HOSTILE)
+    await expect(page.locator("ins")).to_contain_text(SHOWN)
     saved = await api(owner, "/api/prompts/haiku")
     assert (saved["version"], saved["body"], saved["args"]) == (2, f"On {{subject}}: {HOSTILE}", ["subject"])
     assert await owner.violations() == []
@@ -302,7 +346,7 @@ async def test_a_cached_answer_is_looked_up_and_deleted(server: Live, enter: Ent
     await owner.visit("/dashboard/cache")
     await write(owner, json.dumps(request))
     await page.get_by_role("button", name="Look up").click()
-    await expect(page.get_by_role("status")).to_contain_text(HOSTILE)
+    await expect(page.get_by_role("status")).to_contain_text(SHOWN)
     assert await owner.violations() == []
     assert (await api(owner, "/api/cache"))["entries"] == 1
     await page.get_by_role("button", name="Delete this entry").click()
