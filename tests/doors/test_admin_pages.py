@@ -42,6 +42,7 @@ async def test_the_percentiles_of_latency_are_those_of_the_api(server: Live) -> 
         *(format_duration(row[name]) for name in measures),
     ]
     assert ">First byte, p99<" in page
+    assert "hours and days are those of UTC" in page
     # the load of reviewers is for admins
     assert "verdicts took effect" not in page
     assert "verdicts took effect" in await (await signed_in(server, "admin", "boss")).open("/dashboard/usage")

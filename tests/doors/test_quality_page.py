@@ -42,6 +42,7 @@ async def test_the_figures_are_those_of_the_api_by_each_dimension(server: Live) 
     assert cells(await admin.open("/dashboard/quality?by=policy"), "none")[0] == "3"
     assert cells(await admin.open("/dashboard/quality?by=prompt_version"), "none")[0] == "3"
     assert "Oldest waiting" in page
+    assert "days are those of UTC" in page
     tiles = words(page.partition('class="tiles"')[2].partition("</dl>")[0])
     assert "Oldest waiting none" in tiles
     await held(admin, "waits")
