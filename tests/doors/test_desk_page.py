@@ -364,9 +364,12 @@ async def test_a_signal_that_is_an_object_is_folded_and_shown_as_json(tmp_path: 
         assert "2 values</span></summary>" in page
         assert "flagged" not in queue, "a row of the list has room for a number"
 
-        page, queue = await queue_with({"signals.moderation": moderation, "signals.judge": 0.123456, "x": True})
+        page, queue = await queue_with(
+            {"signals.moderation": moderation, "signals.judge": 0.123456, "x": True, "y": "z" * 1001}
+        )
         table = page.partition('<table class="sig">')[2].partition("</table>")[0]
         assert re.findall(r'<td class="num">(.*?)</td>', table) == ["0.123", "true"]
+        assert "1,001 characters</span></summary>" in table
         assert '<span class="mono">judge</span> 0.123' in queue
 
 

@@ -16,6 +16,8 @@ from signoff.work.reviews.leases import take_first, take_next
 from signoff.work.services import Services
 
 MAX_LISTED = 30
+# Longest text of a signal in a row, in characters.
+MAX_IN_ROW = 40
 # Signals that the list shows, the most telling one first.
 SHOWN_SIGNALS = (
     *("signals.judge", "signals.logprob_min", "signals.logprob_mean", "signals.schema_ok", "signals.moderation"),
@@ -126,7 +128,7 @@ async def queue_state(services: Services, caller: Caller, view: QueueView) -> di
 def _signal_of(held: Sequence[Job]) -> str:
     """Return the signal that the list shows: the same for all answers, so that it hints at no rule."""
     values = [item for job in held if job.ruling is not None for item in job.ruling.signals.items()]
-    names = {name for name, value in values if signal_details(value) is None}  # an object has no room in a row
+    names = {name for name, value in values if signal_details(value) is None}
     return next((name for name in SHOWN_SIGNALS if name in names), "")
 
 
@@ -151,7 +153,9 @@ def signal_text(value: Any) -> str:
 
 
 def signal_details(value: Any) -> str | None:
-    """Return the indented JSON of a signal that is an object or a list; None for any other."""
+    """Return the text of a signal that has no room in a row: indented JSON, or a long text; None for any other."""
+    if isinstance(value, str) and len(value) > MAX_IN_ROW:
+        return value
     if not isinstance(value, dict | list):
         return None
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
