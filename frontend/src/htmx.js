@@ -8,4 +8,10 @@ document.addEventListener("htmx:before:request", (event) => {
   if (event.detail.ctx.sourceEvent?.type === "every" && document.hidden) event.preventDefault();
 });
 
+// A request that fails leaves the page as it is: htmx would show the page of the error, or the one for signing in.
+document.addEventListener("htmx:before:response", (event) => {
+  const { ok, redirected } = event.detail.ctx.response.raw;
+  if (!ok || redirected) event.preventDefault();
+});
+
 export default htmx;
