@@ -22,6 +22,11 @@ from support.stores import a_step, execute, leased
 pytestmark = pytest.mark.anyio
 NOTE_WHAT_COMES = """new MutationObserver(() => noted(document.querySelector(".item.coming").innerText))
     .observe(document.querySelector("main"), { childList: true })"""
+NOTE_CLICKS = """window.clicks = [];
+    document.querySelector("#queue").addEventListener("click", (event) => {
+        event.preventDefault();
+        clicks.push(event.target.closest("li").id.slice(2));
+    });"""
 LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {
@@ -149,6 +154,39 @@ async def test_two_reviewers_see_each_other_and_never_have_the_same_answer(chrom
         await ann.page.close()
         await bob.visit(f"/dashboard/review/{third.id}")
         await expect(bob.page.locator(f"#q-{second.id}")).not_to_contain_text("ann@example.com")
+
+
+async def test_a_reviewer_who_reloads_an_answer_still_has_it(chrome: Browser, server: Live) -> None:
+    _, job = await held(server, 2)
+    store = server.services.store
+
+    async def is_taken_again(times: int) -> bool | None:
+        """Return True once the reviewer has the answer again after the page gave it back `times` times."""
+        verbs = [event.verb for event in await store.jobs.events(job.id)]
+        return (verbs.count("leave") == times and (await store.jobs.get(job.id)).review_lease == email) or None
+
+    async with person(chrome, server.url) as reviewer:
+        email = await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
+        await reviewer.page.reload()
+        await until(lambda: is_taken_again(1))
+        await reviewer.page.locator(f"#q-{job.id} a").click()
+        await until(lambda: is_taken_again(2))
+        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
+
+
+async def test_the_keys_do_nothing_at_the_ends_of_the_queue(chrome: Browser, server: Live) -> None:
+    first, last = await held(server, 2)
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        for job, key, other_key in ((first, "k", "j"), (last, "j", "k")):
+            await reviewer.visit(f"/dashboard/review/{job.id}")
+            await reviewer.page.evaluate(NOTE_CLICKS)
+            await reviewer.press(key)
+            assert await reviewer.page.evaluate("clicks") == []
+            await reviewer.press(other_key)
+            assert await reviewer.page.evaluate("clicks") == [first.id if job == last else last.id]
 
 
 async def test_many_answers_are_decided_at_once_and_undone(chrome: Browser, server: Live) -> None:

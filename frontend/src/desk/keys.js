@@ -38,7 +38,7 @@ const pickReason = (number) => {
 const move = (step) => {
   const links = [...document.querySelectorAll(".q-item")];
   const current = links.findIndex((link) => link.getAttribute("aria-current"));
-  links[Math.min(Math.max(current + step, 0), links.length - 1)]?.click();
+  links[current + step]?.click(); // none before the first and after the last one
 };
 
 const press = (key) => document.querySelector(`[data-key="${key}"]`)?.click();

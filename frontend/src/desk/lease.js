@@ -5,27 +5,29 @@ import { refreshQueue } from "./queue.js";
 
 const RENEW_MS = 60_000;
 const act = (action) =>
-  fetch(`${desk.root}/api/reviews/${desk.job}/${action}`, { method: "POST", headers: { accept: "application/json" } });
+  fetch(`${desk.root}/api/reviews/${desk.job}/${action}`, { method: "POST", headers: { accept: "application/json" } })
+    .catch(() => null); // no network: the next try may work
 
+let isRefused = false; // somebody else has the answer, or has decided
 let keepsLease = false;
 
-const renew = async () => {
-  const response = await act("renew").catch(() => null); // no network: the next try may work
-  if (response?.status === 409) refreshQueue(); // the page says who has it now
+const open = async () => {
+  isRefused = (await act("open"))?.status === 409;
+  refreshQueue(); // it says who has the answer now
 };
 
-const keep = async () => {
-  if (desk.free) {
-    const response = await act("open");
-    refreshQueue();
-    if (!response.ok) return; // somebody else was faster, whom the page shows now
-  }
-  setInterval(renew, RENEW_MS);
-  addEventListener("visibilitychange", () => document.hidden || renew());
+// A page that shows the same answer gives it back when it goes, which may be after this one has come.
+const renew = async () => {
+  if (isRefused) return;
+  const response = await act("renew");
+  if (response?.status === 409 && !document.hidden) open();
 };
 
 if (desk.job && (desk.mine || desk.free)) {
-  keep();
+  if (desk.free) open();
+  else renew();
+  setInterval(renew, RENEW_MS);
+  addEventListener("visibilitychange", () => document.hidden || renew());
   // A verdict, a skip and the like settle the lease on the server.
   addEventListener("submit", (event) => (keepsLease = event.target.matches(".desk form[method=post]")));
   addEventListener("pagehide", () => {
