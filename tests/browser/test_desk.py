@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ NOTE_CLICKS = """window.clicks = [];
         event.preventDefault();
         clicks.push(event.target.closest("li").id.slice(2));
     });"""
+BREAK_OFF = """window.whole = fetch;
+    window.fetch = async (...request) =>
+        Object.assign(await whole(...request), { text: () => Promise.reject(new TypeError("broken off")) })"""
 LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {
@@ -408,14 +411,116 @@ async def test_what_was_typed_last_is_kept_as_a_draft_if_the_reviewer_leaves_at_
         await reviewer.page.keyboard.type("!")
         await step(reviewer, "Escape", "j")
         assert other.id in reviewer.page.url
-
-        async def draft() -> str | None:
-            _, item = await server.ask("GET", f"/api/reviews/{job.id}", token)
-            return (item["draft"] or {}).get("response")
-
-        assert await until(draft) == "the answer!"
+        assert await until(lambda: draft_of(server, token, job)) == "the answer!"
         await reviewer.page.go_back()
         await expect(reviewer.page.locator(".cm-content")).to_contain_text("the answer!")
+
+
+async def draft_of(server: Live, token: str, job: Job) -> str | None:
+    """Return the text of the saved draft; None if there is none."""
+    _, item = await server.ask("GET", f"/api/reviews/{job.id}", token)
+    return (item["draft"] or {}).get("response")
+
+
+async def test_a_draft_that_could_not_be_saved_is_tried_again_until_it_is(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, completion("the answer"))
+    token = await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        page, state = reviewer.page, reviewer.page.locator("#draft-state")
+        await reviewer.press("e", "Control+End")
+        for status in (0, 429, 503):
+            faulty = refuse(status)
+            await page.route("**/draft", faulty)
+            await page.keyboard.type("!")
+            await expect(state).to_have_text("Not saved yet; trying again")
+            await page.unroute("**/draft", faulty)
+            await expect(state).to_have_text("Draft saved")
+        await page.evaluate(BREAK_OFF)
+        await page.keyboard.type("!")
+        await expect(state).to_have_text("Not saved yet; trying again")
+        await page.evaluate("window.fetch = whole")
+        await expect(state).to_have_text("Draft saved")
+        session = await reviewer.context.cookies()
+        await reviewer.context.clear_cookies()
+        await page.keyboard.type("!")
+        await expect(state).to_contain_text("you are signed out")
+        await reviewer.context.add_cookies(session)  # type: ignore[arg-type]
+        await expect(state).to_have_text("Draft saved")
+        assert await draft_of(server, token, job) == "the answer!!!!!"
+        forgive(reviewer, "status of 503", "net::ERR_FAILED")
+
+
+def refuse(status: int) -> Callable[[Route], Awaitable[None]]:
+    """Return a function that answers with `status`, or breaks the connection if that is 0."""
+
+    async def answer(route: Route) -> None:
+        await (route.fulfill(status=status, body="{}") if status else route.abort())
+
+    return answer
+
+
+def forgive(visitor: Person, *texts: str) -> None:
+    """Drop the faults of the browser that the test has made itself."""
+    visitor.faults[:] = [fault for fault in visitor.faults if not any(text in fault for text in texts)]
+
+
+async def test_the_desk_says_why_a_draft_cannot_be_saved(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, completion("the answer"))
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        page, state = reviewer.page, reviewer.page.locator("#draft-state")
+        await expect(page.locator("#lease")).to_contain_text("You have this answer")
+        too_large = refuse(413)
+        await page.route("**/draft", too_large)
+        await reviewer.press("e", "Control+End")
+        await page.keyboard.type("!")
+        await expect(state).to_contain_text("too long")
+        await page.unroute("**/draft", too_large)
+        change = sa.update(jobs).where(jobs.c.id == job.id).values(review_lease="bob@example.com")
+        await execute(server.services.store, change)
+        await page.keyboard.type("!")
+        await expect(state).to_contain_text("bob@example.com")
+
+
+async def test_the_browser_asks_before_a_draft_that_was_refused_is_lost(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, completion("the answer"))
+    token = await server.token("admin")
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        page, state = reviewer.page, reviewer.page.locator("#draft-state")
+        unavailable = refuse(503)
+        await page.route("**/draft", unavailable)
+        await reviewer.press("e", "Control+End")
+        await page.keyboard.type("!")
+        await expect(state).to_have_text("Not saved yet; trying again")
+        async with page.expect_event("dialog") as question:
+            await page.evaluate("setTimeout(() => location.reload())")
+            await (await question.value).dismiss()
+        await page.unroute("**/draft", unavailable)
+        await expect(state).to_have_text("Draft saved")
+        assert await draft_of(server, token, job) == "the answer!"
+        forgive(reviewer, "status of 503", "dialog: ")
+        await reviewer.visit("/dashboard/review")
+
+
+async def test_a_reviewer_who_leaves_while_the_draft_is_on_its_way_loses_nothing(chrome: Browser, server: Live) -> None:
+    job, other = await held(server, 2, completion("the answer"))
+    token, waiting = await server.token("admin"), asyncio.Queue[Route]()
+    async with person(chrome, server.url) as reviewer:
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
+        await reviewer.page.route("**/draft", waiting.put_nowait, times=1)
+        await reviewer.press("e", "Control+End")
+        await reviewer.page.keyboard.type("!")
+        await waiting.get()
+        await step(reviewer, "Escape", "j")
+        assert other.id in reviewer.page.url
+        assert await until(lambda: draft_of(server, token, job)) == "the answer!"
 
 
 async def test_the_next_answer_is_there_to_read_while_a_verdict_is_on_its_way(chrome: Browser, server: Live) -> None:
