@@ -30,6 +30,11 @@ NOTE_CLICKS = """window.clicks = [];
 BREAK_OFF = """window.whole = fetch;
     window.fetch = async (...request) =>
         Object.assign(await whole(...request), { text: () => Promise.reject(new TypeError("broken off")) })"""
+NOTE_VERDICTS = """window.verdicts = 0;
+    document.querySelector("#verdict").addEventListener("submit", (event) => {
+        event.preventDefault();
+        verdicts += 1;
+    })"""
 LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {
@@ -521,6 +526,73 @@ async def test_a_reviewer_who_leaves_while_the_draft_is_on_its_way_loses_nothing
         await step(reviewer, "Escape", "j")
         assert other.id in reviewer.page.url
         assert await until(lambda: draft_of(server, token, job)) == "the answer!"
+
+
+async def test_a_verdict_right_after_typing_waits_for_the_draft_and_is_sent_once(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, completion("the answer"))
+    saved, may_arrive, verdicts = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def delay(route: Route) -> None:
+        response = await route.fetch()  # the server has the draft, and the page does not know it yet
+        saved.set()
+        await may_arrive.wait()
+        await route.fulfill(response=response)
+
+    async with person(chrome, server.url) as reviewer:
+        page = reviewer.page
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await page.route("**/draft", delay)
+        page.on("request", lambda request: verdicts.append(request.url) if request.url.endswith("/decide") else None)
+        await reviewer.press("e", "Control+End")
+        await page.keyboard.type("!")
+        await saved.wait()
+        await reviewer.press("Control+Enter", "Control+Enter")
+        await page.keyboard.type("?")
+        async with page.expect_navigation():
+            may_arrive.set()
+        assert "No answers are held." in await text_of(reviewer)
+        assert len(verdicts) == 1
+    decided = await server.services.store.jobs.get(job.id)
+    assert "the answer!?" in decided.decision.edit.response
+
+
+async def test_a_verdict_is_not_sent_over_a_draft_that_cannot_be_saved(chrome: Browser, server: Live) -> None:
+    [job] = await held(server, 1, completion("the answer"))
+    async with person(chrome, server.url) as reviewer:
+        page = reviewer.page
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        unavailable = refuse(503)
+        await page.route("**/draft", unavailable)
+        await reviewer.press("e", "Control+End")
+        await page.keyboard.type("!")
+        await reviewer.press("Control+Enter")
+        await expect(page.locator("#verdict-hint")).to_have_text("Not sent. Not saved yet; trying again")
+        assert (await server.services.store.jobs.get(job.id)).decision is None
+        await page.unroute("**/draft", unavailable)
+        await expect(page.locator("#draft-state")).to_have_text("Draft saved")
+        await step(reviewer, "Control+Enter")
+        forgive(reviewer, "status of 503")
+    assert (await server.services.store.jobs.get(job.id)).decision is not None
+
+
+async def test_keys_that_are_held_down_decide_once(chrome: Browser, server: Live) -> None:
+    job, other = await held(server, 2, completion("the answer"))
+    async with person(chrome, server.url) as reviewer:
+        keyboard = reviewer.page.keyboard
+        await sign_in(server.services, reviewer, "ann")
+        await reviewer.visit(f"/dashboard/review/{job.id}")
+        await keyboard.down("Control")
+        async with reviewer.page.expect_navigation():
+            await keyboard.down("Enter")
+        assert other.id in reviewer.page.url
+        await reviewer.page.evaluate(NOTE_VERDICTS)
+        await keyboard.down("Enter")
+        assert await reviewer.page.evaluate("verdicts") == 0
+        await keyboard.up("Enter")
+        await keyboard.down("Enter")
+        assert await reviewer.page.evaluate("verdicts") == 1
 
 
 async def test_the_next_answer_is_there_to_read_while_a_verdict_is_on_its_way(chrome: Browser, server: Live) -> None:

@@ -18,7 +18,7 @@ let isRefused = false; // the last save failed, or the server could not read the
 let edits = 0;
 let retryMs = FIRST_RETRY_MS;
 let timer = null;
-let isSubmitting = false;
+let verdict = null; // "waits" for the draft, then "goes", then is "sent"
 let saving = Promise.resolve();
 
 const body = () => new URLSearchParams(new FormData(form));
@@ -31,13 +31,12 @@ const say = (words) => {
 
 const saveAfter = (pause) => {
   clearTimeout(timer);
-  timer = setTimeout(flush, pause);
+  timer = setTimeout(() => verdict === null && flush(), pause); // beside a verdict, it would change what that has seen
 };
 
 /** Save what is not saved yet, after the save that is on its way; return false if that failed. */
 const flush = () => {
   clearTimeout(timer);
-  timer = null;
   saving = saving.catch(() => false).then(save);
   return saving;
 };
@@ -94,6 +93,13 @@ const messageOf = (text) => {
 
 const isEdit = (field) => field.form === form && (field.name === "answer" || field.name.startsWith("call."));
 
+const hasReason = () => Boolean(form.note.value.trim() || form.querySelector("[name=reason]:checked"));
+
+const askForReason = () => {
+  find("reason-missing").hidden = false;
+  form.note.focus();
+};
+
 if (form) {
   addEventListener("input", (event) => {
     if (!isEdit(event.target)) return;
@@ -102,29 +108,25 @@ if (form) {
     saveAfter(PAUSE_MS);
   });
   // What was typed last is not lost if the reviewer leaves at once; the browser asks if it would be.
-  addEventListener("pagehide", () => isDirty && !isSubmitting && navigator.sendBeacon(`${address}/draft`, body()));
+  addEventListener("pagehide", () => isDirty && verdict !== "sent" && navigator.sendBeacon(`${address}/draft`, body()));
   addEventListener("beforeunload", (event) => {
-    if (isDirty && !isSubmitting && (isRefused || String(body()).length > LONGEST_BEACON)) event.preventDefault();
+    if (isDirty && verdict !== "sent" && (isRefused || String(body()).length > LONGEST_BEACON)) event.preventDefault();
   });
+  // A verdict waits for the draft: it names what the reviewer has seen, and each save changes that.
   form.addEventListener("submit", async (event) => {
-    const hasReason = form.note.value.trim() || form.querySelector("[name=reason]:checked");
-    if (event.submitter?.value === "reject" && !hasReason) {
-      event.preventDefault();
-      event.stopPropagation();
-      find("reason-missing").hidden = false;
-      form.note.focus();
-    } else if (isSubmitting) {
-      event.preventDefault(); // a second press of a key is no second verdict
-      event.stopPropagation();
-    } else if (timer !== null) {
-      event.preventDefault();
-      event.stopPropagation();
-      await flush();
-      timer = null; // it was tried
-      form.requestSubmit(event.submitter);
-    } else {
-      isSubmitting = true;
-      await saving;
+    const isComplete = event.submitter?.value !== "reject" || hasReason();
+    if (verdict === "goes" || (verdict === null && isComplete && !isDirty)) {
+      verdict = "sent";
+      return;
     }
+    event.preventDefault();
+    event.stopPropagation();
+    if (verdict !== null) return; // a second press of a key is no second verdict
+    if (!isComplete) return askForReason();
+    verdict = "waits";
+    const isSaved = await flush();
+    verdict = isSaved ? "goes" : null;
+    if (isSaved) form.requestSubmit(event.submitter);
+    else find("verdict-hint").textContent = `Not sent. ${find("draft-state").textContent}`;
   });
 }

@@ -66,7 +66,7 @@ addEventListener("keydown", (event) => {
     else if (verdict) choose(null, "");
   } else if (event.key === "Enter" && event.ctrlKey && form) {
     event.preventDefault();
-    button(verdict ?? "approve").click();
+    if (!event.repeat) button(verdict ?? "approve").click(); // the next page comes while the keys are still down
   } else if (!isTyping() && !event.ctrlKey && !event.repeat && !isOnChoice(event.key)) {
     if (/^[1-9]$/.test(event.key)) pickReason(Number(event.key));
     else if (Object.hasOwn(keys, event.key)) keys[event.key]();
