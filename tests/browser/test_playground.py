@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from support.browser import Enter
 from support.live_server import Live, chat
@@ -69,3 +70,26 @@ async def test_an_answer_that_comes_late_appears_by_itself_until_one_asks_anew(s
         await expect(owner.page.locator("#text-left")).to_have_text("first")
         await expect(owner.page.locator("#state-left")).to_have_text("Answered")
         await expect(owner.page.locator("[hx-get*=playground]")).to_have_count(0)
+
+
+async def test_a_new_question_replaces_the_answer_that_is_on_its_way(server: Live, enter: Enter) -> None:
+    await server.model("cuckoo")
+    owner = await enter("hasty", "user")
+    await owner.visit("/dashboard/playground")
+    page, requests = owner.page, asyncio.Queue[Route]()
+    await page.route("**/v1/chat/completions", requests.put_nowait)
+    await page.get_by_label("Ask", exact=True).fill("cuckoo")
+    await page.get_by_label("Message", exact=True).fill("first")
+    await page.get_by_role("button", name="Ask").click()
+    await requests.get()
+    await page.get_by_label("Message", exact=True).fill("second")
+    await page.get_by_role("button", name="Ask").click()
+    second = await requests.get()
+    assert await page.locator("#state-left").inner_text() == "In progress"
+    await second.continue_()
+    await expect(page.locator("#state-left")).to_have_text("Answered")
+    await expect(page.locator("#text-left")).to_have_text("second")
+    await page.get_by_role("button", name="Ask").click()
+    await requests.get()
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator("#state-left")).to_have_text("Stopped")

@@ -114,6 +114,7 @@ form.addEventListener("submit", async (event) => {
   await Promise.all(
     sides.map((side) =>
       ask(side, form.elements[side].value.trim(), body, mine.signal).catch((error) => {
+        if (stopping !== mine) return; // the card shows the answer to a later question
         if (error.name === "AbortError") state(side, "Stopped", "");
         else fail(side, { message: "The server cannot be reached. Try again." });
       }),
