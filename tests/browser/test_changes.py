@@ -282,6 +282,23 @@ async def test_the_page_of_a_job_follows_it_to_its_end(server: Live, enter: Ente
     await expect(page.locator(".events")).to_contain_text("Answer withheld")
 
 
+async def test_a_button_that_copies_has_its_label_again_after_two_clicks(server: Live, enter: Enter) -> None:
+    await server.model("jay")
+    token = await server.token("user", "copier@example.com")
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "jay"))
+    _, jobs = await server.ask("GET", "/api/jobs?limit=1", token)
+    owner = await enter("copier", "user", permissions=["clipboard-write"])
+    page = owner.page
+    await page.clock.install()
+    await owner.visit(f"/dashboard/jobs/{jobs['data'][0]['job_id']}")
+    button = page.locator("[data-copy]")
+    await button.click()
+    await expect(button).to_have_text("Copied")
+    await button.click()
+    await page.clock.fast_forward("00:05")
+    await expect(button).to_have_text("Copy as curl")
+
+
 async def test_a_queue_with_reasons_is_made_and_an_answer_is_handed_over_to_it(server: Live, enter: Enter) -> None:
     admin, reviewer = await enter("queue-maker", "admin"), await enter("hander", "reviewer")
     page = admin.page
