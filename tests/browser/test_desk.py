@@ -355,7 +355,7 @@ async def test_a_long_signal_does_not_push_another_one_out_of_sight(
         await sign_in(server.services, reviewer, "ann")
         await reviewer.visit(f"/dashboard/review/{job.id}")
         table = reviewer.page.locator(".sig")
-        await table.locator("summary").click()
+        await table.locator("summary").first.click()
         await expect(table.get_by_text('"decision": "allow"')).to_be_visible()
         box = await reviewer.page.locator(".signals").bounding_box()
         cell = await table.get_by_text("-3.92").bounding_box()
