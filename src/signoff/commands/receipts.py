@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import msgspec
 import typer
@@ -150,11 +150,11 @@ def figures(
     until: Until = None,
 ) -> None:
     """Print figures of the decisions that took effect; without --since, of the last 31 days."""
-    known: tuple[FigureDimension, ...] = get_args(FigureDimension)
+    known = get_args(FigureDimension)
     names = [choice_of(part, known) for part in by.split(",") if part]
     if None in names:
         stop(f"--by must be a list of {', '.join(known)}, separated by commas (got {by!r}).")
-    dimensions = tuple(dict.fromkeys(name for name in names if name is not None))
+    dimensions = cast("tuple[FigureDimension, ...]", tuple(dict.fromkeys(names)))
 
     async def report(services: Services) -> None:
         start = services.clock() - FIGURE_DAYS * DAY_US if since is None else _time(since) or 0

@@ -1,7 +1,7 @@
 """The page of people: users with their roles, and tokens. Admins see all, others their own."""
 
 import base64
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import msgspec
 from litestar import MediaType, Response, Router, get, post
@@ -16,7 +16,7 @@ from signoff.dashboard.upstream_keys import keys_of
 from signoff.dashboard.user import HANDLERS
 from signoff.doors.callers import check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import INTS, parse_digits, parse_fields, parse_form, scheme_of
+from signoff.doors.http import INTS, parse_choice, parse_digits, parse_fields, parse_form, scheme_of
 from signoff.doors.people import check_token
 from signoff.errors import BadRequest
 from signoff.work.admin.issue import TokenRequest, issue_token
@@ -180,9 +180,7 @@ def _cookie(request: AnyRequest, value: str, seconds: int) -> str:
 
 
 def _role(text: str) -> Role:
-    if text not in ROLES:
-        raise BadRequest(f"`role` must be one of {', '.join(ROLES)} (got {text!r}).")
-    return cast("Role", text)
+    return parse_choice("role", text, ROLES)
 
 
 def _days(text: str) -> float | None:
