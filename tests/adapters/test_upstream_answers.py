@@ -9,7 +9,7 @@ import pytest
 
 from signoff.core import sse
 from signoff.core.api_paths import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES
-from signoff.engines.upstream_answers import check_answer
+from signoff.engines.upstream_answers import as_model_answered, check_answer
 from signoff.engines.upstream_events import EventStream
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
 
@@ -253,3 +253,10 @@ def test_an_event_with_half_a_character_passes_as_it_is() -> None:
     events = stream()
     events.feed(b"".join(raw))
     assert events.take() == raw
+
+
+@pytest.mark.parametrize("error", ["\ud83d", {"message": "\ud83d", "code": "not_found_error"}])
+def test_an_error_with_a_half_of_a_character_is_the_error_of_the_model(error: object) -> None:
+    answered = as_model_answered(error)
+    assert answered.message == "\ufffd"
+    assert answered.status == (502 if isinstance(error, str) else 404)

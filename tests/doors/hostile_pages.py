@@ -140,7 +140,8 @@ PAGES = [
         body="name=page_of_<caller>&body=%7B%22kind%22:%22echo%22%7D",
         headers=FORM,
     ),
-    Row("POST /dashboard/models/{name}", "403 403 403 303", "/dashboard/models/changed", "body=%7B%7D", FORM),
+    # a form that does not say from which state of the model it was made
+    Row("POST /dashboard/models/{name}", "403 403 403 409", "/dashboard/models/changed", "body=%7B%7D", FORM),
     Row("POST /dashboard/models/{name}", "403 403 403 400", "/dashboard/models/changed", "action=stop", FORM),
     Row("GET /dashboard/policies", "403 403 403 200"),
     Row("POST /dashboard/policies/{name}", "403 403 403 400", "/dashboard/policies/policy", "body=x", FORM),

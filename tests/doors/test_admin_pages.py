@@ -113,7 +113,7 @@ async def test_an_open_page_does_not_revert_what_another_admin_changed_in_a_mode
     assert alert.startswith("The model was changed meanwhile by ben@example.com.")
     assert alert.endswith("Enter the API key again. Go to the text")
     assert "&#34;max_parallel&#34;: 2}</textarea>" in page
-    assert "<del>  &#34;review&#34;: &#34;always&#34;</del>" in page.partition('id="meanwhile"')[2]
+    assert "<del>  &#34;review&#34;: &#34;always&#34;</del>" in page.partition('id="conflict"')[2]
     assert (await ann.api("GET", "/api/models/watched"))["review"] == "always"
     await ann.submit("/dashboard/models/watched", status=409, **mine)
 

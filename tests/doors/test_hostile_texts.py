@@ -19,6 +19,7 @@ HOSTILE = {
     "quotes": "\"'><script>alert(1)</script>",
     "direction": "\u202egnihtemos\u202c \u200f<b>",
 }
+UNSEEN = {"RIGHT-TO-LEFT OVERRIDE": 0x202E, "POP DIRECTIONAL FORMATTING": 0x202C, "RIGHT-TO-LEFT MARK": 0x200F}
 DETAILS = {
     "job": "/dashboard/jobs/{job}",
     "held job": "/dashboard/review/{held}",
@@ -101,4 +102,7 @@ async def test_a_text_is_shown_whole_where_it_belongs(site: Site) -> None:
             .replace('"', "&#34;")
             .replace("'", "&#39;")
         )
+        for name, code in UNSEEN.items():
+            mark = f'<span class="unseen" title="{name}">⟨U+{code:04X}⟩</span>'
+            shown = shown.replace(chr(code), mark)
         assert shown in page

@@ -409,7 +409,7 @@ async def test_a_repeated_idempotency_key_does_not_show_a_held_answer(tmp_path: 
         assert status == 422
 
 
-@pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "/v1//x", "http://evil/v1/x", "/v1/x\n"])
+@pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "//v1//", "http://evil/v1/x", "/v1/x\n"])
 async def test_a_path_outside_the_api_is_refused(path: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         body = {"body": chat("hello"), "target": "echo", "path": path}

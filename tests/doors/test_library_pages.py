@@ -150,7 +150,7 @@ async def test_an_open_page_does_not_revert_what_was_saved_meanwhile(
     assert texts[2] + "</textarea>" in page
     assert 'value="mine"' in page
     if kind == "prompt":
-        assert "<del>B {x}</del>" in page.partition('id="meanwhile"')[2]
+        assert "<del>B {x}</del>" in page.partition('id="conflict"')[2]
     assert (await owner.api("GET", f"/api/{kind}s/{name}"))["version"] == 2
     seen = await admin.submit(path, status=409, expected=opened, **mine)
     assert f"meanwhile by {kind}-admin@example.com" in words(seen)

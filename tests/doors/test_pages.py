@@ -245,7 +245,7 @@ async def test_a_prompt_is_saved_changed_compared_and_run_on_its_page(server: Li
     headers = await cookie_of(server, "user", "writer")
     first = {"name": "greet", "body": "Say hello\r\nto {name}!", "model": "echo", "production": "yes"}
     assert await submit(server, "/dashboard/prompts", first, headers) == (303, "/dashboard/prompts/greet")
-    second = {"body": "Say goodbye\r\nto {name}!", "model": "echo", "message": "<i>sad</i>"}
+    second = {"body": "Say goodbye\r\nto {name}!", "model": "echo", "message": "<i>sad</i>", "expected": "1"}
     assert await submit(server, "/dashboard/prompts/greet", second, headers) == (
         303,
         "/dashboard/prompts/greet?version=2",

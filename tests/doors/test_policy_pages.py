@@ -113,7 +113,7 @@ async def test_an_open_page_does_not_revert_what_another_admin_saved_meanwhile(s
     page = await ann.submit("/dashboard/policies/contested", status=409, body=mine, expected=opened)
     assert "Version 2 was saved meanwhile by ben@example.com" in words(page)
     assert html.escape(mine).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") + "</textarea>" in page
-    compared = page.partition('id="meanwhile"')[2].partition("</pre>")[0]
+    compared = page.partition('id="conflict"')[2].partition("</pre>")[0]
     assert "<del>    &#34;then&#34;: &#34;hold&#34;" in compared
     assert "<ins>  &#34;judge&#34;: &#34;my_judge&#34;" in compared
     assert (await ann.api("GET", "/api/policies/contested"))["default"] == {"then": "hold"}

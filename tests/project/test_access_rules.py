@@ -40,6 +40,7 @@ ANY_CALLER = {
     "dashboard/home.py post_sign_out": "ends the session of the request's own cookie, also one that is over",
 }
 CHECKED_OTHERWISE = {
+    "work/admin/people.py invite_user": "calls `add_user`, which checks `check_admin` first",
     "work/admin/people.py revoke_token": "the store revokes only tokens of the user whose id it gets",
     "work/admin/keys.py add_key": "creates the key, which belongs to the caller",
     "work/jobs/query.py get_job": "is the check itself: `may_see`",
@@ -87,7 +88,8 @@ LOADERS = {
     "work/reviews/past_answers.py _answers_of": "is for admins: `dry_run` and `recommend` check that",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",
-    "work/admin/people.py invite_user": "checks `check_admin` first",
+    "work/admin/people.py add_user": "checks `check_admin` first",
+    "work/admin/people.py find_user": "checks `check_admin` first",
     "work/admin/people.py user_with_email": "is for commands, and for `_owner`, which checks `check_admin`",
     "work/admin/limits.py limit_for": "is for commands and admins: finds the user whom a limit names",
     "work/admin/sign_in.py _check_password": "checks the password",
@@ -109,7 +111,7 @@ LOADERS = {
     "work/pipelines/run.py result": "reads the steps of the run that the worker holds",
     "work/rejoin.py _find_unfinished": "finds a job of the same user, token and request",
     "work/reviews/ballot.py cast_vote": "votes on a job that `decide` has loaded by `load_held`",
-    "work/reviews/bulk.py _is_decided": "looks at the decisions of the bulk's own reviewer",
+    "work/reviews/bulk.py _decided_ids": "looks at the decisions of the bulk's own reviewer",
     "work/reviews/bulk.py get_bulk": "is the check itself: the reviewer of the bulk decision",
     "work/reviews/leases.py _has_voted": "looks for the caller's own vote, and returns True or False alone",
     "work/reviews/past_answers.py past_answers": "is for admins: `dry_run` and `recommend` check that",

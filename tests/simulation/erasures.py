@@ -61,8 +61,8 @@ class MemoryErasures:
             tx.purged = [job.id for job in jobs if job is not None and job.user_id == user_id]
             names = [job_id.lower() for job_id in tx.purged]
             for model, lines in self._tables.model_logs.items():
-                kept = [line for line in lines if not any(name in line.text.lower() for name in names)]
-                self._tables.model_logs[model] = kept
+                others = [line for line in lines if not any(name in line.text.lower() for name in names)]
+                self._tables.model_logs[model] = others
             return len(tx.purged)
 
         return await self._connection.send(delete, writes=True)

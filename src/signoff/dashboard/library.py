@@ -16,7 +16,7 @@ from signoff.core.job import Job
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.dashboard.difference import unified_lines
-from signoff.dashboard.edit_conflict import edit_conflict, expected_version
+from signoff.dashboard.edit_conflict import EditConflict, edit_conflict, expected_version
 from signoff.dashboard.library_versions import DAYS, VersionUse, pipeline_use, prompt_use
 from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, page, redirect, with_status
 from signoff.doors.callers import check_same_site
@@ -130,16 +130,8 @@ async def _item_page(  # noqa: PLR0913 -- the request, its caller, and what the 
         difference = await library.diff_versions(services, caller, kind, name, other, item.version)
     uses, examined = await _uses(services, caller, item)
     versions = await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS)
-    expected, meanwhile = str(versions[0].version), None
-    if form is not None and isinstance(error, VersionConflict):
-        texts = (
-            _compared_text(kind, versions[0].body, _chosen_model(versions[0])),
-            _compared_text(kind, form.body, form.model),
-        )
-        meanwhile = await edit_conflict(services, caller, f"{kind}:{name}", versions[0].version, texts)
-        error = meanwhile.error
-    elif form is not None:
-        expected = form.expected
+    conflict = await _conflict(services, caller, versions[0], form, error)
+    error = error if conflict is None else conflict.error
     shown = page(
         request,
         services,
@@ -154,8 +146,8 @@ async def _item_page(  # noqa: PLR0913 -- the request, its caller, and what the 
         difference=unified_lines(difference),
         other=other,
         versions=versions,
-        expected=expected,
-        meanwhile=meanwhile,
+        expected=str(versions[0].version) if form is None or conflict else form.expected,
+        conflict=conflict,
         uses=uses,
         examined=examined,
         days=DAYS,
@@ -308,6 +300,18 @@ def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.Libra
         message=form.message,
         label=PRODUCTION if form.production else None,
     )
+
+
+async def _conflict(
+    services: Services, caller: Caller, newest: LibraryItem, form: VersionForm | None, error: SignoffError | None
+) -> EditConflict | None:
+    """Return what somebody else has saved since the form was shown; None unless `error` says that there is such."""
+    if form is None or not isinstance(error, VersionConflict):
+        return None
+    kind: LibraryItemKind = "pipeline" if isinstance(newest, Pipeline) else "prompt"
+    present = _compared_text(kind, newest.body, _chosen_model(newest))
+    texts = present, _compared_text(kind, form.body, form.model)
+    return await edit_conflict(services, caller, f"{kind}:{newest.name}", newest.version, texts)
 
 
 def _compared_text(kind: LibraryItemKind, body: str, model: str) -> str:

@@ -119,14 +119,13 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
     status = await get_model(services, caller, name)
     lines, own = await _log_of(services, caller, name)
     latencies, examined = await recent_latencies(services, caller)
-    expected, meanwhile = model_digest(status.model), None
+    conflict = None
     if form is not None and isinstance(error, VersionConflict):
         texts = _text(status.model), form.body.replace("\r\n", "\n")
-        meanwhile = await edit_conflict(services, caller, f"model:{name}", None, texts)
-        error = meanwhile.error
+        conflict = await edit_conflict(services, caller, f"model:{name}", None, texts)
+        error = conflict.error
         error.message += " Enter the API key again." if form.key else ""
-    elif form is not None and form.action == "save":
-        expected = form.expected
+    keeps_digest = form is not None and form.action == "save" and conflict is None
     shown = page(
         request,
         services,
@@ -145,8 +144,8 @@ async def _model_page(  # noqa: PLR0913 -- the request, its caller, and what the
         question=form.question if form and form.question else "Hello.",
         error=error and error.message,
         trial=trial,
-        expected=expected,
-        meanwhile=meanwhile,
+        expected=form.expected if form is not None and keeps_digest else model_digest(status.model),
+        conflict=conflict,
     )
     return with_status(shown, error)
 

@@ -69,14 +69,11 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
     policy = await get_policy(services, caller, name, shown_version)
     before = None if policy.version == 1 else await get_policy(services, caller, name, policy.version - 1)
     counts = await count_rulings(services, caller)
-    expected, meanwhile = str(current.version if current else 0), None
+    present_version, conflict = current.version if current else 0, None
     if form is not None and isinstance(error, VersionConflict):
-        now = current.version if current else 0
         texts = policy_text(current or versions[0]), form.body
-        meanwhile = await edit_conflict(services, caller, f"policy:{name}", now, texts)
-        error = meanwhile.error
-    elif form is not None:
-        expected = form.expected
+        conflict = await edit_conflict(services, caller, f"policy:{name}", present_version, texts)
+        error = conflict.error
     shown = page(
         request,
         services,
@@ -92,8 +89,8 @@ async def policy_page(  # noqa: PLR0913 -- the request, its caller, and what the
         counts=counts,
         outcomes=TITLES,
         form=form or PolicyForm(body=policy_text(policy)),
-        expected=expected,
-        meanwhile=meanwhile,
+        expected=str(present_version) if form is None or conflict else form.expected,
+        conflict=conflict,
         error=error and (error.message if form is None else with_position(form.body, error)),
         trial=trial and _sentences(trial, policy if form is None else draft_of(form)),
         dry_runs=DRY_RUNS,

@@ -21,7 +21,7 @@ from signoff.core.api_paths import (
     RESPONSES,
 )
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.dialects.surrogates import decode_with_surrogates
+from signoff.core.dialects.surrogates import decode_with_surrogates, encode_with_surrogates
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 
@@ -155,7 +155,10 @@ def own_error(payload: object) -> object:
 
 def as_model_answered(error: object) -> ModelAnswered:
     """Return the error that a model describes with `error`: an object, or a text."""
-    body = msgspec.json.encode({"error": error})
+    try:
+        body = msgspec.json.encode({"error": error})
+    except UnicodeEncodeError:  # a half of a character, which JSON allows
+        body = encode_with_surrogates({"error": error})
     names = [str(_member(error, name)).lower() for name in ("code", "type", "status")]
     status = parse_error(body).status or next((_STATUSES[name] for name in names if name in _STATUSES), None)
     return answered_error(status, body)
