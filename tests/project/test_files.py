@@ -28,8 +28,10 @@ def test_the_changelog_starts_with_unreleased_changes_and_has_the_version() -> N
     assert headings[0] == "Unreleased"
     assert [version for version, _ in RELEASE.findall(text)] == headings[1:]
     assert signoff.__version__ in headings
-    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
-    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    kinds = ["Upgrade", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    for section in text.split("\n## ")[1:]:
+        subheadings = re.findall(r"^### (.+)$", section, re.MULTILINE)
+        assert subheadings == sorted(set(subheadings), key=kinds.index)
 
 
 def test_every_decision_record_has_its_sections_and_is_in_the_index() -> None:
