@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, get_args
 
 import msgspec
 import typer
@@ -12,7 +12,7 @@ import typer
 from signoff.commands.help import CommandGroup
 from signoff.commands.prices import DATE_FORMATS
 from signoff.commands.terminal import OPERATOR, choice, create_private_file, out, print_table, run, stop, table_of
-from signoff.core.choices import choice_of
+from signoff.core.choices import choices_of
 from signoff.core.decode import TEXT_ENCODING, without_mark
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
@@ -150,11 +150,9 @@ def figures(
     until: Until = None,
 ) -> None:
     """Print figures of the decisions that took effect; without --since, of the last 31 days."""
-    known = get_args(FigureDimension)
-    names = [choice_of(part, known) for part in by.split(",") if part]
-    if None in names:
-        stop(f"--by must be a list of {', '.join(known)}, separated by commas (got {by!r}).")
-    dimensions = cast("tuple[FigureDimension, ...]", tuple(dict.fromkeys(names)))
+    dimensions: tuple[FigureDimension, ...] | None = choices_of(by, get_args(FigureDimension))
+    if dimensions is None:
+        stop(f"--by must be a list of {', '.join(get_args(FigureDimension))}, separated by commas (got {by!r}).")
 
     async def report(services: Services) -> None:
         start = services.clock() - FIGURE_DAYS * DAY_US if since is None else _time(since) or 0

@@ -1,6 +1,6 @@
 """Values of enumerations: they are accepted in any case, and written in lower case."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -15,6 +15,16 @@ def choice_of(text: str, choices: Iterable[C]) -> C | None:
     """
     known = {str(choice): choice for choice in choices}
     return known.get(text) or known.get(text.strip().lower())
+
+
+def choices_of(text: str, choices: Sequence[C]) -> tuple[C, ...] | None:
+    """Return those of `choices` that `text` lists, separated by commas, each once; None if it lists another.
+
+    >>> choices_of("Day,user,day", ["day", "user"]), choices_of("day,week", ["day", "user"])
+    (('day', 'user'), None)
+    """
+    values = dict.fromkeys(choice_of(part, choices) for part in text.split(",") if part)
+    return None if None in values else tuple(choice for choice in values if choice is not None)
 
 
 def in_lower_case(value: Any, annotation: Any) -> Any:

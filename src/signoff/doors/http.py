@@ -12,7 +12,7 @@ import structlog
 
 from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
-from signoff.core.choices import choice_of
+from signoff.core.choices import choice_of, choices_of
 from signoff.core.content_coding import decode_content
 from signoff.core.decode import decode_json, without_mark
 from signoff.core.job import Job
@@ -328,10 +328,9 @@ def parse_choice(name: str, text: str, choices: Sequence[C]) -> C:
 
 def parse_choices(name: str, text: str, choices: Sequence[C]) -> tuple[C, ...]:
     """Return those of `choices` that the parameter `name` lists, in any case, each once. Raises BadRequest."""
-    values = [choice_of(part, choices) for part in text.split(",") if part]
-    if None in values:
+    if (values := choices_of(text, choices)) is None:
         raise BadRequest(f"`{name}` must be a list of {', '.join(choices)}, separated by commas.")
-    return tuple(dict.fromkeys(choice for choice in values if choice is not None))
+    return values
 
 
 def null() -> msgspec.Raw:
