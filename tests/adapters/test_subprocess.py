@@ -106,10 +106,11 @@ async def test_a_model_learns_no_secrets(
     assert environment["LC_TIME"] == "C"
 
 
+@pytest.mark.parametrize("status", [404, 405, 501])
 async def test_a_server_without_a_health_endpoint_is_ready_when_it_responds(
-    engine: SubprocessEngine, model: Callable[..., Model]
+    engine: SubprocessEngine, model: Callable[..., Model], status: int
 ) -> None:
-    assert await ask(engine, model("--plain"))
+    assert await ask(engine, model("--health", str(status)))
 
 
 async def test_a_model_without_a_command_or_a_port_is_refused(

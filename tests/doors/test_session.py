@@ -78,7 +78,8 @@ async def test_the_scheme_of_the_origin_counts(tmp_path: Path) -> None:
         for origin, status in ((f"http://{own}", 200), (f"https://{own}", 403), (f"ftp://{own}", 403), (own, 403)):
             assert (await server.ask("POST", "/enqueue", headers=headers | {"origin": origin}, **body))[0] == status
         # behind a proxy on this host that takes https, with and without the port that https has by default
-        secure = headers | {
+        secure = {
+            "cookie": headers["cookie"].replace("signoff_session=", "__Host-signoff_session="),
             "x-forwarded-proto": "https",
             "host": "signoff.example",
             "origin": "https://signoff.example",
@@ -87,6 +88,20 @@ async def test_the_scheme_of_the_origin_counts(tmp_path: Path) -> None:
             assert (await server.ask("POST", "/enqueue", headers=secure | more, **body))[0] == 200, more
         for more in ({"origin": "http://signoff.example"}, {"origin": "https://signoff.example:80"}):
             assert (await server.ask("POST", "/enqueue", headers=secure | more, **body))[0] == 403, more
+
+
+async def test_only_the_cookie_of_https_counts_over_https(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        plain, over_https = await session_headers(server), {"x-forwarded-proto": "https"}
+        secure = {"cookie": plain["cookie"].replace("signoff_session=", "__Host-signoff_session=")}
+        for headers, status in (
+            (plain, 200),
+            (secure, 401),
+            (plain | over_https, 401),  # a page over http, or of another host of the domain, may have set it
+            (secure | over_https, 200),
+            ({"cookie": f"signoff_session=stale; {secure['cookie']}"} | over_https, 200),
+        ):
+            assert (await server.ask("GET", "/jobs", headers=headers))[0] == status, headers
 
 
 async def test_a_page_of_another_site_cannot_sign_its_visitors_in(tmp_path: Path) -> None:

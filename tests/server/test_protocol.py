@@ -391,6 +391,17 @@ async def test_a_client_that_sends_no_more_and_waits_for_a_model_has_left(*, is_
         assert transport.is_closed
 
 
+async def test_a_request_behind_one_that_waits_for_a_model_does_not_hide_that_the_client_leaves() -> None:
+    server = Server()
+    server.may_answer.clear()
+    connection, transport = server.connect()
+    connection.data_received(GET)
+    await server.settle()
+    connection.watch(lambda: None)
+    connection.data_received(GET)
+    assert not transport.is_paused
+
+
 async def test_half_closed_connections_get_answers_over_tcp(tmp_path: Path) -> None:
     async with live(tmp_path) as server, asyncio.timeout(ANSWER_SECONDS):
         token = await server.token()

@@ -123,7 +123,9 @@ def parse_literal(host: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Return True if `address` is a global unicast address of the internet."""
+    """Return True if `address` is a global unicast address of the internet, and no metadata service."""
+    if address in _METADATA:
+        return False
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     if isinstance(address, IPv6Address) and address not in _UNICAST_V6:

@@ -25,6 +25,8 @@ IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
 # Where a model has no such path, it is asked for a chat, and the answer is translated.
 TRANSLATED = frozenset({MESSAGES, COUNT_TOKENS, RESPONSES, EDITS})
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+# Statuses with which servers say that they have no such path.
+UNKNOWN_PATH = frozenset({404, 405, 501})
 
 # Collections that are not inference and never go to an upstream. Some upstreams ignore the case of letters.
 _NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"

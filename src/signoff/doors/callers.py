@@ -110,20 +110,26 @@ def _token_of(scope: Scope) -> str | None:
 
 
 def session_of(scope: Scope) -> str | None:
-    """Return the session token in the request's cookies."""
+    """Return the session token in the request's cookies.
+
+    Over https, only the cookie that no other host and no page over http can set counts.
+    """
     cookies = SimpleCookie()
     with contextlib.suppress(CookieError):
         cookies.load(header(scope, b"cookie") or "")
-    cookie = cookies.get(SECURE_SESSION_COOKIE) or cookies.get(SESSION_COOKIE)
+    cookie = cookies.get(_session_cookie_name(scope))
     return cookie.value if cookie else None
 
 
 def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
     """Return the header that sets the session cookie for `seconds`; an empty `token` and 0 seconds delete it."""
-    secure = scheme_of(scope) == "https"
-    name = SECURE_SESSION_COOKIE if secure else SESSION_COOKIE
-    text = f"{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds)}" + ("; Secure" if secure else "")
-    return (b"set-cookie", text.encode())
+    name = _session_cookie_name(scope)
+    text = f"{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds)}"
+    return (b"set-cookie", (text + ("; Secure" if name == SECURE_SESSION_COOKIE else "")).encode())
+
+
+def _session_cookie_name(scope: Scope) -> str:
+    return SECURE_SESSION_COOKIE if scheme_of(scope) == "https" else SESSION_COOKIE
 
 
 def check_same_site(scope: Scope) -> None:

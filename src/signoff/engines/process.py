@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+from signoff.core.api_paths import UNKNOWN_PATH
 from signoff.core.model import Model, ProcessLimits
 from signoff.engines.jsonl import MAX_LINE_BYTES, JsonLinesClient
 from signoff.engines.log import LineSplitter, ModelLog
@@ -237,7 +238,7 @@ class Process:
         if self.lines is not None:
             return self._group is not None
         status = await _get(self.port, "/health")
-        if status == 404:
+        if status in UNKNOWN_PATH:
             return await _get(self.port, "/v1/models") is not None
         return status == 200
 

@@ -177,7 +177,8 @@ class ClientConnection(HttpToolsProtocol):
         app = cast("Any", self.app)
         must_wait, self.cycle = self._is_answering(), self._exchange(keeps_alive=keeps_alive and not self._is_ending)
         if must_wait:
-            self.flow.pause_reading()
+            if not self.on_gone:  # see `watch`
+                self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, app))
         else:
             self._start_asgi_task(self.cycle, app)

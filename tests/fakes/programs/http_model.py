@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--grandchild", action="store_true")
     parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM, grandchild too")
     parser.add_argument("--deaf", action="store_true", help="never answer /health")
-    parser.add_argument("--plain", action="store_true", help="know no /health")
+    parser.add_argument("--health", type=int, default=200, help="status of the answer to GET")
     options = parser.parse_args()
     if options.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,7 +41,7 @@ def main() -> None:
     if robbed or options.crash is not None or (options.broken and os.path.exists(options.broken)):  # noqa: PTH110 - the same
         sys.exit(options.crash or 1)
     time.sleep(options.slow)
-    Server(("127.0.0.1", options.port), handler(deaf=options.deaf, plain=options.plain)).serve_forever()
+    Server(("127.0.0.1", options.port), handler(deaf=options.deaf, health=options.health)).serve_forever()
 
 
 def thief(port: int) -> int:
@@ -66,14 +66,14 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def handler(*, deaf: bool, plain: bool) -> type[BaseHTTPRequestHandler]:
+def handler(*, deaf: bool, health: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             if deaf:
                 time.sleep(600)
-            self.reply(404 if plain else 200, b"{}")
+            self.reply(health, b"{}")
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))

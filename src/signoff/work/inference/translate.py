@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from signoff.core import api_paths, sse
-from signoff.core.api_paths import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
+from signoff.core.api_paths import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED, UNKNOWN_PATH
 from signoff.core.dialects import edits_to_chat, messages_to_chat, responses_to_chat
 from signoff.core.dialects.answer import as_completion
 from signoff.core.dialects.messages import is_message, is_token_count, message_event, message_of
@@ -22,8 +22,6 @@ from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 from signoff.runtime.attempt import Attempt
 from signoff.work.services import Services
 
-# Statuses with which servers say that they have no such path.
-UNKNOWN_PATH = {404, 405, 501}
 # Paths that models never have, by kind. For `subprocess`, it depends on what the program speaks.
 _NEVER = {"echo": TRANSLATED - {RESPONSES}, "anyllm": TRANSLATED, "http": frozenset({COUNT_TOKENS})}
 _NEVER_IN_JSON_LINES = frozenset({MESSAGES, COUNT_TOKENS})
