@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from signoff.core.price import Price
 from signoff.core.reviews.ruling import Ruling
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.stores.latency_schema import latency_days, latency_hours
 from signoff.stores.receipts_schema import review_hours
 from signoff.stores.schema import calls, jobs, usage_days, usage_hours

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.audit import AuditEntry, AuditFilter
 from signoff.core.cache import CacheRule
+from signoff.core.counters import Counter
 from signoff.core.job import Job
 from signoff.core.latency import LatencyQuery, LatencyRow
-from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
 from signoff.core.oidc import ProviderAccount, ProviderSettings
 from signoff.core.price import Price
 from signoff.core.refusals import RefusalCount

@@ -14,11 +14,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import NullPool
 
 from signoff.cache import CacheBounds
+from signoff.core.counters import Counter
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Job
-from signoff.core.limits import Counter
+from signoff.core.times import HOUR_US
 from signoff.core.transitions import replay
-from signoff.core.usage import HOUR_US, UsageQuery, UsageTotals, totals_of
+from signoff.core.usage import UsageQuery, UsageTotals, totals_of
 from signoff.store import CachedTopic
 from signoff.stores import migrations
 from signoff.stores.json_column import JsonColumn

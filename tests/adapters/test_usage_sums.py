@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.core.filters import JobFilter
-from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals, totals_of
+from signoff.core.times import DAY_US, HOUR_US
+from signoff.core.usage import Dimension, UsageQuery, UsageTotals, totals_of
 from signoff.stores.latency_schema import LATENCY_COLUMNS, latency_days, latency_hours
 from signoff.stores.schema import usage_days, usage_hours
 from signoff.stores.sql import SqlStore

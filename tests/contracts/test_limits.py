@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
-from signoff.core.usage import HOUR_US
+from signoff.core.times import HOUR_US
 from support.stores import AStore, listening, together, until
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,8 @@ from signoff.core.filters import JobFilter
 from signoff.core.latency import LatencyQuery
 from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.queues import ReviewFilter, ReviewOrder
-from signoff.core.usage import DAY_US, UsageQuery
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery
 from signoff.stores import deliveries, queue_depths
 from signoff.stores.batches import _page_statement as batches_statement
 from signoff.stores.job_pages import page_statement

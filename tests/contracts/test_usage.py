@@ -15,7 +15,8 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.latency import Histogram, LatencyQuery, histogram_of
 from signoff.core.price import Price
-from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals
+from signoff.core.times import DAY_US, HOUR_US
+from signoff.core.usage import Dimension, UsageQuery, UsageTotals
 from signoff.stores.usage import _report_statement
 from simulation.usage import added, plus
 from support.stores import AStore, a_job, opened, rows, together

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from signoff.core.allowances import Allowance, allowances
-from signoff.core.limits import MINUTE_US, Admission, Counter, Limit, PendingReservation, PeriodUsage
+from signoff.core.counters import Admission, Counter, PendingReservation, PeriodUsage
+from signoff.core.limits import Limit
+from signoff.core.times import MINUTE_US
 
 NOW = 1_770_000_000_000_000  # 2 February 2026, 02:40 UTC
 HOUR = 60 * MINUTE_US

@@ -12,22 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signoff.core.counters import MAX_ENTRIES, MERGE_SPAN_US, Counter, expire, with_sums
 from signoff.core.estimate import DEFAULT_OUTPUT_TOKENS, estimate_tokens
 from signoff.core.limits import (
-    MAX_ENTRIES,
-    MERGE_SPAN_US,
-    MINUTE_US,
-    SECOND_US,
-    Counter,
     Denial,
     Limit,
     Reservation,
     ReservationRequest,
-    expire,
     renew_reservations,
     settle_reservation,
     try_reserve,
 )
+from signoff.core.times import MINUTE_US, SECOND_US
 from signoff.errors import BadRequest
 
 NOON = int(datetime(2026, 2, 27, 12, tzinfo=UTC).timestamp()) * SECOND_US
@@ -46,7 +42,9 @@ class LimitHarness:
 
     @property
     def counter(self) -> Counter:
-        return expire(self.counters.get("all", Counter()), self.now)
+        counter = expire(self.counters.get("all", Counter()), self.now)
+        assert with_sums(counter) == counter
+        return counter
 
     def ask(self, tokens: int = 0, cost: int = 0, lease_seconds: float = 15) -> Reservation | Denial:
         self._number += 1

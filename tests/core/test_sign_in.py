@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.sign_in import SECOND_US, SignInCount, denial_of, sign_in_limits, with_attempt, without_attempt
+from signoff.core.sign_in import SignInCount, denial_of, sign_in_limits, with_attempt, without_attempt
+from signoff.core.times import SECOND_US
 
 
 def test_the_wait_doubles_with_each_failure_up_to_a_maximum() -> None:

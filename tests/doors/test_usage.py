@@ -20,8 +20,8 @@ from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
 from signoff.core.latency import MAX_ERROR, SHORTEST_US
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
+from signoff.core.times import DAY_US
 from signoff.core.tokens import Usage
-from signoff.core.usage import DAY_US
 from signoff.runtime.broadcast import Broadcast
 from signoff.store import TransitionRequest
 from signoff.stores.schema import usage_days, usage_hours

@@ -11,7 +11,7 @@ from signoff.batches import LineCounts, NewLine
 from signoff.core.batch import LISTED_PURPOSES, Batch, BatchFilter, BatchStatus, BatchTotals, FileFilter, StoredFile
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, JobError
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.stores.batches import _create_delivery

@@ -8,12 +8,12 @@ import msgspec
 
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.job import Job
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
 from signoff.core.reviews.copies import copy_for_reviewers, planted_copy
 from signoff.core.reviews.planted import CatchCount, PlantedItem
+from signoff.core.times import SECOND_US
 from signoff.errors import PassLapsed
 from signoff.infra.actor import current_actor
 from signoff.store import TransitionRequest

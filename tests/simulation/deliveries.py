@@ -9,7 +9,7 @@ import msgspec
 
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import MAX_CANDIDATES
 from signoff.stores.deliveries import _within_limits as within_limits

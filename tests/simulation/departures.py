@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.core.job import Job
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.stores.departures import LIFETIME_US
 from simulation.tables import Connection, Tables, Tx
 

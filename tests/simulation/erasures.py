@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.audit import user_erased
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure

@@ -13,9 +13,9 @@ import msgspec
 from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Decision, Event, Job, Status, Vote
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.queues import VoteRecord
 from signoff.core.reviews.receipt import draft_of
+from signoff.core.times import SECOND_US
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken

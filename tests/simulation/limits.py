@@ -6,20 +6,19 @@ from collections import Counter as Counts
 from collections.abc import Sequence
 
 from signoff.core.audit import change_of
+from signoff.core.counters import Counter, expire
 from signoff.core.limits import (
-    Counter,
     Denial,
     Limit,
     LimitKind,
     Reservation,
     ReservationRequest,
-    expire,
     renew_reservations,
     settle_reservation,
     try_reserve,
 )
 from signoff.core.refusals import RefusalCount
-from signoff.core.usage import HOUR_US
+from signoff.core.times import HOUR_US
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, record
 

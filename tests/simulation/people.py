@@ -17,9 +17,9 @@ from signoff.core.audit import (
     token_revoked,
 )
 from signoff.core.cache import CacheRule
-from signoff.core.limits import SECOND_US
 from signoff.core.oidc import ProviderAccount, ProviderSettings, role_at_sign_in, sign_in_kind
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
+from signoff.core.times import SECOND_US
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
 from signoff.stores.people import UserValues

@@ -30,7 +30,7 @@ from signoff.core.reviews.receipt import (
     signed_line,
     verdict_receipt,
 )
-from signoff.core.usage import DAY_US, HOUR_US
+from signoff.core.times import DAY_US, HOUR_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ReceiptFilter, StoredReceipt

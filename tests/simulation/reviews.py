@@ -11,7 +11,6 @@ import msgspec
 from signoff.core.audit import AuditChange, change_of
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutcome, QueueNews
 from signoff.core.reviews.queues import (
@@ -24,6 +23,7 @@ from signoff.core.reviews.queues import (
     place_of,
     rank_of,
 )
+from signoff.core.times import SECOND_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.store import TransitionRequest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from signoff.core.audit import change_of
-from signoff.core.limits import SECOND_US
 from signoff.core.stream import Stream
+from signoff.core.times import SECOND_US
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, record

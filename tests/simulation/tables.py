@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.audit import Actor, AuditChange, AuditEntry
 from signoff.core.batch import Batch, StoredFile
+from signoff.core.counters import Counter
 from signoff.core.delivery import Delivery
 from signoff.core.job import Decision, Event, FunctionCall, Job, Vote
-from signoff.core.limits import Counter, Limit, LimitKind
+from signoff.core.limits import Limit, LimitKind
 from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem

@@ -11,7 +11,8 @@ from signoff.core.audit import change_of
 from signoff.core.job import Job
 from signoff.core.latency import LatencyQuery, LatencyRow, histogram_of
 from signoff.core.price import Price
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
+from signoff.core.times import DAY_US, HOUR_US
+from signoff.core.usage import STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.infra.actor import current_actor
 from simulation.tables import Connection, Tables, Tx, record
 

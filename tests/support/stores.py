@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from signoff.core.counters import Counter
 from signoff.core.job import Event, Job
-from signoff.core.limits import Counter, Limit, Reservation, ReservationRequest
+from signoff.core.limits import Limit, Reservation, ReservationRequest
 from signoff.errors import Overloaded, Stale
 from signoff.infra.vault import Vault
 from signoff.store import Topic, TransitionRequest

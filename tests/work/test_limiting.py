@@ -15,9 +15,11 @@ import sqlalchemy as sa
 
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
+from signoff.core.counters import Counter
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.core.limits import SECOND_US, Counter, ReservationRequest
+from signoff.core.limits import ReservationRequest
+from signoff.core.times import SECOND_US
 from signoff.errors import Overloaded
 from signoff.stores.limits_schema import counters
 from support.ages import grow_older

@@ -18,7 +18,7 @@ from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, totals_as_json
 from signoff.core.reviews.receipt import Head, canonical_json, decode_base64, encode_key
 from signoff.core.reviews.receipt_chain import BrokenChain, ChainVerifier
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.core.wire import format_time, parse_time
 from signoff.records import ReceiptFilter
 from signoff.settings import load

@@ -5,7 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.limits import MINUTE_US, Admission, Counter, Limit, day_of, month_of
+from signoff.core.counters import Admission, Counter
+from signoff.core.limits import Limit
+from signoff.core.times import DAY_US, MINUTE_US, day_of, month_of
 
 AllowanceName = Literal[
     "requests_per_minute",
@@ -16,7 +18,6 @@ AllowanceName = Literal[
     "cost_per_day",
     "cost_per_month",
 ]
-_DAY_US = 24 * 60 * MINUTE_US
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +68,7 @@ def _sliding(name: AllowanceName, most: int, counts: list[int], entries: tuple[A
 
 def _of_periods(limit: Limit, counter: Counter, now: int) -> Iterator[Allowance]:
     tokens, cost = sum(each.tokens for each in counter.pending), sum(each.cost for each in counter.pending)
-    tomorrow, next_month = day_of(now) + _DAY_US, month_of(month_of(now) + 32 * _DAY_US)
+    tomorrow, next_month = day_of(now) + DAY_US, month_of(month_of(now) + 32 * DAY_US)
     rows: tuple[tuple[AllowanceName, int | None, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, tomorrow),
         ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, next_month),

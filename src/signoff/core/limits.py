@@ -1,25 +1,27 @@
-"""Limits per minute, in parallel, per day and per month: reservations against them, and what is left.
+"""Limits per minute, in parallel, per day and per month: reservations against them, and what is left."""
 
-A minute is a sliding window: a request counts for the sixty seconds after its admission (kept as a log of admissions).
-Days and months are those of the calendar, in UTC. Times are microseconds since 1970, by one clock.
-"""
-
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
 
-SECOND_US = 1_000_000
-MINUTE_US = 60 * SECOND_US
-# With more entries than this, all entries of one span are merged into one, which counts as long as the last of them.
-MAX_ENTRIES = 600
-MERGE_SPAN_US = MINUTE_US // 300
-# A clock that is this far behind an earlier reading was set back.
-MAX_SET_BACK_US = 10 * SECOND_US
+from signoff.core.counters import (
+    Admission,
+    Counter,
+    PendingReservation,
+    PeriodUsage,
+    count_of,
+    expire,
+    is_ahead,
+    latest_time,
+    with_admission,
+)
+from signoff.core.times import DAY_US, MINUTE_US, SECOND_US, day_of, month_of
+
 # Suggested wait for a parallel slot, since it is not known when a request ends.
 SLOT_WAIT_US = SECOND_US
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LimitScope = Literal["all", "each", "user", "token"]
 LimitKind = Literal[
@@ -63,8 +65,13 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, rename={"scope": "who"}):
     @property
     def tracks_pending(self) -> bool:
         """True if requests in progress must be counted."""
+        return self.parallel is not None or self.has_budget
+
+    @property
+    def has_budget(self) -> bool:
+        """True if the use of a day or a month is limited."""
         budgets = (self.tokens_per_day, self.tokens_per_month, self.cost_per_day, self.cost_per_month)
-        return self.parallel is not None or any(most is not None for most in budgets)
+        return any(most is not None for most in budgets)
 
     @property
     def counts_tokens(self) -> bool:
@@ -76,54 +83,6 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, rename={"scope": "who"}):
     def counts_cost(self) -> bool:
         """True if the cost of a request must be estimated and counted."""
         return self.cost_per_day is not None or self.cost_per_month is not None
-
-
-class Admission(msgspec.Struct, frozen=True, array_like=True):
-    """Requests and tokens that were admitted at one time, and count for a minute."""
-
-    at: int
-    """Time of the admission."""
-    requests: int
-    """Number of requests; 0 for tokens that a request took beyond its reservation."""
-    tokens: int
-    """Number of tokens."""
-
-
-class PendingReservation(msgspec.Struct, frozen=True, array_like=True):
-    """A request in progress, with what is reserved for it."""
-
-    id: str
-    """Id of the reservation."""
-    until: int
-    """Time at which it lapses unless it is renewed."""
-    tokens: int
-    """Reserved tokens."""
-    cost: int
-    """Reserved cost in nanodollars."""
-
-
-class PeriodUsage(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens and cost that were used in a day or a month."""
-
-    since: int = 0
-    """First instant of the period."""
-    tokens: int = 0
-    """Used tokens."""
-    cost: int = 0
-    """Used cost in nanodollars."""
-
-
-class Counter(msgspec.Struct, frozen=True, kw_only=True):
-    """Use of one limit."""
-
-    entries: tuple[Admission, ...] = ()
-    """Admissions of the last minute, oldest first."""
-    pending: tuple[PendingReservation, ...] = msgspec.field(default=(), name="holds")
-    """Requests in progress; empty unless the limit tracks them."""
-    day: PeriodUsage = PeriodUsage()
-    """Use in the present day."""
-    month: PeriodUsage = PeriodUsage()
-    """Use in the present month."""
 
 
 class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,13 +149,13 @@ def try_reserve(
     `counters` holds the use of the limits by the names in `request.limits`; a missing one counts as unused. Return the
     changed counters, and the reservation or its denial, which names the exceeded limit with the longest wait.
     """
-    now = max([now, *(_latest(counters[name], now) for name, _ in request.limits if name in counters)])
+    now = max([now, *(latest_time(counters[name], now) for name, _ in request.limits if name in counters)])
     current = {name: expire(counters.get(name, Counter()), now) for name, _ in request.limits}
     denials = [denial for name, limit in request.limits for denial in _denials(limit, current[name], request, now)]
     if denials:
         worst = max(denials, key=lambda denial: (denial.wait_us is None, denial.wait_us or 0))
         corrected = {
-            name: current[name] for name, counter in counters.items() if name in current and _is_ahead(counter, now)
+            name: current[name] for name, counter in counters.items() if name in current and is_ahead(counter, now)
         }
         return corrected, msgspec.structs.replace(worst, gauges=compute_gauges(request.limits, current, now))
     reserved = {name: _with_reservation(limit, current[name], request, now) for name, limit in request.limits}
@@ -214,15 +173,15 @@ def settle_reservation(
     after = dict[str, Counter]()
     for name, limit in reservation.request.limits:
         counter = counters.get(name, Counter())
-        time = max(now, _latest(counter, now))
+        time = max(now, latest_time(counter, now))
         counter = expire(counter, time)
         pending = tuple(other for other in counter.pending if other.id != reservation.request.id)
-        entries = _without_unused(counter.entries, reservation, tokens, was_sent=was_sent, now=time)
+        counter = _without_unused(counter, reservation, tokens, was_sent=was_sent, now=time)
         if tokens > reservation.request.tokens and limit.tokens_per_minute is not None:
-            entries = _append(entries, Admission(time, 0, tokens - reservation.request.tokens))
+            counter = with_admission(counter, Admission(time, 0, tokens - reservation.request.tokens))
         periods = (counter.day, counter.month)
         day, month = (PeriodUsage(each.since, each.tokens + tokens, each.cost + cost) for each in periods)
-        after[name] = Counter(entries=entries, pending=pending, day=day, month=month)
+        after[name] = msgspec.structs.replace(counter, pending=pending, day=day, month=month)
     return after
 
 
@@ -243,46 +202,20 @@ def renew_reservations(
     return after
 
 
-def expire(counter: Counter, now: int) -> Counter:
-    """Return the counter without what no longer counts; if the clock was set back, later entries move to `now`."""
-    entries = counter.entries
-    if _is_ahead(counter, now):
-        entries = tuple(Admission(min(entry.at, now), entry.requests, entry.tokens) for entry in entries)
-    first = next((index for index, entry in enumerate(entries) if entry.at > now - MINUTE_US), len(entries))
-    day, month = day_of(now), month_of(now)
-    return Counter(
-        entries=entries[first:],
-        pending=tuple(request for request in counter.pending if request.until > now),
-        day=_in_period(counter.day, day),
-        month=_in_period(counter.month, month),
-    )
-
-
 def compute_gauges(limits: Iterable[tuple[str, Limit]], counters: Mapping[str, Counter], now: int) -> dict[str, Gauge]:
     """Return the gauges of `requests` and `tokens` per minute, each of the limit with the least left."""
     gauges = dict[str, Gauge]()
     for name, limit in limits:
-        entries = counters[name].entries
+        counter = counters[name]
         for kind, most in (("requests", limit.requests_per_minute), ("tokens", limit.tokens_per_minute)):
             if most is None:
                 continue
-            counting = [entry for entry in entries if _count(entry, kind)]
-            left = max(0, most - sum(_count(entry, kind) for entry in counting))
-            reset = (counting[-1].at + MINUTE_US - now) / SECOND_US if counting else 0.0
+            left = max(0, most - count_of(counter, kind))
+            last = next((entry for entry in reversed(counter.entries) if count_of(entry, kind)), None)
+            reset = 0.0 if last is None else (last.at + MINUTE_US - now) / SECOND_US
             if kind not in gauges or left < gauges[kind][1]:
                 gauges[kind] = (most, left, max(0.0, reset))
     return gauges
-
-
-def day_of(now: int) -> int:
-    """Return the first instant of the day of `now`, UTC."""
-    return now - now % (24 * 60 * MINUTE_US)
-
-
-def month_of(now: int) -> int:
-    """Return the first instant of the month of `now`, UTC."""
-    first = (EPOCH + timedelta(microseconds=now)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return (first - EPOCH) // timedelta(microseconds=1)
 
 
 def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Iterable[Denial]:
@@ -293,7 +226,7 @@ def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: i
     )
     for kind, most, more in minute:
         if most is not None and more > 0:
-            used = sum(_count(entry, kind) for entry in counter.entries)
+            used = count_of(counter, kind)
             if more > most:
                 yield Denial(limit=limit, kind=kind, wait_us=None)
             elif used + more > most:
@@ -304,9 +237,11 @@ def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: i
 
 
 def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Iterable[Denial]:
+    if not limit.has_budget:
+        return
     tokens, cost = sum(other.tokens for other in counter.pending), sum(other.cost for other in counter.pending)
-    tomorrow = day_of(now) + 24 * 60 * MINUTE_US
-    next_month = month_of(month_of(now) + 32 * 24 * 60 * MINUTE_US)
+    tomorrow = day_of(now) + DAY_US
+    next_month = month_of(month_of(now) + 32 * DAY_US)
     budgets: tuple[tuple[LimitKind, int | None, int, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, request.tokens, tomorrow),
         ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, request.tokens, next_month),
@@ -326,12 +261,12 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
 
 
 def _with_reservation(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Counter:
-    entries, pending = counter.entries, counter.pending
     if limit.requests_per_minute is not None or limit.tokens_per_minute is not None:
-        entries = _append(entries, Admission(now, 1, request.tokens))
+        counter = with_admission(counter, Admission(now, 1, request.tokens))
     if limit.tracks_pending:
-        pending = (*pending, _pending_reservation(request, request.lease_seconds, now))
-    return msgspec.structs.replace(counter, entries=entries, pending=pending)
+        pending = (*counter.pending, _pending_reservation(request, request.lease_seconds, now))
+        counter = msgspec.structs.replace(counter, pending=pending)
+    return counter
 
 
 def _pending_reservation(request: ReservationRequest, lease_seconds: float, now: int) -> PendingReservation:
@@ -341,58 +276,25 @@ def _pending_reservation(request: ReservationRequest, lease_seconds: float, now:
 def _wait(entries: tuple[Admission, ...], kind: LimitKind, excess: int, now: int) -> int:
     """Return the microseconds until entries with a sum of `excess` no longer count."""
     for entry in entries:
-        excess -= _count(entry, kind)
+        excess -= count_of(entry, kind)
         if excess <= 0:
             return entry.at + MINUTE_US - now
     return MINUTE_US
 
 
-def _append(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission, ...]:
-    """Return the entries with one more, merged by instant, and by slot if there are too many."""
-    if entries and entries[-1].at == entry.at:
-        return (*entries[:-1], _merge(entries[-1], entry))
-    if len(entries) < MAX_ENTRIES:
-        return (*entries, entry)
-    fewer = [entries[0]]
-    for each in (*entries[1:], entry):
-        if each.at // MERGE_SPAN_US == fewer[-1].at // MERGE_SPAN_US:
-            fewer[-1] = _merge(fewer[-1], each)
-        else:
-            fewer.append(each)
-    return tuple(fewer)
-
-
-def _merge(one: Admission, later: Admission) -> Admission:
-    return Admission(later.at, one.requests + later.requests, one.tokens + later.tokens)
-
-
-def _without_unused(
-    entries: tuple[Admission, ...], reservation: Reservation, tokens: int, *, was_sent: bool, now: int
-) -> tuple[Admission, ...]:
-    """Return the entries without what was reserved and not used, if the reservation still counts."""
+def _without_unused(counter: Counter, reservation: Reservation, tokens: int, *, was_sent: bool, now: int) -> Counter:
+    """Return the counter without what was reserved and not used, if the reservation still counts."""
     surplus = max(0, reservation.request.tokens - tokens)
-    index = next((index for index, entry in enumerate(entries) if entry.at >= reservation.at), None)
-    if index is None or (was_sent and not surplus) or not now - MINUTE_US < reservation.at <= now:
-        return entries
-    entry = entries[index]
+    index = bisect_left(counter.entries, reservation.at, key=attrgetter("at"))
+    is_counted = now - MINUTE_US < reservation.at <= now and index < len(counter.entries)
+    if not is_counted or (was_sent and not surplus):
+        return counter
+    entry = counter.entries[index]
     used = Admission(entry.at, max(0, entry.requests - (not was_sent)), max(0, entry.tokens - surplus))
-    return (*entries[:index], *((used,) if used.requests or used.tokens else ()), *entries[index + 1 :])
-
-
-def _in_period(usage: PeriodUsage, since: int) -> PeriodUsage:
-    """Return the usage of the period that began at `since`; a later one comes from a wrong clock and counts too."""
-    return PeriodUsage(since) if usage.since < since else PeriodUsage(since, usage.tokens, usage.cost)
-
-
-def _count(entry: Admission, kind: str) -> int:
-    return entry.requests if kind == "requests" else entry.tokens
-
-
-def _latest(counter: Counter, now: int) -> int:
-    """Return the time of the last entry, which can be after `now` if transactions overlap; `now` after a set-back."""
-    return now if not counter.entries or _is_ahead(counter, now) else counter.entries[-1].at
-
-
-def _is_ahead(counter: Counter, now: int) -> bool:
-    """Return True if the clock was set back since the last entry."""
-    return bool(counter.entries) and counter.entries[-1].at > now + MAX_SET_BACK_US
+    rest = (used,) if used.requests or used.tokens else ()
+    return msgspec.structs.replace(
+        counter,
+        entries=(*counter.entries[:index], *rest, *counter.entries[index + 1 :]),
+        requests=counter.requests - entry.requests + used.requests,
+        tokens=counter.tokens - entry.tokens + used.tokens,
+    )

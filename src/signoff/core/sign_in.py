@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-SECOND_US = 1_000_000
+from signoff.core.times import SECOND_US
+
 FORGET_SECONDS = 3600.0
 FIRST_WAIT_SECONDS = 10.0
 # A client with an IPv6 address usually has a network of this size to itself.

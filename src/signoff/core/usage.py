@@ -9,8 +9,6 @@ from signoff.core.job import Job
 Dimension = Literal[
     "model", "target", "prompt", "prompt_version", "user", "token", "door", "status", "cache", "hour", "day"
 ]
-HOUR_US = 3600 * 1_000_000
-DAY_US = 24 * HOUR_US
 # Status of an attempt whose answer came after its worker had lost the lease.
 STALE = "stale"
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from signoff.core.job import Job
-from signoff.core.limits import EPOCH
 from signoff.core.price import NANO, dollars
+from signoff.core.times import EPOCH
 
 
 def job_as_json(job: Job, left_at: int | None = None) -> dict[str, Any]:

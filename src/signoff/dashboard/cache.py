@@ -11,7 +11,8 @@ from signoff.core.api_paths import CHAT, IN_WORDS, KNOWN
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter
 from signoff.core.job import Job
-from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery, UsageTotals
 from signoff.dashboard.content import MAX_SHOWN, answer_of_job
 from signoff.dashboard.shell import CACHE, page, redirect, with_status
 from signoff.doors.cached import RequestHead

@@ -9,7 +9,8 @@ from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.reviews.figures import FigureQuery, FigureTotals
-from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery, UsageTotals
 from signoff.work.admin.usage import usage_report
 from signoff.work.jobs.search import JobSearch, search_jobs
 from signoff.work.pipelines.history import costs_of_runs

@@ -9,7 +9,8 @@ from litestar.response import Template
 
 from signoff.core.access import Caller
 from signoff.core.model import Model
-from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery, UsageTotals
 from signoff.dashboard.shell import MODELS, address_of, page, with_status
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.errors import SignoffError

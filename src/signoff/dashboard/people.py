@@ -9,7 +9,8 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller, Role
-from signoff.core.usage import DAY_US, UsageQuery
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery
 from signoff.dashboard.limits import limit_words
 from signoff.dashboard.shell import PEOPLE, address_of, page, redirect, root_of
 from signoff.dashboard.upstream_keys import keys_of

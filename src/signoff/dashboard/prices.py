@@ -9,7 +9,8 @@ from litestar.response import Template
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.price import dollars
-from signoff.core.usage import DAY_US, UsageQuery
+from signoff.core.times import DAY_US
+from signoff.core.usage import UsageQuery
 from signoff.core.wire import format_time
 from signoff.dashboard.shell import PRICES, page, redirect, with_status
 from signoff.doors.callers import check_same_site

@@ -10,7 +10,7 @@ from litestar.response import Template
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureRow, FigureTotals
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.core.wire import format_time
 from signoff.dashboard.charts import Chart
 from signoff.dashboard.shell import QUALITY, page

@@ -9,8 +9,8 @@ from litestar import Response
 from litestar.response import Template
 
 from signoff.core.access import Caller, may_review
-from signoff.core.limits import SECOND_US
 from signoff.core.price import NANO, dollars
+from signoff.core.times import SECOND_US
 from signoff.core.wire import format_time
 from signoff.dashboard.bundle import bundle, static_hash
 from signoff.dashboard.unseen import has_unseen, visible

@@ -12,7 +12,8 @@ from litestar.params import FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow
+from signoff.core.times import DAY_US, HOUR_US
+from signoff.core.usage import STALE, Dimension, UsageQuery, UsageRow
 from signoff.dashboard.charts import Chart, Unit, column_chart, format_number
 from signoff.dashboard.shell import USAGE, format_cost, page
 from signoff.dashboard.usage_times import Period, latency_view, review_view

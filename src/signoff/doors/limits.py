@@ -116,8 +116,8 @@ def _limit_json(status: LimitStatus) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(limit, name) for name in COUNTS}
     values |= {name: None if (cost := getattr(limit, name)) is None else dollars(cost, NANO) for name in COSTS}
     usage = used and {
-        "requests_per_minute": sum(entry.requests for entry in used.entries),
-        "tokens_per_minute": sum(entry.tokens for entry in used.entries),
+        "requests_per_minute": used.requests,
+        "tokens_per_minute": used.tokens,
         "parallel": len(used.pending),
         "tokens_per_day": used.day.tokens,
         "tokens_per_month": used.month.tokens,

@@ -9,7 +9,7 @@ from litestar.response import Stream
 
 from signoff.core.reviews.feedback import FEEDBACK_KINDS, FeedbackQuery
 from signoff.core.reviews.figures import FigureDimension, FigureQuery, FigureTotals, totals_as_json
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.doors.dependencies import InjectedCaller, InjectedServices
 from signoff.doors.http import BIGINTS, INTS, parse_choice, parse_choices
 from signoff.doors.usage import DEFAULT_DAYS, as_csv, format_hour, parse_microseconds

@@ -13,7 +13,8 @@ from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.latency import Histogram, LatencyDimension, LatencyQuery, LatencyRow
 from signoff.core.price import NANO, Price, dollars, microdollars
-from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
+from signoff.core.times import DAY_US
+from signoff.core.usage import Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import BIGINTS, parse_choice, parse_choices, parse_json

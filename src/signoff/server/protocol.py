@@ -182,8 +182,7 @@ class ClientConnection(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, app))
         else:
             self._start_asgi_task(self.cycle, app)
-        self.headers = []  # of the trailers
-        self._phase = "body"
+        self.headers, self._phase = [], "body"  # headers are those of the trailers now
         self._seconds = self._body_seconds = self._body_bytes = self._unused_bytes = 0
 
     def _complete_scope(self) -> bool:

@@ -13,7 +13,7 @@ from signoff.batches import LineCounts, NewLine
 from signoff.core.batch import ENDED, Batch, BatchFilter, BatchStatus, BatchTotals, StoredFile
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, JobError
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
 from signoff.stores.batches_schema import IS_UNENDED, batches

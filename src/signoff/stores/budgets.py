@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.audit import Actor, AuditChange
 from signoff.core.job import Job
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms, first_period, next_period
 from signoff.core.reviews.copies import planted_copy
 from signoff.core.reviews.planted import CatchCount, PlantedItem
+from signoff.core.times import SECOND_US
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.budgets_schema import (

@@ -12,7 +12,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import CacheBounds
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import Overloaded
 from signoff.stores.calls import decode_call
 from signoff.stores.clock import now_us

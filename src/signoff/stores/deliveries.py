@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import sqlalchemy as sa
 
 from signoff.core.job import STATUSES, TERMINAL, Job
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.stores.database import Database
 from signoff.stores.schema import departures, jobs
 from signoff.stores.statements import insert_into

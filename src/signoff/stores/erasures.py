@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from signoff.core.audit import user_erased
 from signoff.core.job import TERMINAL
-from signoff.core.limits import SECOND_US, limit_name
+from signoff.core.limits import limit_name
+from signoff.core.times import SECOND_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.records import ERASED_EMAIL, PendingErasure

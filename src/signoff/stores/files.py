@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row
 
 from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile
 from signoff.core.filters import Page
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.stores.batches_schema import IS_UNENDED, batches, files
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries

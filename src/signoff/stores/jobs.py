@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest

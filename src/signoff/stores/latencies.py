@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import Job
 from signoff.core.latency import PARTS, Histogram, LatencyQuery, LatencyRow, bucket_of
-from signoff.core.usage import DAY_US, HOUR_US
+from signoff.core.times import DAY_US, HOUR_US
 from signoff.stores.latency_schema import LATENCY_COLUMNS, latency_days, latency_hours
 from signoff.stores.periods import hours_of, ranges_of
 from signoff.stores.transaction import Tx

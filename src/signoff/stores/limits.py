@@ -7,19 +7,18 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from signoff.core.audit import change_of
+from signoff.core.counters import Counter, expire, with_sums
 from signoff.core.limits import (
-    Counter,
     Denial,
     Limit,
     Reservation,
     ReservationRequest,
-    expire,
     renew_reservations,
     settle_reservation,
     try_reserve,
 )
 from signoff.core.refusals import RefusalCount
-from signoff.core.usage import HOUR_US
+from signoff.core.times import HOUR_US
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record
@@ -105,7 +104,7 @@ class SqlLimits:
 
         def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Counter]:
             rows = conn.execute(query).all()
-            return {row.name: expire(row.counter, now()) for row in rows}
+            return {row.name: expire(with_sums(row.counter), now()) for row in rows}
 
         return await self._database.read(read)
 
@@ -210,7 +209,7 @@ def _lock_counters(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
 
 
 def _load_counters(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
-    return {row.name: row.counter for row in tx.conn.execute(_LOCK, {"names": names})}
+    return {row.name: with_sums(row.counter) for row in tx.conn.execute(_LOCK, {"names": names})}
 
 
 _LOCK = (

@@ -2,7 +2,8 @@
 
 import sqlalchemy as sa
 
-from signoff.core.limits import Counter, Limit
+from signoff.core.counters import Counter
+from signoff.core.limits import Limit
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.metadata import metadata
 

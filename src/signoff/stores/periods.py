@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.usage import DAY_US, HOUR_US
+from signoff.core.times import DAY_US, HOUR_US
 
 Range = tuple[sa.Table, ColumnElement[int], int, int | None]
 """A table, the column of its time, the first time, and the time after the last one; None for no end."""

@@ -10,7 +10,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.backlog import JobQueueDepth
 from signoff.core.job import PRIORITIES
-from signoff.core.limits import SECOND_US
+from signoff.core.times import SECOND_US
 from signoff.stores.people_schema import users
 from signoff.stores.schema import IS_WAITING, jobs
 

@@ -15,7 +15,7 @@ from signoff.core.reviews.figures import (
     figures_of,
 )
 from signoff.core.reviews.receipt import VerdictReceipt
-from signoff.core.usage import DAY_US, HOUR_US
+from signoff.core.times import DAY_US, HOUR_US
 from signoff.stores.database import Database
 from signoff.stores.receipts_schema import review_hours
 from signoff.stores.transaction import Tx

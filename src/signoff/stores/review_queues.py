@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from signoff.core.audit import AuditChange, change_of
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutcome, QueueNews
 from signoff.core.reviews.queues import MAX_QUEUES, ReviewQueue
+from signoff.core.times import SECOND_US
 from signoff.errors import Conflict
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record

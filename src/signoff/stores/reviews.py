@@ -11,9 +11,9 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
+from signoff.core.times import SECOND_US
 from signoff.stores.database import Database
 from signoff.stores.job_pages import chunked, jobs_by_id, sizes_of
 from signoff.stores.next_review import open_next

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.audit import change_of
-from signoff.core.limits import SECOND_US
 from signoff.core.stream import Stream
+from signoff.core.times import SECOND_US
 from signoff.errors import name_taken
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record

@@ -14,8 +14,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import RUN_ENDED, TERMINAL, Decision, Job
-from signoff.core.limits import SECOND_US
 from signoff.core.reviews.receipt import SIGNED, draft_of
+from signoff.core.times import SECOND_US
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest

@@ -13,7 +13,8 @@ from signoff.core.audit import change_of
 from signoff.core.job import Job
 from signoff.core.latency import LatencyQuery, LatencyRow
 from signoff.core.price import Price
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
+from signoff.core.times import DAY_US, HOUR_US
+from signoff.core.usage import STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import record

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from signoff.core.limits import SECOND_US
 from signoff.core.model import Model, needs_no_pool
+from signoff.core.times import SECOND_US
 from signoff.core.wire import format_time
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.runtime.pools import EndpointStatus, endpoint_name

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from signoff.core.access import Caller, check_admin
-from signoff.core.limits import Counter, Limit, limit_name
+from signoff.core.counters import Counter
+from signoff.core.limits import Limit, limit_name
 from signoff.core.refusals import RefusalCount
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.errors import BadRequest, NotFound
 from signoff.work.admin.people import user_with_email
 from signoff.work.services import Services

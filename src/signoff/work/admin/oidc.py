@@ -9,7 +9,6 @@ import msgspec
 import structlog
 
 from signoff.core.audit import Actor
-from signoff.core.limits import SECOND_US
 from signoff.core.oidc import (
     ProviderAccount,
     SignInAttempt,
@@ -20,6 +19,7 @@ from signoff.core.oidc import (
     provider_error_text,
 )
 from signoff.core.sign_in import checked_next
+from signoff.core.times import SECOND_US
 from signoff.errors import BadRequest, Conflict, NotFound, ProviderFailed, SignInExpired, SignInRefused
 from signoff.infra.actor import act_as
 from signoff.infra.vault import Unreadable

@@ -10,8 +10,9 @@ import structlog
 
 from signoff.core.estimate import estimate_tokens
 from signoff.core.job import Job
-from signoff.core.limits import SECOND_US, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
 from signoff.core.price import NANO, dollars
+from signoff.core.times import SECOND_US
 from signoff.core.tokens import Usage
 from signoff.errors import BudgetSpent, LimitReached, Overloaded
 from signoff.runtime.attempt import Attempt

@@ -10,7 +10,7 @@ from signoff.core.access import Caller, may_review
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job, Status
 from signoff.core.text_search import TextSearch
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.errors import Forbidden
 from signoff.work.jobs.query import get_job, list_jobs
 from signoff.work.pipelines.history import run_log

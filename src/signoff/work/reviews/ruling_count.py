@@ -9,7 +9,7 @@ from signoff.core.access import Caller, check_admin
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.reviews.ruling import Ruling
-from signoff.core.usage import DAY_US
+from signoff.core.times import DAY_US
 from signoff.work.services import Services
 
 DAYS = 7
