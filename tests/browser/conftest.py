@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +34,15 @@ async def start_server(tmp_path_factory: pytest.TempPathFactory, anyio_backend: 
 
     del anyio_backend
     async with live(tmp_path_factory.mktemp("browser"), log_before_answer=True) as server:
+        yield server
+
+
+@pytest.fixture(name="desk")
+async def start_desk(tmp_path: Path) -> AsyncIterator[Live]:
+    """Yield a server for one test, whose queue has nothing of others; the test lets verdicts take effect."""
+    from support.live_server import live
+
+    async with live(tmp_path, release_after_seconds=3600) as server:
         yield server
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +13,10 @@ from playwright.async_api import Browser, Route, expect
 from signoff.core.job import Job
 from signoff.core.reviews.ruling import Ruling
 from signoff.stores.schema import jobs
-from support.browser import DESKTOP, PATIENCE_MS, PHONE, Person, person, sign_in
-from support.live_server import Live, live, until
-from support.stores import a_step, execute, leased
+from support.browser import DESKTOP, PATIENCE_MS, PHONE, person, sign_in
+from support.desk import completion, held, step, text_of
+from support.live_server import Live, until
+from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 NOTE_WHAT_COMES = """new MutationObserver(() => noted(document.querySelector(".item.coming").innerText))
@@ -27,15 +26,11 @@ NOTE_CLICKS = """window.clicks = [];
         event.preventDefault();
         clicks.push(event.target.closest("li").id.slice(2));
     });"""
-BREAK_OFF = """window.whole = fetch;
-    window.fetch = async (...request) =>
-        Object.assign(await whole(...request), { text: () => Promise.reject(new TypeError("broken off")) })"""
 NOTE_VERDICTS = """window.verdicts = 0;
     document.querySelector("#verdict").addEventListener("submit", (event) => {
         event.preventDefault();
         verdicts += 1;
     })"""
-LATER = 3600  # seconds until a verdict takes effect: the tests let it, once they have seen what it can be undone to
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOL = {
     "type": "object",
@@ -51,40 +46,8 @@ TOOL = {
 
 
 @pytest.fixture(name="server")
-async def start_server(tmp_path: Path) -> AsyncIterator[Live]:
-    """Yield a server for one test, whose queue has nothing of others."""
-    async with live(tmp_path, release_after_seconds=LATER) as server:
-        yield server
-
-
-async def held(server: Live, number: int, answer: Any = "answer", **fields: Any) -> list[Job]:
-    """Return held jobs, oldest first."""
-    store, items = server.services.store, list[Job]()
-    ruling = fields.pop("ruling", None)
-    body = fields.pop("body", {"model": "echo"})
-    for index in range(number):
-        request = body | {"messages": body.get("messages") or [{"role": "user", "content": f"question {index}"}]}
-        job = await leased(store, body=json.dumps(request).encode(), user_id=1000, **fields)
-        changes = {"response": None if answer is None else json.dumps(answer).encode(), "ruling": ruling}
-        items.append(await store.jobs.transition(job.id, a_step("hold", changes=changes)))
-    return items
-
-
-def completion(text: str | None, *calls: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text} | ({"tool_calls": list(calls)} if calls else {})
-    return {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}]}
-
-
-async def step(visitor: Person, *keys: str) -> None:
-    """Press keys of which the last one leads to another page."""
-    await visitor.press(*keys[:-1])
-    async with visitor.page.expect_navigation():
-        await visitor.press(keys[-1])
-
-
-async def text_of(visitor: Person) -> str:
-    """Return the text of the page."""
-    return await visitor.page.inner_text("main")
+def use_desk(desk: Live) -> Live:
+    return desk
 
 
 async def released(server: Live, token: str, job_id: str) -> dict[str, Any]:
@@ -401,180 +364,6 @@ async def test_a_person_writes_the_answer_of_a_model_that_is_a_person(chrome: Br
         await step(reviewer, "Control+Enter")
     ended = await released(server, admin, job.id)
     assert ended["response"]["choices"][0]["message"]["content"] == "Good day."
-
-
-async def test_what_was_typed_last_is_kept_as_a_draft_if_the_reviewer_leaves_at_once(
-    chrome: Browser, server: Live
-) -> None:
-    job, other = await held(server, 2, completion("the answer"))
-    token = await server.token("admin")
-    async with person(chrome, server.url) as reviewer:
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
-        await reviewer.press("e", "Control+End")
-        await reviewer.page.keyboard.type("!")
-        await step(reviewer, "Escape", "j")
-        assert other.id in reviewer.page.url
-        assert await until(lambda: draft_of(server, token, job)) == "the answer!"
-        await reviewer.page.go_back()
-        await expect(reviewer.page.locator(".cm-content")).to_contain_text("the answer!")
-
-
-async def draft_of(server: Live, token: str, job: Job) -> str | None:
-    """Return the text of the saved draft; None if there is none."""
-    _, item = await server.ask("GET", f"/api/reviews/{job.id}", token)
-    return (item["draft"] or {}).get("response")
-
-
-async def test_a_draft_that_could_not_be_saved_is_tried_again_until_it_is(chrome: Browser, server: Live) -> None:
-    [job] = await held(server, 1, completion("the answer"))
-    token = await server.token("admin")
-    async with person(chrome, server.url) as reviewer:
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        page, state = reviewer.page, reviewer.page.locator("#draft-state")
-        await reviewer.press("e", "Control+End")
-        for status in (0, 429, 503):
-            faulty = refuse(status)
-            await page.route("**/draft", faulty)
-            await page.keyboard.type("!")
-            await expect(state).to_have_text("Not saved yet; trying again")
-            await page.unroute("**/draft", faulty)
-            await expect(state).to_have_text("Draft saved")
-        await page.evaluate(BREAK_OFF)
-        await page.keyboard.type("!")
-        await expect(state).to_have_text("Not saved yet; trying again")
-        await page.evaluate("window.fetch = whole")
-        await expect(state).to_have_text("Draft saved")
-        session = await reviewer.context.cookies()
-        await reviewer.context.clear_cookies()
-        await page.keyboard.type("!")
-        await expect(state).to_contain_text("you are signed out")
-        await reviewer.context.add_cookies(session)  # type: ignore[arg-type]
-        await expect(state).to_have_text("Draft saved")
-        assert await draft_of(server, token, job) == "the answer!!!!!"
-        forgive(reviewer, "status of 503", "net::ERR_FAILED")
-
-
-def refuse(status: int) -> Callable[[Route], Awaitable[None]]:
-    """Return a function that answers with `status`, or breaks the connection if that is 0."""
-
-    async def answer(route: Route) -> None:
-        await (route.fulfill(status=status, body="{}") if status else route.abort())
-
-    return answer
-
-
-def forgive(visitor: Person, *texts: str) -> None:
-    """Drop the faults of the browser that the test has made itself."""
-    visitor.faults[:] = [fault for fault in visitor.faults if not any(text in fault for text in texts)]
-
-
-async def test_the_desk_says_why_a_draft_cannot_be_saved(chrome: Browser, server: Live) -> None:
-    [job] = await held(server, 1, completion("the answer"))
-    async with person(chrome, server.url) as reviewer:
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        page, state = reviewer.page, reviewer.page.locator("#draft-state")
-        await expect(page.locator("#lease")).to_contain_text("You have this answer")
-        too_large = refuse(413)
-        await page.route("**/draft", too_large)
-        await reviewer.press("e", "Control+End")
-        await page.keyboard.type("!")
-        await expect(state).to_contain_text("too long")
-        await page.unroute("**/draft", too_large)
-        change = sa.update(jobs).where(jobs.c.id == job.id).values(review_lease="bob@example.com")
-        await execute(server.services.store, change)
-        await page.keyboard.type("!")
-        await expect(state).to_contain_text("bob@example.com")
-
-
-async def test_the_browser_asks_before_a_draft_that_was_refused_is_lost(chrome: Browser, server: Live) -> None:
-    [job] = await held(server, 1, completion("the answer"))
-    token = await server.token("admin")
-    async with person(chrome, server.url) as reviewer:
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        page, state = reviewer.page, reviewer.page.locator("#draft-state")
-        unavailable = refuse(503)
-        await page.route("**/draft", unavailable)
-        await reviewer.press("e", "Control+End")
-        await page.keyboard.type("!")
-        await expect(state).to_have_text("Not saved yet; trying again")
-        async with page.expect_event("dialog") as question:
-            await page.evaluate("setTimeout(() => location.reload())")
-            await (await question.value).dismiss()
-        await page.unroute("**/draft", unavailable)
-        await expect(state).to_have_text("Draft saved")
-        assert await draft_of(server, token, job) == "the answer!"
-        forgive(reviewer, "status of 503", "dialog: ")
-        await reviewer.visit("/dashboard/review")
-
-
-async def test_a_reviewer_who_leaves_while_the_draft_is_on_its_way_loses_nothing(chrome: Browser, server: Live) -> None:
-    job, other = await held(server, 2, completion("the answer"))
-    token, waiting = await server.token("admin"), asyncio.Queue[Route]()
-    async with person(chrome, server.url) as reviewer:
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
-        await reviewer.page.route("**/draft", waiting.put_nowait, times=1)
-        await reviewer.press("e", "Control+End")
-        await reviewer.page.keyboard.type("!")
-        await waiting.get()
-        await step(reviewer, "Escape", "j")
-        assert other.id in reviewer.page.url
-        assert await until(lambda: draft_of(server, token, job)) == "the answer!"
-
-
-async def test_a_verdict_right_after_typing_waits_for_the_draft_and_is_sent_once(chrome: Browser, server: Live) -> None:
-    [job] = await held(server, 1, completion("the answer"))
-    saved, may_arrive, verdicts = asyncio.Event(), asyncio.Event(), list[str]()
-
-    async def delay(route: Route) -> None:
-        response = await route.fetch()  # the server has the draft, and the page does not know it yet
-        saved.set()
-        await may_arrive.wait()
-        await route.fulfill(response=response)
-
-    async with person(chrome, server.url) as reviewer:
-        page = reviewer.page
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        await page.route("**/draft", delay)
-        page.on("request", lambda request: verdicts.append(request.url) if request.url.endswith("/decide") else None)
-        await reviewer.press("e", "Control+End")
-        await page.keyboard.type("!")
-        await saved.wait()
-        await reviewer.press("Control+Enter", "Control+Enter")
-        await page.keyboard.type("?")
-        async with page.expect_navigation():
-            may_arrive.set()
-        assert "No answers are held." in await text_of(reviewer)
-        assert len(verdicts) == 1
-    decided = await server.services.store.jobs.get(job.id)
-    assert "the answer!?" in decided.decision.edit.response
-
-
-async def test_a_verdict_is_not_sent_over_a_draft_that_cannot_be_saved(chrome: Browser, server: Live) -> None:
-    [job] = await held(server, 1, completion("the answer"))
-    async with person(chrome, server.url) as reviewer:
-        page = reviewer.page
-        await sign_in(server.services, reviewer, "ann")
-        await reviewer.visit(f"/dashboard/review/{job.id}")
-        unavailable = refuse(503)
-        await page.route("**/draft", unavailable)
-        await reviewer.press("e", "Control+End")
-        await page.keyboard.type("!")
-        await reviewer.press("Control+Enter")
-        await expect(page.locator("#verdict-hint")).to_have_text("Not sent. Not saved yet; trying again")
-        assert (await server.services.store.jobs.get(job.id)).decision is None
-        await page.unroute("**/draft", unavailable)
-        await expect(page.locator("#draft-state")).to_have_text("Draft saved")
-        await step(reviewer, "Control+Enter")
-        forgive(reviewer, "status of 503")
-    assert (await server.services.store.jobs.get(job.id)).decision is not None
 
 
 async def test_keys_that_are_held_down_decide_once(chrome: Browser, server: Live) -> None:
