@@ -219,6 +219,22 @@ def test_after_a_whole_answer_anything_is_a_mark_of_the_end(mark: bytes) -> None
         stream().feed(event(delta("a")) + mark)
 
 
+@pytest.mark.parametrize("name", [rb'"type"', rb'"\u0074ype"'])
+def test_a_last_event_ends_the_stream_although_its_type_has_escapes(name: bytes) -> None:
+    last = b"data: {" + name + rb': "response.\u0063ompleted", "response": {"output": []}}' + b"\n\n"
+    events = stream()
+    events.feed(last + event({"type": "late"}))
+    assert events.is_ended
+    assert events.take() == [last]
+
+
+@pytest.mark.parametrize("kind", [{"message_stop": 1}, ["message_stop"], 5, None])
+def test_a_type_that_is_no_text_is_no_last_event(kind: Any) -> None:
+    events = stream()
+    events.feed(event(delta("a") | {"type": kind}))
+    assert not events.is_ended
+
+
 def test_a_part_of_a_character_becomes_a_replacement_character() -> None:
     events = stream()
     events.feed(event(delta("a~")).replace(b"~", b"\xf0\x9f") + sse.DONE)

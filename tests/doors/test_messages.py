@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,31 @@ async def test_http_models_answer_as_messages_whatever_they_send(tmp_path: Path)
         assert (await ai.messages.create(**ask("texts"))).content[0].text == "Hello"
         assert (await ai.messages.create(**ask("claude"))).id == "msg_up"
         assert (await text_of_stream(ai, **ask("texts")))[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda event: event.replace(b"event: ", b"event:"),
+        lambda event: event[event.index(b"data:") :],
+        lambda event: event.replace(b"\n", b"\r\n"),
+        lambda event: b"id: 1\n" + event,
+    ],
+)
+async def test_http_models_stream_messages_however_they_write_events(
+    rewrite: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    async def rewritten(_: RecordedRequest) -> Reply:
+        return chunked(*map(rewrite, stream_events(MESSAGES, WHOLE, with_usage=False)))
+
+    async with fake_upstream(rewritten) as fake, live(tmp_path) as server:
+        await server.model("claude", kind="http", url=fake.url)
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        async with server.http.post(
+            server.url + MESSAGES, json=ask("claude", stream=True), headers=headers
+        ) as response:
+            events = [event async for event in response.content]
+        assert b"".join(events) == b"".join(map(rewrite, stream_events(MESSAGES, WHOLE, with_usage=False)))
 
 
 PROGRAM = """

@@ -56,6 +56,52 @@ async def test_what_follows_a_last_event_waits_too(reads: list[list[bytes]]) -> 
     assert events.received == [PIECE, COMPLETED, sse.DONE]
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        sse.event(b'{"type": "response.completed", "response": {}}'),
+        sse.event(b'{"response":{"id":"r"},"type":"response.incomplete"}'),
+        sse.event(b'{"type":"response.failed"}'),
+        sse.event(b'{"type":"message_stop"}'),
+        sse.event(rb'{"type": "message_\u0073top"}'),
+        b'event: message_stop\r\ndata: {"type": "message_stop"}\r\n\r\n',
+        b'data: {"type": "response.completed"}\r\r',
+        b'event:response.completed\ndata:{"type":"response.completed"}\n\n',
+        b"id: 7\nevent: message_stop\ndata: {}\n\n",
+        b'data: {"type":\ndata: "message_stop"}\n\n',
+        sse.event(rb'{"type": "response.completed", "response": {"output": [{"text": "half \ud83d"}]}}'),
+        b"data:[DONE]\n\n",
+        b"data: [DONE] \r\n\r\n",
+    ],
+)
+async def test_a_last_event_waits_however_its_server_writes_it(last: bytes) -> None:
+    attempt, events = started()
+    await attempt.send([PIECE, last])
+    assert events.received == [PIECE]
+    await attempt.send_last()
+    assert events.received == [PIECE, last]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        sse.event(b'{"choices": [{"delta": {"content": "message_stop, response.completed"}}]}'),
+        sse.event(rb'{"choices": [{"delta": {"content": "\u0061\ud83d"}}]}'),
+        b"event: response.output_text.delta\n"
+        + sse.event(b'{"type": "response.output_text.delta", "delta": "event: response.completed"}'),
+        sse.event(b'{"type": "content_block_delta", "delta": {"type": "message_stop"}}'),
+        sse.event(b'["message_stop"]'),
+        sse.event(b'{"type": 5, "text": "message_stop"}'),
+        sse.event(b"message_stop {"),
+        sse.comment(b"message_stop"),
+    ],
+)
+async def test_an_event_that_only_mentions_a_last_one_is_passed_on(piece: bytes) -> None:
+    attempt, events = started()
+    await attempt.send([PIECE, piece])
+    assert events.received == [PIECE, piece]
+
+
 async def test_without_a_sink_nothing_is_passed_on() -> None:
     attempt, events = started()
     attempt.sink = None

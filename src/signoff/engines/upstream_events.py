@@ -1,16 +1,11 @@
 """Events of a model's stream: detection of the last event and of errors, and addition of a missing last event."""
 
-import msgspec
-
 from signoff.core import sse
-from signoff.core.decode import NULL
 from signoff.core.dialects.assembly import decode_payloads
-from signoff.core.dialects.stream_state import is_without_answer, missing_end
+from signoff.core.dialects.stream_state import FINAL_TYPES, is_without_answer, missing_end, payload_type
 from signoff.core.dialects.surrogates import (
     as_utf8,
     decode_with_surrogates,
-    has_surrogates,
-    replace_lone_surrogates,
 )
 from signoff.core.dialects.text_events import TextEvent, text_event
 from signoff.engines.upstream_answers import (
@@ -22,14 +17,7 @@ from signoff.engines.upstream_answers import (
 )
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled
 
-
-class _Event(msgspec.Struct):
-    type: msgspec.Raw = msgspec.Raw(b"null")
-
-
-# Streams of `/v1/responses` and `/v1/messages` have no `[DONE]`.
-_FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"message_stop"'}
-_FAILED = b'"response.failed"'
+_FAILED = "response.failed"
 _STARTS_OF_JSON = {b"{", b"["}
 _STARTS_OF_NO_EVENT = _STARTS_OF_JSON | {b"<"}
 
@@ -44,34 +32,24 @@ def is_last_event(event: bytes, *, json_only: bool) -> bool:
         return bool(data)
     is_error = sse.name_of(event) == b"error"
     try:
-        kind = _kind_of(data)
+        kind = payload_type(data)
     except (ValueError, RecursionError) as error:
         if is_error:
             raise as_model_answered(data.decode(errors="replace")) from error
         if not json_only:
             return False
         raise ModelGarbled("The model sent an event that is not a JSON object.") from error
-    is_error = is_error or kind.endswith(b'_error"')
+    is_error = is_error or (isinstance(kind, str) and kind.endswith("_error"))
     if is_error or b'"error"' in data or kind == _FAILED:
         payload = decode_with_surrogates(data)
         reported = find_error(payload) if json_only else own_error(payload)
         if reported is not None or is_error:
             raise as_model_answered(reported or payload)
-    if json_only and kind == NULL and b'"choices"' not in data:
+    if json_only and kind is None and b'"choices"' not in data:
         reported = described_event_error(decode_with_surrogates(data))
         if reported is not None:
             raise as_model_answered(reported)
-    return json_only and kind in _FINAL_TYPES
-
-
-def _kind_of(data: bytes) -> bytes:
-    """Return the type of an event, as JSON. Raises ValueError if it is no object, RecursionError."""
-    try:
-        return bytes(msgspec.json.decode(data, type=_Event).type)
-    except ValueError:
-        if not has_surrogates(data):
-            raise
-        return bytes(msgspec.json.decode(replace_lone_surrogates(data), type=_Event).type)
+    return json_only and isinstance(kind, str) and kind in FINAL_TYPES and kind != _FAILED
 
 
 class EventStream:

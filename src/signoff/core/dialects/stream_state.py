@@ -4,18 +4,25 @@ Events before the first content are no answer yet: comments, empty chunks, the r
 `response.created`. If a stream fails before that, another model can be asked.
 """
 
+import re
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
+
+import msgspec
 
 from signoff.core import sse
 from signoff.core.api_paths import STREAMED
 from signoff.core.decode import JsonObject
 from signoff.core.dialects.assembly import decode_payloads
 from signoff.core.dialects.messages import KEEPALIVES, is_message_event
-from signoff.core.dialects.response_stream import ResponseStream, is_response_event
-from signoff.core.dialects.surrogates import decode_with_surrogates
+from signoff.core.dialects.response_stream import FINAL_EVENTS, ResponseStream, is_response_event
+from signoff.core.dialects.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
 
+# Escapes in JSON that may stand for a letter, a dot or an underscore of a type.
+_ESCAPED_LETTER = re.compile(rb"\\u00[2567]")
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+# Types of the events that end a response or a message, whose streams have no `[DONE]`.
+FINAL_TYPES = FINAL_EVENTS | {"message_stop"}
 # Events of Anthropic's and OpenAI's streams that come before any content.
 _SILENT = KEEPALIVES | {"message_start", "response.created", "response.queued", "response.in_progress"}
 # Events that announce an item, and its member in them. They have content if the item is a call, or has a text already.
@@ -26,6 +33,42 @@ _ANNOUNCEMENTS = {
     "response.reasoning_summary_part.added": "part",
 }
 _TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"}
+
+
+class _Payload(msgspec.Struct):
+    type: Any = None
+
+
+def payload_type(data: bytes) -> object:
+    """Return the `type` of the data of an event; None without one. Raises ValueError if it is no JSON object.
+
+    Raises RecursionError if it is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(data, type=_Payload).type
+    except ValueError:
+        if not has_surrogates(data):
+            raise
+        return msgspec.json.decode(replace_lone_surrogates(data), type=_Payload).type
+
+
+def event_type(event: bytes) -> str:
+    """Return the type of an event: the one in its data, else its name; empty without either."""
+    try:
+        kind = payload_type(sse.data_of(event))
+    except (ValueError, RecursionError):
+        kind = None
+    return kind if isinstance(kind, str) else sse.name_of(event).decode(errors="replace")
+
+
+def is_of_type(event: bytes, kind: str) -> bool:
+    """Return True if `event` has this type. One that does not have its letters is not decoded."""
+    return (kind.encode() in event or has_escaped_letters(event)) and event_type(event) == kind
+
+
+def has_escaped_letters(event: bytes) -> bool:
+    """Return True if `event` may write letters of its type as escapes."""
+    return b"\\" in event and _ESCAPED_LETTER.search(event) is not None
 
 
 def has_content(event: bytes, path: str = "") -> bool:

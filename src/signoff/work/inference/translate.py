@@ -12,8 +12,9 @@ from signoff.core import api_paths, sse
 from signoff.core.api_paths import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED, UNKNOWN_PATH
 from signoff.core.dialects import edits_to_chat, messages_to_chat, responses_to_chat
 from signoff.core.dialects.answer import as_completion
-from signoff.core.dialects.messages import is_message, is_token_count, message_event, message_of
+from signoff.core.dialects.messages import KEEPALIVES, is_message, is_token_count, message_event, message_of
 from signoff.core.dialects.response_events import EventCompleter, complete_body, is_incomplete
+from signoff.core.dialects.stream_state import event_type, is_of_type
 from signoff.core.estimate import estimate_tokens
 from signoff.core.model import Model, accepts_any_json, upstream_name
 from signoff.core.reviews.logprobs import logprobs_of, with_logprobs
@@ -204,7 +205,7 @@ class _TranslatingSink:
         """Translate the events, and pass them on. Raises ModelGarbled."""
         if self._translator is None:
             raise ModelGarbled("The model sent a stream although the request asked for a whole answer.")
-        if self._is_translated and any(event.startswith(b"event: message_start") for event in events):
+        if self._is_translated and any(is_of_type(event, "message_start") for event in events):
             self._is_translated = False
         if not self._is_translated:
             await self._sink.send(events)
@@ -236,9 +237,10 @@ class _MessageSink:
     async def send(self, events: Sequence[bytes]) -> None:
         """Pass the events on, after the beginning."""
         if not self._has_begun:
-            first = next((data for event in events if (data := sse.data_of(event)) and b'"ping"' not in data), None)
+            kinds = (event_type(event) for event in events if sse.data_of(event))
+            first = next((kind for kind in kinds if kind not in KEEPALIVES), None)
             self._has_begun = first is not None
-            if first is not None and b'"message_start"' not in first:
+            if first is not None and first != "message_start":
                 message = message_of([], _new_name(self._services), self._request.target)
                 events = [message_event({"type": "message_start", "message": message}), *events]
         await self._sink.send(events)
