@@ -316,6 +316,69 @@ def test_a_stream_that_lacks_positions_is_completed() -> None:
     assert (whole.output[1].id, whole.output[1].call_id) == ("fc_1", "fc_1")
 
 
+THOUGHTS = {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in "ab"]}
+BARE_MESSAGE = {name: value for name, value in LEAN_MESSAGE.items() if name != "id"}
+BARE_EVENTS = [
+    lean_event("response.created", response=LEAN),
+    lean_event("response.output_item.added", item={"type": "reasoning", "id": None, "summary": []}),
+    lean_event("response.reasoning_summary_part.added", part={"type": "summary_text", "text": ""}),
+    lean_event("response.reasoning_summary_text.delta", delta="a"),
+    lean_event("response.reasoning_summary_part.added", part={"type": "summary_text", "text": ""}),
+    lean_event("response.reasoning_summary_text.delta", delta="b"),
+    lean_event("response.reasoning_summary_text.done", text="b"),
+    lean_event("response.output_item.done", item=THOUGHTS),
+    lean_event("response.output_item.added", item=BARE_MESSAGE | {"content": [], "status": "in_progress"}),
+    lean_event("response.content_part.added", part={"type": "output_text", "text": ""}),
+    lean_event("response.output_text.delta", delta="Hi"),
+    lean_event(
+        "response.output_text.annotation.added",
+        annotation={"type": "url_citation", "url": "https://x", "title": "X", "start_index": 0, "end_index": 2},
+        annotation_index=0,
+    ),
+    lean_event("response.output_item.added", item=LEAN_CALL | {"arguments": "", "status": "in_progress"}),
+    lean_event("response.function_call_arguments.delta", delta="{}"),
+    lean_event("response.output_text.done", item_id="", text="Hi"),
+    lean_event("response.content_part.done", part=TEXT_PART),
+    lean_event("response.output_item.done", item=BARE_MESSAGE),
+    lean_event("response.function_call_arguments.done", arguments="{}", name="f"),
+    lean_event("response.output_item.done", item=LEAN_CALL),
+    lean_event("response.completed", response=LEAN | {"status": "completed", "output": []}),
+]
+IDS = ["item_0", "item_1", "fc_1"]
+
+
+def test_an_item_without_an_id_has_the_same_id_and_position_in_all_of_its_events() -> None:
+    completer, output = EventCompleter("m", 7), [THOUGHTS, BARE_MESSAGE, LEAN_CALL]
+    last = lean_event("response.completed", response=LEAN | {"status": "completed", "output": output})
+    events = [completer.feed(event) for event in [*BARE_EVENTS[:-1], last]]
+    whole = check_events(events)
+    payloads = [json.loads(sse.data_of(event)) for event in events]
+    ids = [payload.get("item_id") or payload["item"]["id"] for payload in payloads[1:-1]]
+    assert ids == [*["item_0"] * 7, *["item_1"] * 4, *["fc_1"] * 2, *["item_1"] * 3, *["fc_1"] * 2]
+    assert [IDS[payload["output_index"]] for payload in payloads[1:-1]] == ids
+    assert [item.id for item in whole.output] == IDS
+    assert [payload["summary_index"] for payload in payloads if "summary_index" in payload] == [0, 0, 1, 1, 1]
+    assert whole.output_text == "Hi"
+
+
+def test_items_keep_the_ids_and_positions_that_their_server_gives() -> None:
+    completer = EventCompleter("m", 7)
+    added = completer.feed(lean_event("response.output_item.added", output_index=3, item=BARE_MESSAGE))
+    other = completer.feed(lean_event("response.output_item.added", output_index=4, item=LEAN_CALL | {"id": "c"}))
+    delta = completer.feed(lean_event("response.output_text.delta", output_index=3, delta="Hi"))
+    done = completer.feed(lean_event("response.output_item.done", item=LEAN_MESSAGE))
+    first, second, third, fourth = (json.loads(sse.data_of(event)) for event in (added, other, delta, done))
+    assert (first["item"]["id"], second["item"]["id"], third["item_id"]) == ("item_3", "c", "item_3")
+    assert (fourth["output_index"], fourth["item"]["id"]) == (3, "msg_1")
+
+
+def test_pieces_of_items_that_nothing_announces_are_numbered_by_kind() -> None:
+    completer = EventCompleter("m", 7)
+    kinds = ["reasoning_text.delta", "output_text.delta", "output_text.done", "function_call_arguments.delta"]
+    events = [completer.feed(lean_event(f"response.{kind}", delta="x")) for kind in kinds]
+    assert [json.loads(sse.data_of(event))["output_index"] for event in events] == [0, 1, 1, 2]
+
+
 def test_other_events_stay_as_they_are() -> None:
     completer = EventCompleter("m", 7)
     for event in (sse.comment(b"x"), sse.DONE, sse.event(b'{"type": "error"}'), sse.event(b"[1]")):
