@@ -95,8 +95,8 @@ def parse_chat_answer(body: bytes) -> ChatAnswer:
 
 
 def _call(call: JsonObject) -> ChatCall:
-    function = msgspec.convert(call.get("function") or {}, JsonObject)
-    arguments = function.get("arguments") or ""
+    function = msgspec.convert(call.get("function") or call.get("custom") or {}, JsonObject)
+    arguments = function.get("arguments") or function.get("input") or ""
     if not isinstance(arguments, str):  # some servers send the object itself
         arguments = msgspec.json.encode(arguments).decode()
     return ChatCall(str(call.get("id") or ""), str(function.get("name") or ""), arguments)

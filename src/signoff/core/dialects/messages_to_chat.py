@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.dialects.chat_answer import ChatEnding, content_text, parse_chat_answer
+from signoff.core.dialects.chat_answer import ChatEnding, parse_chat_answer
 from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
 from signoff.core.dialects.messages import message_event, message_of, tool_input, usage_of
 from signoff.core.dialects.openai_models import maximum_member
@@ -25,6 +25,8 @@ STOP_REASONS = {
     "content_filter": "refusal",
 }
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# Types of blocks of the assistant that are no texts of a chat: calls of tools, and thoughts.
+_NO_TEXT = {"tool_use", "thinking", "redacted_thinking"}
 # Members that ask for what no chat completion has; without them, the answer would be another one.
 _UNSUPPORTED = ("mcp_servers", "container")
 
@@ -88,22 +90,33 @@ def _named_alike(request: _Request, upstream_model: str) -> JsonObject:
 
 
 def _system(request: _Request) -> list[JsonObject]:
-    texts = [content_text([block]) for block in _blocks(request.system or [])]
+    texts = [_text(block, "system") for block in _blocks(request.system or [])]
     return [{"role": "system", "content": "\n".join(texts)}] if any(texts) else []
 
 
 def _messages(request: _Request) -> Iterator[JsonObject]:
+    """Yield the messages of a chat, in which all results of tools come right after the message that called the tools.
+
+    What else is in the messages of the user that follow a call comes after them.
+    """
+    held = list[JsonObject]()
     for message in request.messages:
-        content = message.get("content")
-        match message.get("role"):
+        blocks = _blocks(message.get("content"))
+        if (role := message.get("role")) == "user":
+            results, rest = _user_messages(blocks)
+            yield from results
+            held += rest
+            continue
+        yield from held
+        held.clear()
+        match role:
             case "assistant":
-                yield _assistant_message(_blocks(content))
-            case "user":
-                yield from _user_messages(_blocks(content))
+                yield _assistant_message(blocks)
             case "system":
-                yield {"role": "system", "content": content_text(content)}
-            case role:
+                yield {"role": "system", "content": "".join(_text(block, "messages") for block in blocks)}
+            case _:
                 raise BadRequest(f"The `role` of a message must be `user`, `assistant` or `system` (got {role!r}).")
+    yield from held
 
 
 def _blocks(content: object) -> list[JsonObject]:
@@ -113,6 +126,22 @@ def _blocks(content: object) -> list[JsonObject]:
         return msgspec.convert(content, list[JsonObject])
     except msgspec.ValidationError:
         raise BadRequest("The `content` of a message must be a text or a list of blocks.") from None
+
+
+def _text(block: JsonObject, parameter: str) -> str:
+    """Return the text of a block where a chat can have only texts. Raises BadRequest for a block of another type."""
+    match block:
+        case {"type": "text", "text": str() as text}:
+            return text
+        case _:
+            raise _unsupported(block, parameter)
+
+
+def _unsupported(block: JsonObject, parameter: str) -> BadRequest:
+    return BadRequest(
+        f"The model has no Messages API, so a block {block.get('type')!r} is not supported here in `{parameter}`; "
+        "remove it."
+    )
 
 
 def _assistant_message(blocks: list[JsonObject]) -> JsonObject:
@@ -129,64 +158,84 @@ def _assistant_message(blocks: list[JsonObject]) -> JsonObject:
         for block in blocks
         if block.get("type") == "tool_use"
     ]
-    text = content_text(blocks)
+    text = "".join(_text(block, "messages") for block in blocks if block.get("type") not in _NO_TEXT)
     message: JsonObject = {"role": "assistant", "content": text if text or not calls else None}
     return message | {"tool_calls": calls} if calls else message
 
 
-def _user_messages(blocks: list[JsonObject]) -> Iterator[JsonObject]:
-    """Yield the results of tools, each a message of its own, and then the rest as one message."""
-    rest = list[JsonObject]()
+def _user_messages(blocks: list[JsonObject]) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Return the results of tools, each a message of its own, and the rest as one message or none."""
+    results, rest = list[JsonObject](), list[JsonObject]()
     for block in blocks:
         if block.get("type") != "tool_result":
-            rest.append(_part(block))
+            rest += _parts(block)
             continue
-        parts = [_part(each) for each in _blocks(block.get("content") or "")]
-        text = content_text(parts)
+        inner = _blocks(block.get("content") or "")
+        parts = [part for each in inner for part in _parts(each)]
+        separator = "" if all(each.get("type") == "text" for each in inner) else "\n"
+        text = separator.join(part["text"] for part in parts if part["type"] == "text")
         prefix = "Error: " if block.get("is_error") else ""
-        yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": prefix + text}
+        results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": prefix + text})
         rest += [part for part in parts if part["type"] != "text"]  # a result of a chat can be a text only
-    if all(part["type"] == "text" for part in rest):
-        if rest:
-            yield {"role": "user", "content": rest[0]["text"] if len(rest) == 1 else rest}
-    else:
-        yield {"role": "user", "content": rest}
+    is_text = len(rest) == 1 and rest[0]["type"] == "text"
+    return results, [{"role": "user", "content": rest[0]["text"] if is_text else rest}] if rest else []
 
 
-def _part(block: JsonObject) -> JsonObject:
-    """Return a block as a part of a chat message. Raises BadRequest for a kind that a chat does not have."""
+def _parts(block: JsonObject) -> list[JsonObject]:
+    """Return a block as parts of a chat message. Raises BadRequest for a type that a chat does not have."""
     match block:
-        case {"type": "text", "text": str() as text}:
-            return {"type": "text", "text": text}
-        case {"type": "image" | "document" as kind, "source": source}:
-            return _file_part(kind, as_object(source), block.get("title"))
-        case {"type": "search_result", "content": content}:
-            head = f"{block.get('title', '')}\n{block.get('source', '')}\n"
-            return {"type": "text", "text": head + content_text(content)}
+        case {"type": "image", "source": source}:
+            return [_image_part(as_object(source))]
+        case {"type": "document", "source": source}:
+            return _document_parts(block, as_object(source))
+        case {"type": "search_result"}:
+            texts = [_text(each, "messages") for each in _blocks(block.get("content"))]
+            return [_text_part(f"{block.get('title', '')}\n{block.get('source', '')}\n" + "".join(texts))]
         case _:
-            raise BadRequest(
-                f"The model has no Messages API, so a block {block.get('type')!r} is not supported; remove it."
-            )
+            return [_text_part(_text(block, "messages"))]
 
 
-def _file_part(kind: str, source: JsonObject, title: object) -> JsonObject:
+def _text_part(text: str) -> JsonObject:
+    return {"type": "text", "text": text}
+
+
+def _image_part(source: JsonObject) -> JsonObject:
     match source:
         case {"type": "base64", "media_type": str() as media_type, "data": str() as data}:
-            address = f"data:{media_type};base64,{data}"
-            if kind == "image":
-                return {"type": "image_url", "image_url": {"url": address}}
-            return {"type": "file", "file": {"filename": str(title or "document.pdf"), "file_data": address}}
-        case {"type": "url", "url": str() as url} if kind == "image":
+            return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
+        case {"type": "url", "url": str() as url}:
             return {"type": "image_url", "image_url": {"url": url}}
-        case {"type": "text", "data": str() as text}:
-            return {"type": "text", "text": text}
-        case {"type": "content", "content": content}:
-            return {"type": "text", "text": content_text(content)}
         case _:
-            raise BadRequest(
-                f"The model has no Messages API, so the `source` {source.get('type')!r} of a block {kind!r} is not "
-                "supported; send its data."
-            )
+            raise _unsupported_source("image", source)
+
+
+def _document_parts(block: JsonObject, source: JsonObject) -> list[JsonObject]:
+    """Return the parts of a document, after its title and its context, which the model reads, too."""
+    title, context = block.get("title"), block.get("context")
+    head = [str(text) for text in (title, context) if text]
+    match source:
+        case {"type": "base64", "media_type": str() as media_type, "data": str() as data}:
+            file = {"filename": str(title or "document.pdf"), "file_data": f"data:{media_type};base64,{data}"}
+            return [*([_text_part(str(context))] if context else []), {"type": "file", "file": file}]
+        case {"type": "text", "data": str() as text}:
+            return [_text_part("\n".join([*head, text]))]
+        case {"type": "content", "content": content}:
+            parts = [
+                _image_part(as_object(each.get("source")))
+                if each.get("type") == "image"
+                else _text_part(_text(each, "messages"))
+                for each in _blocks(content)
+            ]
+            return [*([_text_part("\n".join(head) + "\n")] if head else []), *parts]
+        case _:
+            raise _unsupported_source("document", source)
+
+
+def _unsupported_source(kind: str, source: JsonObject) -> BadRequest:
+    return BadRequest(
+        f"The model has no Messages API, so the `source` {source.get('type')!r} of a block {kind!r} in `messages` is "
+        "not supported; send its data."
+    )
 
 
 def _tools(request: _Request) -> JsonObject:

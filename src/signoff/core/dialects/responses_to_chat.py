@@ -104,12 +104,19 @@ def _decode(body: bytes) -> JsonObject:
 
 
 def _messages(items: str | list[JsonObject]) -> list[JsonObject]:
-    """Return the messages of a chat; calls of tools that follow each other are one message of the assistant."""
+    """Return the messages of a chat; calls of tools that follow each other are one message of the assistant.
+
+    A result of a chat can be a text only, so its images and files are in a message of the user after all results.
+    """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    messages = list[JsonObject]()
+    messages, held = list[JsonObject](), list[JsonObject]()
     for item in items:
-        match item.get("type", "message"):
+        kind = item.get("type") or "message"
+        if held and kind not in {"function_call_output", "reasoning"}:
+            messages.append({"role": "user", "content": held})
+            held = []
+        match kind:
             case "message":
                 messages.append(_message(item))
             case "function_call":
@@ -117,22 +124,32 @@ def _messages(items: str | list[JsonObject]) -> list[JsonObject]:
                     messages.append({"role": "assistant", "content": None})
                 messages[-1].setdefault("tool_calls", []).append(_call(item))
             case "function_call_output":
-                output = content_text([_part(part) for part in _parts(item.get("output"))])
+                parts = [_part(part) for part in _parts(item.get("output"))]
+                output = content_text(parts)
                 messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+                held += [part for part in parts if part["type"] != "text"]
             case "reasoning":
-                continue
+                continue  # thoughts, which no chat takes
             case kind:
                 raise BadRequest(
                     f"The model has no Responses API, so an item {kind!r} of `input` is not supported; remove it."
                 )
-    return messages
+    return [*messages, {"role": "user", "content": held}] if held else messages
 
 
 def _message(item: JsonObject) -> JsonObject:
     role = "system" if item.get("role") == "developer" else item.get("role")
-    parts = [_part(part) for part in _parts(item.get("content"))]
-    is_text = role == "assistant" or all(part["type"] == "text" for part in parts)
-    return {"role": role, "content": content_text(parts) if is_text else parts}
+    content = _parts(item.get("content"))
+    parts = [_part(part) for part in content]
+    if all(part["type"] == "text" for part in parts):
+        return {"role": role, "content": content_text(parts)}
+    if role in {"assistant", "system"}:
+        kind = next(part.get("type") for part in content if _part(part)["type"] != "text")
+        raise BadRequest(
+            f"The model has no Responses API, so a part {kind!r} in a message of the {item['role']} in `input` is not "
+            "supported; remove it, or send it in one of the user."
+        )
+    return {"role": role, "content": parts}
 
 
 def _parts(content: object) -> list[JsonObject]:
@@ -155,6 +172,8 @@ def _part(part: JsonObject) -> JsonObject:
             return {"type": "image_url", "image_url": {"url": url} | detail}
         case {"type": "input_file", "file_data": str() as data}:
             return {"type": "file", "file": {"filename": part.get("filename", "document.pdf"), "file_data": data}}
+        case {"type": "input_audio", "input_audio": dict()}:
+            return {"type": "input_audio", "input_audio": part["input_audio"]}
         case _:
             raise BadRequest(
                 f"The model has no Responses API, so a part {part.get('type')!r} of `input` is not supported; "
