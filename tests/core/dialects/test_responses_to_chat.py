@@ -372,6 +372,15 @@ def test_items_keep_the_ids_and_positions_that_their_server_gives() -> None:
     assert (fourth["output_index"], fourth["item"]["id"]) == (3, "msg_1")
 
 
+def test_items_with_one_index_for_all_count_their_own_parts() -> None:
+    completer = EventCompleter("m", 7)
+    for name in ("a", "b"):
+        completer.feed(lean_event("response.output_item.added", output_index=0, item=BARE_MESSAGE | {"id": name}))
+        event = lean_event("response.content_part.added", output_index=0, part={"type": "output_text", "text": ""})
+        payload = json.loads(sse.data_of(completer.feed(event)))
+        assert (payload["item_id"], payload["content_index"]) == (name, 0)
+
+
 def test_pieces_of_items_that_nothing_announces_are_numbered_by_kind() -> None:
     completer = EventCompleter("m", 7)
     kinds = ["reasoning_text.delta", "output_text.delta", "output_text.done", "function_call_arguments.delta"]

@@ -48,7 +48,7 @@ class _OutputItem(msgspec.Struct):
     item_id: str
     item_type: str
     call_id: str = ""
-    has_own_id: bool = False
+    has_server_id: bool = False
     """True if its server has named its id."""
     is_done: bool = False
     part_counts: dict[str, int] = {}
@@ -101,32 +101,38 @@ class EventCompleter:
     def _item_of(self, kind: str, members: JsonObject) -> _OutputItem:
         """Return the item that an event belongs to, a new one if it is the first, and add its position to the event."""
         item, index = as_object(members.get("item")), members.get("output_index")
-        own_id, call_id = str(item.get("id") or members.get("item_id") or ""), str(item.get("call_id") or "")
+        server_id, call_id = str(item.get("id") or members.get("item_id") or ""), str(item.get("call_id") or "")
         item_type = str(item.get("type") or _item_type(kind, members))
-        known = next((each for each in self._items if each.index == index), None) or self._named(own_id, call_id)
+        known = self._named(server_id, call_id) or self._at(index, server_id)
         if known is None and index is None and kind != "response.output_item.added":
-            known = self._latest(item_type, has_own_id=bool(own_id), is_done=kind.endswith(".done"))
+            known = self._latest(item_type, has_server_id=bool(server_id), is_done=kind.endswith(".done"))
         if known is None:
             number = index if isinstance(index, int) else max((each.index + 1 for each in self._items), default=0)
             known = _OutputItem(number, call_id or f"item_{number}", item_type)
             self._items.append(known)
-        if own_id:
-            known.item_id, known.has_own_id = own_id, True
+        if server_id:
+            known.item_id, known.has_server_id = server_id, True
         known.call_id = call_id or known.call_id
-        members.setdefault("output_index", known.index)
+        if index is None:
+            members["output_index"] = known.index
         return known
 
-    def _named(self, own_id: str, call_id: str) -> _OutputItem | None:
-        names = {own_id, call_id} - {""}
+    def _named(self, server_id: str, call_id: str) -> _OutputItem | None:
+        names = {server_id, call_id} - {""}
         return next((each for each in self._items if names & {each.item_id, each.call_id}), None)
 
-    def _latest(self, item_type: str, *, has_own_id: bool, is_done: bool) -> _OutputItem | None:
+    def _at(self, index: object, server_id: str) -> _OutputItem | None:
+        """Return the item at a position, unless its server has named another id for it; some send one index for all."""
+        items = [each for each in self._items if each.index == index]
+        return next((each for each in reversed(items) if not (server_id and each.has_server_id)), None)
+
+    def _latest(self, item_type: str, *, has_server_id: bool, is_done: bool) -> _OutputItem | None:
         """Return the latest item of a type that an event without a known id can belong to; None if there is none.
 
         An event with an id belongs to an item without one, and only an event with `is_done` to one that is done.
         """
-        items = [each for each in reversed(self._items) if not (has_own_id and each.has_own_id)]
-        of_type = [each for each in items if item_type in {"", each.item_type}]
+        items = [each for each in reversed(self._items) if not (has_server_id and each.has_server_id)]
+        of_type = [each for each in items if "" in {item_type, each.item_type} or item_type == each.item_type]
         is_open = next((each for each in of_type if not each.is_done), None)
         return is_open or (of_type[0] if is_done and of_type else None)
 

@@ -35,7 +35,7 @@ _ANNOUNCEMENTS = {
 _TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"}
 
 
-class _Payload(msgspec.Struct):
+class _Event(msgspec.Struct):
     type: Any = None
 
 
@@ -45,11 +45,11 @@ def payload_type(data: bytes) -> object:
     Raises RecursionError if it is nested too deeply.
     """
     try:
-        return msgspec.json.decode(data, type=_Payload).type
+        return msgspec.json.decode(data, type=_Event).type
     except ValueError:
         if not has_surrogates(data):
             raise
-        return msgspec.json.decode(replace_lone_surrogates(data), type=_Payload).type
+        return msgspec.json.decode(replace_lone_surrogates(data), type=_Event).type
 
 
 def event_type(event: bytes) -> str:
