@@ -57,12 +57,13 @@ def decompressed(services: Services, message: IncomingMessage) -> IncomingMessag
 async def accept(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError | None = None) -> Job:
     """Store the job of `message`, and return it; a job that has failed if `error` is set or the message is invalid.
 
-    A message that was delivered before returns its first job, whose answer is sent again if the job has ended.
-    A first delivery without an id is always a new job, even if its content equals that of another message.
+    A message that was delivered before returns its first job, whose answer is sent again if the job has ended. It is
+    recognized by its content, its reply address, and its id; without an id, by its correlation id, and only if the
+    broker may have delivered it before. A message with neither is always a new job, because the broker also marks
+    messages as redelivered that no process has taken: a second answer is better than none.
     Raises retryable errors and server errors (status 500 and above), on which the broker should redeliver.
     """
-    client_id = f"{ask.reply_to}:{fingerprint((message.id or '').encode(), message.body)}"
-    ask = msgspec.structs.replace(ask, client_id=client_id)
+    ask = msgspec.structs.replace(ask, client_id=_client_id(ask, message))
     if error is None and len(message.body) > services.rules.max_body_bytes:
         limit = services.rules.max_body_bytes
         error = TooLarge(f"The message must not be larger than {limit} bytes (setting `max_body_bytes`); send less.")
@@ -71,13 +72,23 @@ async def accept(services: Services, ask: Ask, message: IncomingMessage, error: 
     if job.id == new.id:
         _notify(services, job)
         return job
-    if message.id is None and not message.is_redelivery:
+    if not message.id and not message.is_redelivery:
         new = msgspec.structs.replace(new, client_id=None, fingerprint=None)
         job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb)
         _notify(services, job)
         return job
     await _resend_answer(services, job)
     return job
+
+
+def _client_id(ask: Ask, message: IncomingMessage) -> str | None:
+    """Return the id by which another delivery of `message` finds its job; None if nothing identifies the message."""
+    if not message.id and not message.correlation_id:
+        return None
+    parts = [message.id or ""]
+    if message.correlation_id is not None or message.reply_to is not None:
+        parts += [message.correlation_id or "", message.reply_to or ""]
+    return f"{ask.reply_to}:{fingerprint(*(part.encode(errors='surrogatepass') for part in parts), message.body)}"
 
 
 async def _new_job(
