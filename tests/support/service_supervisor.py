@@ -275,12 +275,12 @@ def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen
 
 
 @contextmanager
-def mosquitto_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """Run Mosquitto on the data in `folder`."""
+def mosquitto_at(binary: Path, folder: Path, port: int, settings: str = "") -> Generator[subprocess.Popen[bytes]]:
+    """Run Mosquitto on the data in `folder`; `settings` are more lines of its configuration."""
     config, user = folder / "mosquitto.conf", pwd.getpwuid(os.geteuid()).pw_name
     config.write_text(
         f"listener {port} {LOCALHOST}\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
-        f"autosave_interval 1\nmax_queued_messages 0\nuser {user}\n"
+        f"autosave_interval 1\nmax_queued_messages 0\nuser {user}\n{settings}"
     )
     hello = b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x3c\x00\x03ask"
     with running([binary, "-c", config], folder) as server:

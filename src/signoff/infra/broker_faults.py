@@ -7,7 +7,7 @@ from typing import cast
 from urllib.parse import unquote, urlsplit
 
 from signoff.core.stream import public_address
-from signoff.errors import SignoffError
+from signoff.errors import SignoffError, Undelivered
 
 MAX_CHARACTERS = 300
 HIDDEN = "…"
@@ -19,9 +19,14 @@ MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @contextlib.contextmanager
 def described_faults(url: str) -> Generator[None]:
-    """Convert errors of a client library in the block to ConnectionErrors, whose texts have no secrets."""
+    """Convert errors of a client library in the block to ConnectionErrors, whose texts have no secrets.
+
+    The text of an Undelivered error, which has that of the broker, loses its secrets, too.
+    """
     try:
         yield
+    except Undelivered as error:
+        raise Undelivered(_public_text(error, url)) from error
     except Exception as error:
         if isinstance(error, SignoffError) or type(error) is ConnectionError:
             raise

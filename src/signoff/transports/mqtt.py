@@ -1,6 +1,7 @@
 """Streams over MQTT 5: a session that outlives its process, QoS 1, acknowledged by hand."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from faststream.mqtt import MQTTBroker
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
+from signoff.errors import Undelivered
 from signoff.transport import OnMessage
 from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
 from signoff.transports.options import BROKER, SUBSCRIBER
@@ -19,6 +21,8 @@ NEVER_EXPIRES = 0xFFFFFFFF
 # Mosquitto 2.0.11 exceeds a small Receive Maximum, on which the client must disconnect.
 MIN_IN_FLIGHT = 64
 ID_PROPERTIES = ("message-id", "message_id")
+# Maximum number of bytes of a packet beside its body and its texts.
+PACKET_BYTES = 64
 # A topic with one of these cannot be published to.
 WILDCARDS = {"+", "#", "\0"}
 
@@ -73,18 +77,35 @@ class MqttTransport:
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._publisher.get()
-            try:
-                client = await broker.connect()
-                topic = message.headers.get("reply-to", message.address)
-                await client.publish(topic, message.body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=_properties(message))
-            except Exception:
-                self._publisher.mark_lost(broker)
-                raise
+            if (reply_to := message.headers.get("reply-to")) is not None:
+                with contextlib.suppress(Undelivered):
+                    await self._publish(message, reply_to)
+                    return
+            await self._publish(message, message.address)
 
     async def close(self) -> None:
         """See `transport.Transport`."""
         await self._publisher.close()
+
+    async def _publish(self, message: OutgoingMessage, topic: str) -> None:
+        broker, properties = await self._publisher.get(), _properties(message)
+        _check_size(broker, message, topic)
+        try:
+            client = await broker.connect()
+            await client.publish(topic, message.body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=properties)
+        except (zmqtt.MQTTInvalidTopicError, zmqtt.MQTTPublishError) as error:
+            await self._mark_lost_if_closed(broker)
+            raise Undelivered(f"The MQTT broker rejected the answer for {topic!r}: {error}") from error
+        except Exception:
+            self._publisher.mark_lost(broker)
+            raise
+
+    async def _mark_lost_if_closed(self, broker: MQTTBroker) -> None:
+        """Look at a connection after a refusal, after which Mosquitto 2.0.11 closes some, and others go on."""
+        try:
+            await _ensure_connected(broker)
+        except Exception:  # noqa: BLE001 -- whatever the cause is, the next message needs a new connection
+            self._publisher.mark_lost(broker)
 
     def _broker(self, **options: Any) -> MQTTBroker:
         return MQTTBroker(
@@ -111,6 +132,17 @@ def _incoming(message: zmqtt.Message, *, is_redelivery: bool) -> IncomingMessage
         correlation_id=None if correlation is None else correlation.decode("latin-1"),
         reply_to=None if topic is None or WILDCARDS & {*topic} else topic,
     )
+
+
+def _check_size(broker: MQTTBroker, message: OutgoingMessage, topic: str) -> None:
+    """Raise Undelivered if the broker has said that it takes no packet of this size; it would close the connection."""
+    said = broker.connection_info.properties
+    limit = None if said is None else said.maximum_packet_size
+    message_id = message.headers["message-id"]
+    texts = (topic, message_id, message.headers.get("correlation-id", message_id))
+    size_bytes = len(message.body) + sum(len(text.encode()) for text in texts) + PACKET_BYTES
+    if limit is not None and size_bytes > limit:
+        raise Undelivered(f"The answer has {size_bytes} bytes as a packet, and the MQTT broker takes at most {limit}.")
 
 
 def _properties(message: OutgoingMessage) -> zmqtt.PublishProperties:

@@ -8,7 +8,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.exceptions import (
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    PublishError,
+)
+from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 
 from signoff.core.delivery import OutgoingMessage
@@ -27,6 +33,10 @@ CONNECT_SECONDS = ANSWER_SECONDS / 2
 RECONNECT_SECONDS = 3600.0
 # Argument of a new queue, and the parameter of the URL that sets it.
 QUEUE_TYPE = "x-queue-type"
+# RabbitMQ returns a message, as if its queue is gone or full.
+RETURNS = (DeliveryError, PublishError)
+# RabbitMQ closes the channel for a message that is too large, or that this user may not write.
+REFUSALS = (ChannelAccessRefused, ChannelPreconditionFailed)
 
 
 class RabbitTransport:
@@ -72,14 +82,15 @@ class RabbitTransport:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
-            if (reply_to := message.headers.get("reply-to")) is not None:
-                with contextlib.suppress(DeliveryError, PublishError):  # the queue for replies is gone
-                    await _publish(broker, message, reply_to)
-                    return
             try:
+                if (reply_to := message.headers.get("reply-to")) is not None:
+                    with contextlib.suppress(*RETURNS):  # the queue for replies is gone
+                        await _publish(broker, message, reply_to)
+                        return
                 await _publish(broker, message, message.address)
-            except (DeliveryError, PublishError) as error:
-                self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
+            except (*RETURNS, *REFUSALS) as error:
+                # The queue may be deleted, or the channel be closed; a new connection declares and opens them.
+                self._publisher.mark_lost(broker)
                 raise Undelivered(f"RabbitMQ rejected the answer for {message.address!r}: {error}") from error
 
     async def close(self) -> None:
