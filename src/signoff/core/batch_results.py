@@ -40,9 +40,14 @@ class BatchCounter:
         self._cached_tokens += job.cached_tokens
         self._completion_tokens += job.completion_tokens
 
-    def add_cut_off(self, error: JobError) -> None:
-        """Count a request without a job."""
-        self._ends[_CUT_OFF[error.code]] += 1
+    @property
+    def count(self) -> int:
+        """Number of requests so far."""
+        return self._ends.total()
+
+    def add_unsubmitted(self, error: JobError | None, count: int = 1) -> None:
+        """Count requests without a job: those that `error` cut off, or that failed as they are lost, if it is None."""
+        self._ends["failed" if error is None else _CUT_OFF[error.code]] += count
 
     def totals(self) -> BatchTotals:
         """Return all counts."""

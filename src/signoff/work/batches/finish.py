@@ -7,6 +7,7 @@ on where another one was killed writes the same files again, and the end of the 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 import structlog
@@ -18,18 +19,18 @@ from signoff.core.batch import (
     BATCH_OUTPUT,
     MESSAGES_OUTPUT,
     Batch,
-    BatchTotals,
+    BatchOutcome,
     StoredFile,
 )
-from signoff.core.batch_lines import parse_line
 from signoff.core.batch_results import BatchCounter, batch_line_id, result_of_job, result_without_job
-from signoff.core.job import Job
-from signoff.errors import SignoffError, Stale
-from signoff.work.batches.read import read_lines
+from signoff.core.job import Job, JobError
+from signoff.errors import BlobMissing, SignoffError, Stale
+from signoff.work.batches.read import checked_request, lost_contents, read_lines
 from signoff.work.services import Services
 
 PAGE_LINES = 200
 PAGE_BYTES = 8 * 1024 * 1024
+_CUT_OFF: dict[BatchOutcome | None, JobError] = {"expired": BATCH_EXPIRED, "cancelled": BATCH_CANCELLED}
 log = structlog.get_logger()
 
 
@@ -39,13 +40,14 @@ async def finish_batch(services: Services, batch: Batch) -> Batch:
     Raises Stale if the lease was lost; then another process finishes the batch.
     """
     output, errors = _file_of(batch, "output"), _file_of(batch, "errors")
-    totals, sizes = await _write_results(services, batch, output, errors)
+    counter, sizes = await _write_results(services, batch, output, errors)
+    changes = _changes(batch, counter)
     outcome = batch.outcome or "completed"
     try:
         return await services.store.batches.finish(
             batch,
             outcome,
-            changes={"totals": totals, "total": totals.total},
+            changes=changes,
             output=_sized(output, sizes[0]),
             errors=_sized(errors, sizes[1]),
         )
@@ -53,6 +55,15 @@ async def finish_batch(services: Services, batch: Batch) -> Batch:
         if await services.store.batches.get(batch.id) is None:  # erased with its owner
             await asyncio.shield(services.runtime.background.spawn(_delete(services, output, errors)))
         raise
+
+
+def _changes(batch: Batch, counter: BatchCounter) -> dict[str, Any]:
+    """Return the columns to set at the end; requests that could not be read any more count as failed or cut off."""
+    lost = 0 if batch.total is None else max(0, batch.total - counter.count)
+    if not lost:
+        return {"totals": counter.totals(), "total": counter.count}
+    counter.add_unsubmitted(_CUT_OFF.get(batch.outcome), lost)
+    return {"totals": counter.totals(), "total": counter.count, "errors": (lost_contents(batch),)}
 
 
 async def _delete(services: Services, *files: StoredFile) -> None:
@@ -74,7 +85,7 @@ def _sized(file: StoredFile, size_bytes: int) -> StoredFile | None:
 
 async def _write_results(
     services: Services, batch: Batch, output: StoredFile, errors: StoredFile
-) -> tuple[BatchTotals, tuple[int, int]]:
+) -> tuple[BatchCounter, tuple[int, int]]:
     """Write both files, and return the counts and the sizes of the files. An empty file stays without a row."""
     counter = BatchCounter()
     async with contextlib.AsyncExitStack() as stack:
@@ -87,7 +98,7 @@ async def _write_results(
                 await (answers if job.status == "success" else rest).write(result_of_job(batch, job))
             await asyncio.sleep(0)
         await _write_unsubmitted(services, batch, rest, counter)
-    return counter.totals(), (answers.size_bytes, 0 if rest is answers else rest.size_bytes)
+    return counter, (answers.size_bytes, 0 if rest is answers else rest.size_bytes)
 
 
 async def _pages(services: Services, batch: Batch) -> AsyncGenerator[list[Job]]:
@@ -101,15 +112,18 @@ async def _pages(services: Services, batch: Batch) -> AsyncGenerator[list[Job]]:
 
 
 async def _write_unsubmitted(services: Services, batch: Batch, errors: "_LazyWriter", counter: BatchCounter) -> None:
-    """Write the lines that no job was stored for before the batch expired or was cancelled."""
-    if batch.outcome == "completed" or batch.total is None:
+    """Write the lines that no job was stored for before the batch expired or was cancelled, as far as they are left."""
+    error = _CUT_OFF.get(batch.outcome)
+    if error is None or batch.total is None:
         return
-    error = BATCH_EXPIRED if batch.outcome == "expired" else BATCH_CANCELLED
-    async with contextlib.aclosing(read_lines(services, batch, from_place=True)) as lines:
-        async for line in lines:
-            custom_id = parse_line(line.content or b"").custom_id
-            await errors.write(result_without_job(batch, batch_line_id(batch, line.number), custom_id, error))
-            counter.add_cut_off(error)
+    try:
+        async with contextlib.aclosing(read_lines(services, batch, from_place=True)) as lines:
+            async for line in lines:
+                custom_id = checked_request(line).custom_id
+                await errors.write(result_without_job(batch, batch_line_id(batch, line.number), custom_id, error))
+                counter.add_unsubmitted(error)
+    except BlobMissing as missing:
+        log.warning("batch_input_lost", batch_id=batch.id, error=missing.message)
 
 
 class _LazyWriter:

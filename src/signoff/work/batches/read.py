@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
-from signoff.core.batch import Batch
-from signoff.core.batch_lines import Line, LineReader
+from signoff.core.batch import Batch, BatchError
+from signoff.core.batch_lines import BatchLine, Line, LineReader, parse_line
+from signoff.errors import BlobMissing
 from signoff.work.services import Services
 
 # So many lines are handled before other work of this process gets a turn.
@@ -15,10 +16,12 @@ LINES_PER_TURN = 20
 async def read_lines(services: Services, batch: Batch, *, from_place: bool = False) -> AsyncGenerator[Line]:
     """Yield the lines of the input file that are not blank, all of them or those that have no job yet.
 
+    The latter were checked under the limit of that time, and are whole, whatever the limit is now.
     Raises BlobMissing, Overloaded.
     """
     next_line, next_byte = (batch.next_line, batch.next_byte) if from_place else (1, 0)
-    reader = LineReader(services.rules.max_body_bytes, next_line=next_line, next_byte=next_byte)
+    max_bytes = None if from_place else services.rules.max_body_bytes
+    reader = LineReader(max_bytes, next_line=next_line, next_byte=next_byte)
     count = 0
     async with contextlib.aclosing(
         services.adapters.blobs.read(f"files/{batch.input_file_id}", offset=next_byte)
@@ -31,3 +34,20 @@ async def read_lines(services: Services, batch: Batch, *, from_place: bool = Fal
                     await asyncio.sleep(0)
     if (last := reader.end()) is not None:
         yield last
+
+
+def checked_request(line: Line) -> BatchLine:
+    """Return the request of a line that was checked. Raises BlobMissing if the contents have changed since."""
+    try:
+        return parse_line(line.content or b"")
+    except ValueError:
+        raise BlobMissing(f"Line {line.number} of the input file is not the one that was checked.") from None
+
+
+def lost_contents(batch: Batch) -> BatchError:
+    """Return the fault of a batch whose input file cannot be read to its end."""
+    message = (
+        f"The contents of the file {batch.input_file_id} were lost before all requests were made. "
+        "Requests without a result were not made; upload the file again, and create a batch of them."
+    )
+    return BatchError(code="invalid_request", message=message, param="input_file_id")

@@ -93,6 +93,8 @@ async def _progress(services: Services, batch: Batch) -> Batch | float:
         counts = await services.store.batches.unended(batch.id, at_most=1)
         if batch.outcome is None and not counts.is_overdue:
             batch = await submit_lines(services, batch)
+            if batch.has_ended:
+                return batch
     except Unauthorized as error:
         log.warning("batch_stopped", batch_id=batch.id, error=error.message)
         cancelled = {"status": "cancelling", "outcome": "cancelled"}

@@ -3,18 +3,19 @@
 import contextlib
 
 import msgspec
+import structlog
 
 from signoff.batches import NewLine
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
-from signoff.core.batch import BATCH_PRIORITY, Batch
-from signoff.core.batch_lines import BatchLine, Line, parse_line
+from signoff.core.batch import BATCH_PRIORITY, Batch, BatchTotals
+from signoff.core.batch_lines import BatchLine, Line
 from signoff.core.batch_results import metadata_of
 from signoff.core.job import Job
-from signoff.errors import BacklogFull, SignoffError
+from signoff.errors import BacklogFull, BlobMissing, SignoffError
 from signoff.work.admit import admit
 from signoff.work.batches.callers import caller_of_batch
-from signoff.work.batches.read import read_lines
+from signoff.work.batches.read import checked_request, lost_contents, read_lines
 from signoff.work.inference.caching import lookup_answer
 from signoff.work.inference.settle import job_error
 from signoff.work.services import Services
@@ -26,12 +27,14 @@ GROUP_BYTES = 4 * 1024 * 1024
 # Lines of one batch that wait for a model at a time. More would not be answered earlier, and would fill the backlog
 # of the owner.
 QUEUED_LINES = 2000
+log = structlog.get_logger()
 
 
 async def submit_lines(services: Services, batch: Batch) -> Batch:
     """Store jobs for lines of a leased batch, until there are enough that wait; return the batch.
 
-    Once all lines are stored, the batch has an outcome.
+    Once all lines are stored, the batch has an outcome. If its contents are lost before, the lines so far are all, and
+    a batch without any has failed.
     Raises Stale if the lease was lost or the batch was cancelled, Unauthorized, and Overloaded.
     """
     caller = await caller_of_batch(services, batch)
@@ -40,21 +43,40 @@ async def submit_lines(services: Services, batch: Batch) -> Batch:
         return batch
     with contextlib.ExitStack() as slots:
         group = _Group(services, caller, batch, slots)
-        async with contextlib.aclosing(read_lines(services, batch, from_place=True)) as lines:
-            async for line in lines:
-                try:
-                    await group.add(line)
-                except BacklogFull:
-                    return await group.store()
-                free -= 1
-                if group.is_full or free <= 0:
-                    await group.store()
-                if free <= 0:
-                    return group.batch
+        is_lost = False
+        try:
+            if not await _submit_up_to(services, group, free):
+                return await group.store()
+        except BlobMissing as error:
+            log.warning("batch_input_lost", batch_id=batch.id, error=error.message)
+            is_lost = True
         batch = await group.store()
+    if is_lost and batch.next_line == 1 and batch.api == "openai":
+        totals = BatchTotals(total=batch.total or 0, failed=batch.total or 0)
+        changes = {"errors": (lost_contents(batch),), "totals": totals}
+        return await services.store.batches.finish(batch, "failed", changes=changes)
     return await services.store.batches.change(
         batch.id, batch.lease or "", "in_progress", changes={"outcome": "completed"}
     )
+
+
+async def _submit_up_to(services: Services, group: "_Group", free: int) -> bool:
+    """Add lines to `group`, and store full groups; return False if the rest must wait.
+
+    Raises BlobMissing if the contents of the input file are lost.
+    """
+    async with contextlib.aclosing(read_lines(services, group.batch, from_place=True)) as lines:
+        async for line in lines:
+            try:
+                await group.add(line)
+            except BacklogFull:
+                return False
+            free -= 1
+            if free <= 0:
+                return False
+            if group.is_full:
+                await group.store()
+    return True
 
 
 class _Group:
@@ -76,8 +98,8 @@ class _Group:
 
     async def add(self, line: Line) -> None:
         """Admit the request of a line. Raises BacklogFull if the owner has too many jobs, and retryable errors."""
-        parsed = parse_line(line.content or b"")
-        new = await _new_line(self._services, self._caller, self.batch, line.number, parsed)
+        request = checked_request(line)
+        new = await _new_line(self._services, self._caller, self.batch, line.number, request)
         if not new.is_ended:
             size_bytes = len(new.job.body) + len(new.job.metadata)
             self._slots.enter_context(await self._services.runtime.backlogs.reserve(self.batch.user_id, size_bytes))
