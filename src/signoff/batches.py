@@ -94,6 +94,10 @@ class Batches(Protocol):
         """
         ...
 
+    async def by_key(self, user_id: int, idempotency_key: str) -> Batch | None:
+        """Return the batch that `insert` would return for this key of a user; None if the key is free."""
+        ...
+
     async def get(self, batch_id: str) -> Batch | None:
         """Return the batch, or None if there is none with this id."""
         ...

@@ -207,6 +207,14 @@ async def test_a_key_is_free_again_after_a_day(store: AStore) -> None:
     assert (await stored_batch(store, idempotency_key="k")).id == second.id
 
 
+async def test_a_batch_is_found_by_its_key_for_a_day(store: AStore, other: AStore) -> None:
+    keyed, _ = await stored_batch(store, idempotency_key="k"), await stored_batch(store)
+    assert await other.batches.by_key(7, "k") == keyed
+    assert [await other.batches.by_key(*each) for each in ((8, "k"), (7, "l"))] == [None, None]
+    await execute(store, sa.update(batches).values(created_at=keyed.created_at - 25 * 3600 * 10**6))
+    assert await store.batches.by_key(7, "k") is None
+
+
 async def test_each_due_batch_is_leased_to_one_process(store: AStore, other: AStore) -> None:
     batches = [await stored_batch(store) for _ in range(3)]
     claims = await together(each.batches.claim(lease="l", limit=2, lease_seconds=60) for each in (store, other) * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -51,3 +52,37 @@ async def test_the_batches_of_a_user_that_have_not_ended_are_bounded(
             await ai.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
         assert refused.value.code == "backlog_full"
         assert (await server.ask("POST", "/v1/messages/batches", other.api_key, json=request))[0] == 200
+
+
+async def test_a_repeated_batch_is_returned_though_the_user_has_reached_all_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "MAX_OPEN_BATCHES", 2)
+    async with live(tmp_path, max_stored_bytes=1000) as server, new_user(server) as ai:
+        await server.model("careful", review="always")
+        file_id = await uploaded(ai, as_file(a_line("a", model="careful")))
+        plain: Any = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        plain["extra_headers"] = {"Idempotency-Key": "of a file"}
+        messages = {"requests": [{"custom_id": "a", "params": MESSAGE | {"model": "careful"}}]}
+        headers = {"Idempotency-Key": "of messages"}
+
+        async def create() -> tuple[str, Any]:
+            return (
+                (await ai.batches.create(input_file_id=file_id, **plain)).id,
+                await server.ask("POST", "/v1/messages/batches", ai.api_key, json=messages, headers=headers),
+            )
+
+        first = await create()
+        user_id = (await server.services.store.batches.get(first[0])).user_id  # type: ignore[union-attr]
+        stored_bytes = await server.services.store.files.stored_bytes(user_id)
+        await uploaded(ai, b"x" * (1000 - stored_bytes))
+        file, (status, batch) = await create()
+        assert (file, status, batch["id"]) == (first[0], 200, first[1][1]["id"])
+        # while the key of another request, and another key, are refused
+        with pytest.raises(openai.UnprocessableEntityError):
+            await ai.batches.create(input_file_id="file-other", **plain)
+        messages["requests"][0]["custom_id"] = "b"
+        for key, expected in (("of messages", 422), ("new", 429)):
+            headers["Idempotency-Key"] = key
+            status, _ = await server.ask("POST", "/v1/messages/batches", ai.api_key, json=messages, headers=headers)
+            assert status == expected

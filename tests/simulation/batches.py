@@ -145,6 +145,14 @@ class MemoryBatches:
 
         return await self._connection.send(insert, writes=True)
 
+    async def by_key(self, user_id: int, idempotency_key: str) -> Batch | None:
+        def read(tx: Tx) -> Batch | None:
+            own = (row for row in self._tables.batches.values() if row.user_id == user_id)
+            row = next((row for row in own if row.idempotency_key == idempotency_key), None)
+            return None if row is None or row.created_at < tx.now - KEY_LIFETIME_US else row
+
+        return await self._connection.send(read, writes=False)
+
     async def get(self, batch_id: str) -> Batch | None:
         return await self._connection.send(lambda _: self._tables.batches.get(batch_id), writes=False)
 

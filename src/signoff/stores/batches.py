@@ -43,6 +43,15 @@ class SqlBatches:
         except IntegrityError:  # another process inserted one with this key at the same time: now there is one
             return await self._database.write(lambda tx: _insert(tx, batch, window_seconds))
 
+    async def by_key(self, user_id: int, idempotency_key: str) -> Batch | None:
+        """See `batches.Batches`."""
+
+        def read(conn: Connection, now: Callable[[], int]) -> Batch | None:
+            row = conn.execute(_BY_KEY, {"user": user_id, "key": idempotency_key}).one_or_none()
+            return None if row is None or row.created_at < now() - KEY_LIFETIME_US else _batch_of(row)
+
+        return await self._database.read(read)
+
     async def get(self, batch_id: str) -> Batch | None:
         """See `batches.Batches`."""
         row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"batch": batch_id}).one_or_none())
@@ -197,6 +206,10 @@ class SqlBatches:
 
 _BATCH = sa.bindparam("batch", type_=sa.Text)
 _BY_ID = sa.select(*_COLUMNS).where(batches.c.id == _BATCH)
+_BY_KEY = sa.select(*_COLUMNS).where(
+    batches.c.user_id == sa.bindparam("user", type_=sa.Integer),
+    batches.c.idempotency_key == sa.bindparam("key", type_=sa.Text),
+)
 _IS_LINE = jobs.c.batch_id == _BATCH
 _TOTALS = sa.select(jobs.c.status, sa.func.count().label("number")).where(_IS_LINE).group_by(jobs.c.status)
 _OPEN = sa.select(sa.func.count()).select_from(
@@ -221,8 +234,7 @@ _OPEN_JOBS = (
 
 def _insert(tx: Tx, batch: Batch, window_seconds: float) -> Batch:
     if batch.idempotency_key is not None:
-        has_key = (batches.c.user_id == batch.user_id) & (batches.c.idempotency_key == batch.idempotency_key)
-        row = tx.conn.execute(sa.select(*_COLUMNS).where(has_key)).one_or_none()
+        row = tx.conn.execute(_BY_KEY, {"user": batch.user_id, "key": batch.idempotency_key}).one_or_none()
         if row is not None and row.created_at >= tx.now - KEY_LIFETIME_US:
             return _batch_of(row)
         if row is not None:  # this row alone: another process may have inserted one with the key in the meantime

@@ -89,7 +89,7 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
         raise _invalid("completion_window", new.completion_window, (WINDOW,))
     key = header(scope, b"idempotency-key")
     check_idempotency_key(key)
-    await check_open_batches(services, caller)
+    await check_open_batches(services, caller, key)
     batch = Batch(
         id=new_batch_id(services, "batch"),
         user_id=caller.user_id,

@@ -26,13 +26,23 @@ def new_batch_id(services: Services, prefix: str) -> str:
     return f"{prefix}_{services.ids.new_id().replace('-', '')}"
 
 
-async def check_open_batches(services: Services, caller: Caller) -> None:
-    """Raise BacklogFull if the caller has too many batches that have not ended."""
-    if await services.store.batches.open_count(caller.user_id, at_most=MAX_OPEN_BATCHES) >= MAX_OPEN_BATCHES:
+async def check_open_batches(services: Services, caller: Caller, idempotency_key: str | None = None) -> None:
+    """Raise BacklogFull if the caller has too many batches that have not ended, and has made none with the key."""
+    if await services.store.batches.open_count(caller.user_id, at_most=MAX_OPEN_BATCHES) < MAX_OPEN_BATCHES:
+        return
+    # The key is looked up after the count, because the request that it repeats may have reached the bound just now.
+    if await batch_with_key(services, caller, idempotency_key) is None:
         raise BacklogFull(
             f"You have {MAX_OPEN_BATCHES} batches that have not ended; wait for some to end, or cancel some.",
             retry_after_seconds=RETRY_SECONDS,
         )
+
+
+async def batch_with_key(services: Services, caller: Caller, idempotency_key: str | None) -> Batch | None:
+    """Return the batch that the caller has made with the key in the last 24 hours; None if there is none."""
+    if idempotency_key is None:
+        return None
+    return await services.store.batches.by_key(caller.user_id, idempotency_key)
 
 
 async def create_batch(services: Services, batch: Batch, webhook: WebhookTarget | None = None) -> Batch:
@@ -44,9 +54,14 @@ async def create_batch(services: Services, batch: Batch, webhook: WebhookTarget 
         host = checked_host(webhook.url, services.rules.allow_list)
         batch = msgspec.structs.replace(batch, webhook=seal_webhook(services, webhook), webhook_host=host)
     stored = await services.store.batches.insert(batch, window_seconds=WINDOW_SECONDS)
-    if stored.id != batch.id and stored.fingerprint != batch.fingerprint:
+    return stored if stored.id == batch.id else checked_repetition(stored, batch.fingerprint)
+
+
+def checked_repetition(batch: Batch, fingerprint: str | None) -> Batch:
+    """Return the batch that has the key of a request. Raises KeyReused if the request is not the one that made it."""
+    if batch.fingerprint != fingerprint:
         raise KeyReused(f"`Idempotency-Key` {batch.idempotency_key!r} was used with another request; send a new one.")
-    return stored
+    return batch
 
 
 async def find_batch(services: Services, caller: Caller, batch_id: str) -> Batch:

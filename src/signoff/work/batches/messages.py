@@ -13,7 +13,13 @@ from signoff.core.ask import check_idempotency_key
 from signoff.core.batch import MESSAGES_INPUT, Batch, StoredFile
 from signoff.errors import NotFound
 from signoff.work.batches.files import discard_file, store_file
-from signoff.work.batches.manage import check_open_batches, create_batch, new_batch_id
+from signoff.work.batches.manage import (
+    batch_with_key,
+    check_open_batches,
+    checked_repetition,
+    create_batch,
+    new_batch_id,
+)
 from signoff.work.services import Services
 
 PREFIX = "msgbatch"
@@ -34,16 +40,19 @@ async def create_message_batch(
 ) -> Batch:
     """Store a batch of these requests, which are written while they come, and return it; it is in progress at once.
 
-    If the caller has made a batch of the same requests with the same key, return that one.
+    If the caller has made a batch of the same requests with the same key, return that one, and store nothing.
     Raises BadRequest for an invalid key, KeyReused, FilesTooLarge, BacklogFull, NotFound if the user was erased
     meanwhile, and what `requests` raises.
     """
     check_idempotency_key(idempotency_key)
-    await check_open_batches(services, caller)
+    await check_open_batches(services, caller, idempotency_key)
+    count, digest = 0, hashlib.sha256(MESSAGES.encode())
+    if (first := await batch_with_key(services, caller, idempotency_key)) is not None:
+        await _write_lines(None, requests, digest.update)
+        return checked_repetition(first, digest.hexdigest())
     batch_id = new_batch_id(services, PREFIX)
     number = batch_id.rpartition("_")[2]
     file = StoredFile(id=f"file-{number}-input", user_id=caller.user_id, filename="", purpose=MESSAGES_INPUT)
-    count, digest = 0, hashlib.sha256(MESSAGES.encode())
 
     async def fill(writer: BlobWriter) -> tuple[StoredFile, None]:
         nonlocal count
@@ -73,20 +82,24 @@ async def create_message_batch(
 
 
 async def _write_lines(
-    writer: BlobWriter, requests: AsyncIterator[list[NewMessage]], add: Callable[[bytes], None]
+    writer: BlobWriter | None, requests: AsyncIterator[list[NewMessage]], add: Callable[[bytes], None]
 ) -> int:
-    """Write a line for each request, pass all lines to `add`, and return the number of requests."""
+    """Write a line for each request, if there is a writer, pass all lines to `add`, and return their number."""
     lines, count = bytearray(), 0
+
+    async def flush() -> None:
+        add(bytes(lines))
+        if writer is not None:
+            await writer.write(bytes(lines))
+        lines.clear()
+
     async for group in requests:
         for request in group:
             lines += msgspec.json.encode({"custom_id": request.custom_id, "body": _on_one_line(request.params)}) + b"\n"
         count += len(group)
         if len(lines) >= WRITE_BYTES:
-            add(bytes(lines))
-            await writer.write(bytes(lines))
-            lines.clear()
-    add(bytes(lines))
-    await writer.write(bytes(lines))
+            await flush()
+    await flush()
     return count
 
 
