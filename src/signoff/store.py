@@ -101,6 +101,10 @@ class Jobs(Protocol):
         """
         ...
 
+    async def existing(self, job: Job) -> Job | None:
+        """Return the job that `insert` would return instead of inserting `job`; None if it would insert it."""
+        ...
+
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """Insert a job that has ended already, with one event that stands for all `verbs`. Return it as committed.
 

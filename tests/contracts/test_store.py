@@ -185,6 +185,8 @@ async def test_the_same_idempotency_key_returns_the_existing_job(store: AStore, 
 
     assert await inserted(store, idempotency_key="k") == first
     assert await inserted(other, idempotency_key="k") == first
+    assert await other.jobs.existing(a_job(idempotency_key="k")) == first
+    assert await other.jobs.existing(a_job(idempotency_key="free")) is None
     assert await store.jobs.count(JobFilter(), at_most=10_000) == 1
 
 

@@ -54,6 +54,34 @@ async def test_every_door_refuses_a_job_beyond_the_bound(
             assert "max_waiting_jobs" in str(response)
 
 
+REPEATABLE: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+    ("/api/jobs", {"target": "careful", "body": chat("hello", "careful")}, {"idempotency-key": "k"}),
+    ("/generate?wait=0", {"job_id": "mine", "content": "hello", "meta": {"model": "careful"}}, {}),
+    ("/v1/chat/completions", chat("hello", "careful"), {"prefer": "wait=0", "idempotency-key": "k"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "headers"), REPEATABLE)
+async def test_a_repeated_request_finds_its_job_beyond_the_bound(
+    path: str, body: dict[str, Any], headers: dict[str, str], tmp_path: Path
+) -> None:
+    async with live(tmp_path, max_waiting_jobs=3) as server:
+        await server.model("careful", review="always")
+        token = await server.token()
+        first = await server.ask("POST", path, token, json=body, headers=dict(headers))
+        await fill(server, token, 2)
+        assert (await server.ask("POST", DOORS[0][0], token, json=DOORS[0][1]))[0] == 429
+        again = await server.ask("POST", path, token, json=body, headers=dict(headers))
+        assert job_id_of(again[1]) == job_id_of(first[1]) is not None, again
+        _, jobs = await server.ask("GET", "/api/jobs?total=1", token)
+        assert jobs["total"] == 3
+
+
+def job_id_of(response: Any) -> str | None:
+    """Return the id of the job in an answer, or in an error of OpenAI's format."""
+    return response.get("job_id") or response.get("error", {}).get("job_id")
+
+
 async def test_a_retry_is_refused_beyond_the_bound_and_a_cancellation_makes_way(tmp_path: Path) -> None:
     async with live(tmp_path, max_waiting_jobs=2) as server:
         await server.model("careful", review="always")

@@ -75,6 +75,9 @@ class MemoryJobs:
 
         return await self._connection.send(insert, writes=True)
 
+    async def existing(self, job: Job) -> Job | None:
+        return await self._connection.send(lambda tx: self._find_existing(tx, job), writes=True)
+
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         def insert(tx: Tx) -> Job:
             return self.add_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))

@@ -93,6 +93,10 @@ class SqlJobs:
         except IntegrityError:  # another process inserted such a job at the same time: now there is one to return
             return await self._database.write(find_or_insert, lock_key=lock_key)
 
+    async def existing(self, job: Job) -> Job | None:
+        """See `store.Jobs`."""
+        return await self._database.write(lambda tx: _find_existing(tx, job))
+
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """See `store.Jobs`."""
 

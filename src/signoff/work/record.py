@@ -11,11 +11,13 @@ from signoff.core.dialects.answer import Answer
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt
+from signoff.runtime.backlogs import BacklogSlot
 from signoff.runtime.inflight import InflightCall
 from signoff.store import TransitionRequest
 from signoff.work.attempt import to_caller_error
 from signoff.work.inference.metering import count_usage, usage_columns
 from signoff.work.inference.settle import job_error, settle
+from signoff.work.jobs.backlog import reserve_slot
 from signoff.work.services import Services
 
 COMMIT_TIMEOUT_SECONDS = 30.0
@@ -33,7 +35,11 @@ async def begin_record(services: Services, attempt: Attempt, actor: str) -> Infl
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         services.runtime.inflight_calls.add(inflight)
         return inflight
-    with await services.runtime.backlogs.reserve(job.user_id, len(job.body) + len(job.metadata)):
+    slot = await reserve_slot(services, job)
+    if not isinstance(slot, BacklogSlot):
+        attempt.job = slot
+        return inflight
+    with slot:
         persist(services, inflight)
         try:
             stored = await asyncio.shield(inflight.writing) if inflight.writing else job

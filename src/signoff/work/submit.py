@@ -3,8 +3,10 @@
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.errors import IdTaken, KeyReused
+from signoff.runtime.backlogs import BacklogSlot
 from signoff.work.admit import admit
 from signoff.work.inference.caching import lookup_answer
+from signoff.work.jobs.backlog import reserve_slot
 from signoff.work.jobs.query import redacted
 from signoff.work.services import Services
 
@@ -12,14 +14,14 @@ from signoff.work.services import Services
 async def submit(services: Services, ask: Ask) -> Job:
     """Store the job of `ask` and wake a worker; return the job as its caller may see it.
 
-    Where a job of this user has the same client id and door, or idempotency key, return that one instead.
+    Where a job of this user has the same client id and door, or idempotency key, return that one instead, also beyond
+    the bounds of the backlog.
     Raises IdTaken or KeyReused if that job has another request, BacklogFull, and all that `admit` raises.
     """
     job = await admit(services, ask)
     hit = await lookup_answer(services, ask, job)
     if hit is None:
-        with await services.runtime.backlogs.reserve(job.user_id, len(job.body) + len(job.metadata)):
-            stored = await services.store.jobs.insert(job, actor=ask.caller.actor, due_seconds=ask.due_seconds)
+        stored = await _insert(services, ask, job)
     else:
         stored = await services.store.jobs.insert(hit, actor=ask.caller.actor, verb="hit")
     if stored.id != job.id:
@@ -27,6 +29,14 @@ async def submit(services: Services, ask: Ask) -> Job:
     elif ask.due_seconds <= 0 and hit is None:
         services.adapters.broker.notify(stored.id, stored.priority)
     return redacted(ask.caller, stored)
+
+
+async def _insert(services: Services, ask: Ask, job: Job) -> Job:
+    slot = await reserve_slot(services, job)
+    if not isinstance(slot, BacklogSlot):
+        return slot
+    with slot:
+        return await services.store.jobs.insert(job, actor=ask.caller.actor, due_seconds=ask.due_seconds)
 
 
 def check_same(stored: Job, job: Job) -> None:
