@@ -61,19 +61,18 @@ async def test_counts_come_to_a_page_that_is_open_and_not_to_one_that_nobody_loo
 ) -> None:
     await server.model("slow", review="always")
     owner = await enter("watcher", "user")
-    page = owner.page
-    await owner.visit("/dashboard/batches")
-    await page.get_by_label("File").set_input_files(jsonl([a_line("a", model="slow")]))
-    await page.get_by_role("button", name="Upload and start").click()
-    await expect(page.locator("#held")).to_have_text("1")
-    # a verdict of somebody else is seen without a reload
-    requested = asyncio.Queue[str]()
+    page, requested = owner.page, asyncio.Queue[str]()
 
     async def note(route: Route) -> None:
         requested.put_nowait(route.request.url)
         await route.continue_()
 
     await page.route("**/live", note)
+    await owner.visit("/dashboard/batches")
+    await page.get_by_label("File").set_input_files(jsonl([a_line("a", model="slow")]))
+    await page.get_by_role("button", name="Upload and start").click()
+    await expect(page.locator("#held")).to_have_text("1")
+    # a verdict of somebody else is seen without a reload
     await page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.nobodyLooks })")
     await page.evaluate("window.nobodyLooks = true")
     await page.evaluate(NEXT_POLL)

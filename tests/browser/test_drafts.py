@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -28,11 +28,35 @@ def use_desk(desk: Live) -> Live:
     return desk
 
 
+class DraftRoute:
+    """Way of the requests that save a draft, which can be blocked.
+
+    It is there before the page, because Chromium may let the first requests after that pass.
+    """
+
+    status: int | None = None
+    """Status of all answers; 0 to break the connection, None to ask the server."""
+
+    async def answer(self, route: Route) -> None:
+        """Answer a request."""
+        match self.status:
+            case None:
+                await route.continue_()
+            case 0:
+                await route.abort()
+            case status:
+                await route.fulfill(status=status, body="{}")
+
+
 @asynccontextmanager
-async def editing(chrome: Browser, server: Live, job: Job) -> AsyncIterator[Person]:
-    """Yield a reviewer whose cursor is at the end of a held answer."""
+async def editing(
+    chrome: Browser, server: Live, job: Job, answer: Callable[[Route], object] | None = None
+) -> AsyncIterator[Person]:
+    """Yield a reviewer whose cursor is at the end of a held answer; `answer` gets the requests that save a draft."""
     async with person(chrome, server.url) as reviewer:
         await sign_in(server.services, reviewer, "ann")
+        if answer is not None:
+            await reviewer.page.route("**/draft", answer)
         await reviewer.visit(f"/dashboard/review/{job.id}")
         await expect(reviewer.page.locator("#lease")).to_contain_text("You have this answer")
         await reviewer.press("e", "Control+End")
@@ -48,15 +72,6 @@ async def draft_of(server: Live, token: str, job: Job) -> str | None:
     """Return the text of the saved draft; None if there is none."""
     _, item = await server.ask("GET", f"/api/reviews/{job.id}", token)
     return (item["draft"] or {}).get("response")
-
-
-def refuse(status: int) -> Callable[[Route], Awaitable[None]]:
-    """Return a function that answers with `status`, or breaks the connection if that is 0."""
-
-    async def answer(route: Route) -> None:
-        await (route.fulfill(status=status, body="{}") if status else route.abort())
-
-    return answer
 
 
 def forgive(visitor: Person, *texts: str) -> None:
@@ -80,15 +95,14 @@ async def test_what_was_typed_last_is_kept_as_a_draft_if_the_reviewer_leaves_at_
 
 async def test_a_draft_that_could_not_be_saved_is_tried_again_until_it_is(chrome: Browser, server: Live) -> None:
     [job] = await held(server, 1, completion("the answer"))
-    token = await server.token("admin")
-    async with editing(chrome, server, job) as reviewer:
+    token, drafts = await server.token("admin"), DraftRoute()
+    async with editing(chrome, server, job, drafts.answer) as reviewer:
         page, state = reviewer.page, state_of(reviewer)
         for status in (0, 429, 503):
-            faulty = refuse(status)
-            await page.route("**/draft", faulty)
+            drafts.status = status
             await page.keyboard.type("!")
             await expect(state).to_have_text("Not saved yet; trying again")
-            await page.unroute("**/draft", faulty)
+            drafts.status = None
             await expect(state).to_have_text("Draft saved")
         await page.evaluate(BREAK_OFF)
         await page.keyboard.type("!")
@@ -107,12 +121,13 @@ async def test_a_draft_that_could_not_be_saved_is_tried_again_until_it_is(chrome
 
 async def test_the_desk_says_why_a_draft_cannot_be_saved(chrome: Browser, server: Live) -> None:
     [job] = await held(server, 1, completion("the answer"))
-    async with editing(chrome, server, job) as reviewer:
-        page, state, too_large = reviewer.page, state_of(reviewer), refuse(413)
-        await page.route("**/draft", too_large)
+    drafts = DraftRoute()
+    async with editing(chrome, server, job, drafts.answer) as reviewer:
+        page, state = reviewer.page, state_of(reviewer)
+        drafts.status = 413
         await page.keyboard.type("!")
         await expect(state).to_contain_text("too long")
-        await page.unroute("**/draft", too_large)
+        drafts.status = None
         change = sa.update(jobs).where(jobs.c.id == job.id).values(review_lease="bob@example.com")
         await execute(server.services.store, change)
         await page.keyboard.type("!")
@@ -121,16 +136,16 @@ async def test_the_desk_says_why_a_draft_cannot_be_saved(chrome: Browser, server
 
 async def test_the_browser_asks_before_a_draft_that_was_refused_is_lost(chrome: Browser, server: Live) -> None:
     [job] = await held(server, 1, completion("the answer"))
-    token = await server.token("admin")
-    async with editing(chrome, server, job) as reviewer:
-        page, state, unavailable = reviewer.page, state_of(reviewer), refuse(503)
-        await page.route("**/draft", unavailable)
+    token, drafts = await server.token("admin"), DraftRoute()
+    async with editing(chrome, server, job, drafts.answer) as reviewer:
+        page, state = reviewer.page, state_of(reviewer)
+        drafts.status = 503
         await page.keyboard.type("!")
         await expect(state).to_have_text("Not saved yet; trying again")
         async with page.expect_event("dialog") as question:
             await page.evaluate("setTimeout(() => location.reload())")
             await (await question.value).dismiss()
-        await page.unroute("**/draft", unavailable)
+        drafts.status = None
         await expect(state).to_have_text("Draft saved")
         assert await draft_of(server, token, job) == "the answer!"
         forgive(reviewer, "status of 503", "dialog: ")
@@ -140,8 +155,7 @@ async def test_the_browser_asks_before_a_draft_that_was_refused_is_lost(chrome: 
 async def test_a_reviewer_who_leaves_while_the_draft_is_on_its_way_loses_nothing(chrome: Browser, server: Live) -> None:
     job, other = await held(server, 2, completion("the answer"))
     token, waiting = await server.token("admin"), asyncio.Queue[Route]()
-    async with editing(chrome, server, job) as reviewer:
-        await reviewer.page.route("**/draft", waiting.put_nowait, times=1)
+    async with editing(chrome, server, job, waiting.put_nowait) as reviewer:
         await reviewer.page.keyboard.type("!")
         request = await waiting.get()
         await step(reviewer, "Escape", "j")
@@ -160,9 +174,8 @@ async def test_a_verdict_right_after_typing_waits_for_the_draft_and_is_sent_once
         await may_arrive.wait()
         await route.fulfill(response=response)
 
-    async with editing(chrome, server, job) as reviewer:
+    async with editing(chrome, server, job, delay) as reviewer:
         page = reviewer.page
-        await page.route("**/draft", delay, times=1)
         page.on("request", lambda request: verdicts.append(request.url) if request.url.endswith("/decide") else None)
         await page.keyboard.type("!")
         await saved.wait()
@@ -178,14 +191,14 @@ async def test_a_verdict_right_after_typing_waits_for_the_draft_and_is_sent_once
 
 async def test_a_verdict_is_not_sent_over_a_draft_that_cannot_be_saved(chrome: Browser, server: Live) -> None:
     [job] = await held(server, 1, completion("the answer"))
-    async with editing(chrome, server, job) as reviewer:
-        page, unavailable = reviewer.page, refuse(503)
-        await page.route("**/draft", unavailable)
+    drafts = DraftRoute()
+    async with editing(chrome, server, job, drafts.answer) as reviewer:
+        page, drafts.status = reviewer.page, 503
         await page.keyboard.type("!")
         await reviewer.press("Control+Enter")
         await expect(page.locator("#verdict-hint")).to_have_text("Not sent. Not saved yet; trying again")
         assert (await server.services.store.jobs.get(job.id)).decision is None
-        await page.unroute("**/draft", unavailable)
+        drafts.status = None
         await expect(state_of(reviewer)).to_have_text("Draft saved")
         await step(reviewer, "Control+Enter")
         forgive(reviewer, "status of 503")
