@@ -26,7 +26,9 @@ def described_faults(url: str) -> Generator[None]:
     try:
         yield
     except Undelivered as error:
-        raise Undelivered(_public_text(error, url)) from error
+        if (text := _public_text(error, url)) == error.message:
+            raise
+        raise Undelivered(text) from error
     except Exception as error:
         if isinstance(error, SignoffError) or type(error) is ConnectionError:
             raise
