@@ -180,7 +180,8 @@ async def measure(
             await owners[number % len(owners)].send(each)
         total, began, new_seconds, memory = each * options.batches, time.perf_counter(), 0.0, dict[str, float]()
         async with calling(caller) as seconds:
-            while (done := sum(counts := [await owner.count_done() for owner in owners])) < total:
+            while True:
+                done = sum(counts := [await owner.count_done() for owner in owners])
                 if not memory and done >= total / 5:
                     memory = deployment.memory_mb()
                 if not new_seconds and done >= total / 2:
