@@ -1,5 +1,7 @@
 """Faults of brokers are shown with the server and their text, and never with a secret of the broker's URL."""
 
+import asyncio
+
 import pytest
 from aio_pika.exceptions import AMQPConnectionError, InvalidFrameError, ProbableAuthenticationError
 
@@ -64,3 +66,21 @@ def test_an_error_of_ours_stays_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, described_faults("nats://h"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_by_a_library_is_a_lost_connection_and_one_by_us_is_none() -> None:
+    confirmation = asyncio.get_running_loop().create_future()
+    confirmation.cancel()
+    with pytest.raises(ConnectionError, match=r"^h: the connection was lost$"), described_faults("nats://h"):
+        await confirmation
+
+    async def wait() -> None:
+        with described_faults("nats://h"):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

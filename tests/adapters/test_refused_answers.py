@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -122,6 +123,24 @@ async def test_an_answer_that_is_too_large_for_rabbitmq_is_undelivered(headers: 
             await transport.publish(an_answer(wire, body=LARGE, **headers))
         await transport.publish(an_answer(wire))
         assert (await wire.get()).body == 1
+
+
+async def test_one_answer_that_is_too_large_for_rabbitmq_costs_no_other_one_an_attempt(rabbitmq: str) -> None:
+    async with RabbitClient(rabbitmq, "").connected() as wire, publishing(wire, rabbitmq) as transport:
+
+        async def publish(body: bytes) -> bool:
+            """Publish as deliveries do, which count no attempt while a broker is away; return False if refused."""
+            while True:
+                try:
+                    await transport.publish(an_answer(wire, body=body))
+                except ConnectionError:
+                    continue
+                except Undelivered:
+                    return False
+                return True
+
+        bodies = [LARGE if number in {0, 5} else str(number).encode() for number in range(12)]
+        assert await asyncio.gather(*map(publish, bodies)) == [body != LARGE for body in bodies]
 
 
 async def test_an_answer_that_a_user_of_rabbitmq_may_not_write_is_undelivered(rabbitmq: str) -> None:

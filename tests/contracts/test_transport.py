@@ -27,6 +27,7 @@ from support.live_server import Live, live, until
 
 pytestmark = pytest.mark.anyio
 
+TURNS = 200  # of the loop, in which a client notices that its connection is lost
 EXAMPLE = b"""{
   "path": "/v1/completions",
   "metadata": {"key": "val"},
@@ -413,8 +414,9 @@ async def test_a_higher_max_handlers_takes_effect(wire: TopicClient) -> None:
         await until(all_are_handled)
 
 
+@pytest.mark.parametrize("is_noticed", [False, True])
 async def test_publishing_resumes_after_a_lost_connection_and_leaves_no_connection_open(
-    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
+    wire: TopicClient, monkeypatch: pytest.MonkeyPatch, *, is_noticed: bool
 ) -> None:
     # a connection that is left behind reconnects soon and is seen
     monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)
@@ -432,6 +434,8 @@ async def test_publishing_resumes_after_a_lost_connection_and_leaves_no_connecti
 
         await until(functools.partial(publish, 0))
         proxy.cut()
+        for _ in range(TURNS if is_noticed else 0):
+            await asyncio.sleep(0)
         await until(functools.partial(publish, 1))
         assert (await wire.get()).body == {"n": 0}
         await transport.close()

@@ -1,5 +1,6 @@
 """Faults of connections to message brokers, described for operators without the secrets in the URL of a broker."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Generator
@@ -21,10 +22,15 @@ MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def described_faults(url: str) -> Generator[None]:
     """Convert errors of a client library in the block to ConnectionErrors, whose texts have no secrets.
 
-    The text of an Undelivered error, which has that of the broker, loses its secrets, too.
+    That is so for a cancellation by the library itself, too, such as aiormq's of what waits on a lost connection. The
+    text of an Undelivered error, which has that of the broker, loses its secrets.
     """
     try:
         yield
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise ConnectionError(f"{_server(url)}: the connection was lost") from error
     except Undelivered as error:
         if (text := _public_text(error, url)) == error.message:
             raise

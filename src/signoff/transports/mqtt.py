@@ -89,13 +89,15 @@ class MqttTransport:
 
     async def _publish(self, message: OutgoingMessage, topic: str) -> None:
         broker, properties = await self._publisher.get(), _properties(message)
-        _check_size(broker, message, topic)
         try:
+            _check_size(broker, message, topic)
             client = await broker.connect()
             await client.publish(topic, message.body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=properties)
         except (zmqtt.MQTTInvalidTopicError, zmqtt.MQTTPublishError) as error:
             await self._mark_lost_if_closed(broker)
             raise Undelivered(f"The MQTT broker rejected the answer for {topic!r}: {error}") from error
+        except Undelivered:
+            raise
         except Exception:
             self._publisher.mark_lost(broker)
             raise
@@ -136,8 +138,8 @@ def _incoming(message: zmqtt.Message, *, is_redelivery: bool) -> IncomingMessage
 
 def _check_size(broker: MQTTBroker, message: OutgoingMessage, topic: str) -> None:
     """Raise Undelivered if the broker has said that it takes no packet of this size; it would close the connection."""
-    said = broker.connection_info.properties
-    limit = None if said is None else said.maximum_packet_size
+    properties = broker.connection_info.properties
+    limit = None if properties is None else properties.maximum_packet_size
     message_id = message.headers["message-id"]
     texts = (topic, message_id, message.headers.get("correlation-id", message_id))
     size_bytes = len(message.body) + sum(len(text.encode()) for text in texts) + PACKET_BYTES

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -31,6 +31,7 @@ HEARTBEAT_SECONDS = 5
 CONNECT_SECONDS = ANSWER_SECONDS / 2
 # FastStream's broker always reconnects by itself. This is long enough that we stop it first and connect again.
 RECONNECT_SECONDS = 3600.0
+APP_ID = "signoff"
 # Argument of a new queue, and the parameter of the URL that sets it.
 QUEUE_TYPE = "x-queue-type"
 # RabbitMQ returns a message, as if its queue is gone or full.
@@ -83,19 +84,28 @@ class RabbitTransport:
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
             try:
-                if (reply_to := message.headers.get("reply-to")) is not None:
-                    with contextlib.suppress(*RETURNS):  # the queue for replies is gone
-                        await _publish(broker, message, reply_to)
-                        return
-                await _publish(broker, message, message.address)
-            except (*RETURNS, *REFUSALS) as error:
-                # The queue may be deleted, or the channel be closed; a new connection declares and opens them.
-                self._publisher.mark_lost(broker)
-                raise Undelivered(f"RabbitMQ rejected the answer for {message.address!r}: {error}") from error
+                await _publish(broker.publish, message)
+            except REFUSALS:
+                self._publisher.mark_lost(broker)  # its channel is closed
+                await self._publish_alone(message)
+            except RETURNS as error:
+                self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
+                raise _undelivered(error) from error
 
     async def close(self) -> None:
         """See `transport.Transport`."""
         await self._publisher.close()
+
+    async def _publish_alone(self, message: OutgoingMessage) -> None:
+        """Publish on a channel of its own: if RabbitMQ closes a channel for one answer, all answers on it fail."""
+        connection = await (await self._publisher.get()).connect()
+        channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        try:
+            await _publish(channel.default_exchange.publish, message)
+        except (*RETURNS, *REFUSALS) as error:
+            raise _undelivered(error) from error
+        finally:
+            await channel.close()
 
     async def _connect(self, broker: RabbitBroker) -> None:
         """Connect, and make sure that the queue for answers exists."""
@@ -113,7 +123,6 @@ class RabbitTransport:
             on_close=[on_close],
             default_channel=channel,
             **BROKER,
-            app_id="signoff",
         )
 
 
@@ -137,18 +146,26 @@ def _incoming(message: AbstractIncomingMessage) -> IncomingMessage:
     )
 
 
-async def _publish(broker: RabbitBroker, message: OutgoingMessage, queue: str) -> None:
+async def _publish(publish: Callable[..., Awaitable[object]], message: OutgoingMessage) -> None:
+    """Publish the answer for the queue that the caller has named, or for the usual one if that is gone."""
     message_id = message.headers["message-id"]
-    await broker.publish(
+    answer = aio_pika.Message(
         message.body,
-        routing_key=queue,
-        mandatory=True,
-        persist=True,
         message_id=message_id,
         correlation_id=message.headers.get("correlation-id", message_id),
         content_type="application/json",
-        timeout=ANSWER_SECONDS,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        app_id=APP_ID,
     )
+    if (reply_to := message.headers.get("reply-to")) is not None:
+        with contextlib.suppress(*RETURNS):
+            await publish(answer, routing_key=reply_to, mandatory=True, timeout=ANSWER_SECONDS)
+            return
+    await publish(answer, routing_key=message.address, mandatory=True, timeout=ANSWER_SECONDS)
+
+
+def _undelivered(error: Exception) -> Undelivered:
+    return Undelivered(f"RabbitMQ rejected the answer: {error}")
 
 
 async def _watch_channel(channel: Any, watch: LivenessWatch, name: str) -> None:
