@@ -99,16 +99,16 @@ def _messages(request: _Request) -> Iterator[JsonObject]:
 
     What else is in the messages of the user that follow a call comes after them.
     """
-    held = list[JsonObject]()
+    pending = list[JsonObject]()
     for message in request.messages:
         blocks = _blocks(message.get("content"))
         if (role := message.get("role")) == "user":
             results, rest = _user_messages(blocks)
             yield from results
-            held += rest
+            pending += rest
             continue
-        yield from held
-        held.clear()
+        yield from pending
+        pending.clear()
         match role:
             case "assistant":
                 yield _assistant_message(blocks)
@@ -116,7 +116,7 @@ def _messages(request: _Request) -> Iterator[JsonObject]:
                 yield {"role": "system", "content": "".join(_text(block, "messages") for block in blocks)}
             case _:
                 raise BadRequest(f"The `role` of a message must be `user`, `assistant` or `system` (got {role!r}).")
-    yield from held
+    yield from pending
 
 
 def _blocks(content: object) -> list[JsonObject]:

@@ -110,12 +110,12 @@ def _messages(items: str | list[JsonObject]) -> list[JsonObject]:
     """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    messages, held = list[JsonObject](), list[JsonObject]()
+    messages, pending = list[JsonObject](), list[JsonObject]()
     for item in items:
         kind = item.get("type") or "message"
-        if held and kind not in {"function_call_output", "reasoning"}:
-            messages.append({"role": "user", "content": held})
-            held = []
+        if pending and kind not in {"function_call_output", "reasoning"}:
+            messages.append({"role": "user", "content": pending})
+            pending = []
         match kind:
             case "message":
                 messages.append(_message(item))
@@ -127,14 +127,14 @@ def _messages(items: str | list[JsonObject]) -> list[JsonObject]:
                 parts = [_part(part) for part in _parts(item.get("output"))]
                 output = content_text(parts)
                 messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
-                held += [part for part in parts if part["type"] != "text"]
+                pending += [part for part in parts if part["type"] != "text"]
             case "reasoning":
                 continue  # thoughts, which no chat takes
             case kind:
                 raise BadRequest(
                     f"The model has no Responses API, so an item {kind!r} of `input` is not supported; remove it."
                 )
-    return [*messages, {"role": "user", "content": held}] if held else messages
+    return [*messages, {"role": "user", "content": pending}] if pending else messages
 
 
 def _message(item: JsonObject) -> JsonObject:
