@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from signoff.doors.callers import SESSION_COOKIE
+from signoff.doors.callers import SECURE_SESSION_COOKIE, SESSION_COOKIE
 from signoff.doors.openapi.errors import FORMATS, error_responses
 from signoff.doors.openapi.operations import OPERATIONS, PARAMETERS, Operation
 from signoff.doors.openapi.plain import PLAIN, AsgiOperation
@@ -46,6 +46,7 @@ SECURITY_SCHEMES: Schema = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
     "session": {"type": "apiKey", "in": "cookie", "name": SESSION_COOKIE},
+    "session-https": {"type": "apiKey", "in": "cookie", "name": SECURE_SESSION_COOKIE},
 }
 
 
