@@ -128,9 +128,6 @@ async def make_released(server: Live, job_id: str) -> None:
     await execute(server.services.store, sa.update(jobs).where(jobs.c.id == job_id).values(release_at=1))
 
 
-FRESH = {"model": "judged", "input": "tell me"}
-
-
 class Story:
     """A random sequence of requests of one user, and of verdicts, over an upstream that remembers.
 
@@ -393,6 +390,10 @@ class Story:
         rulings = [job.ruling for job in await self.stored() if job.ruling is not None]
         return {ruling.coin.is_audit for ruling in rulings if ruling.coin is not None}
 
+    async def outcomes(self) -> Counter[str]:
+        """Return how often policies let an answer pass, held it and rejected it."""
+        return Counter(job.ruling.outcome for job in await self.stored() if job.ruling is not None)
+
     async def stored(self) -> list[Job]:
         return await self.server.services.store.jobs.list(JobFilter(limit=1000))
 
@@ -433,12 +434,12 @@ async def test_no_text_that_policies_hold_or_reject_is_readable_by_its_caller(se
         await server.model("judged", kind="openai", url=fake.at("remember"), cache="never")
         story = Story(server, await server.token(), seed, await server.token("admin"))
         await story.change_policy()
-        for _ in range(10):  # secrets have consecutive numbers, so each last digit occurs
-            await story.take((await send(server, story.token, "POST", "/v1/responses", json=FRESH))[1])
+        for number in range(10):  # secrets have consecutive numbers, so each last digit occurs
+            body = {"model": "judged", "input": f"tell me {number}"}  # an equal one would get the answer that is held
+            await story.take((await send(server, story.token, "POST", "/v1/responses", json=body))[1])
+        assert await story.outcomes() == {"pass": 4, "hold": 3, "reject": 3}
         await story.run()
         await story.go_on(lambda: story.checked > STEPS)
-        rulings = {job.ruling.outcome for job in await story.stored() if job.ruling is not None}
-        assert rulings >= {"pass", "hold"}
 
 
 AUDITED = {"answers": 400, "share": 0.5, "audit_rate": 0.4}
