@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -360,12 +360,13 @@ def load(**flags: Any) -> Settings:
     try:
         return Settings(**flags)
     except ValidationError as error:
-        faults = (f"{_spelling(str(fault['loc'][0]), flags)}: {_message(fault['msg'])}" for fault in error.errors())
+        faults = (f"{_place(fault['loc'], flags)}: {_message(fault['msg'])}" for fault in error.errors())
         raise BadSettings("; ".join(faults)) from None
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
         spelling = _spelling(name[1], flags) if name else str(error)
-        raise BadSettings(f'{spelling}: The value is not valid JSON; write a list as ["a", "b"].') from None
+        example = '["a", "b"]' if name is None or not _is_mapping(name[1]) else '{"name": "value"}'
+        raise BadSettings(f"{spelling}: The value is not valid JSON; write it as {example}.") from None
 
 
 def ignored_variables() -> list[str]:
@@ -376,6 +377,17 @@ def ignored_variables() -> list[str]:
 def _message(text: str) -> str:
     """Return pydantic's message, without the words that it puts before the message of a validator."""
     return text.removeprefix("Value error, ")
+
+
+def _place(location: tuple[int | str, ...], flags: Iterable[str]) -> str:
+    """Return the name of a setting with the place of a fault in it, such as `SIGNOFF_STREAMS[0].url`."""
+    inner = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in location[1:])
+    return _spelling(str(location[0]), flags) + inner
+
+
+def _is_mapping(name: str) -> bool:
+    """Return True if the values of a setting are JSON objects."""
+    return get_origin(Settings.model_fields[name].annotation) is dict
 
 
 def _spelling(name: str, flags: Iterable[str]) -> str:

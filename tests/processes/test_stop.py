@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from processes.test_cli import TOKEN, read_welcome, running_signoff, signoff, stop, url_in
+from support.service_supervisor import free_ports
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CALLS = {
@@ -40,6 +41,15 @@ class CallerThread(threading.Thread):
         with response:
             self.status, self.headers = response.status, {k.lower(): v for k, v in response.headers.items()}
             self.body = response.read().decode()
+
+
+def test_a_server_that_waits_for_its_database_handles_sigterm(tmp_path: Path) -> None:
+    # The first process of a container is not ended by a signal without a handler, and exits with this code by one.
+    settings = {"SIGNOFF_DATABASE_URL": f"postgresql://u:p@127.0.0.1:{free_ports(1)[0]}/x"}
+    with running_signoff(tmp_path, "serve", "--port", "0", **settings) as server:
+        assert server.stderr is not None
+        assert any("database" in line.lower() for line in server.stderr)
+        assert stop(server, signal.SIGTERM)[0] == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

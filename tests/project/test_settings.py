@@ -360,3 +360,19 @@ def test_the_example_file_contains_only_defaults(place: Path) -> None:
     # and every setting that has a default is shown with a value
     for name, field in Settings.model_fields.items():
         assert (f"SIGNOFF_{name.upper()}=\n" in text + "\n") is (field.default is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("STREAMS", '[{"name": "a"}]', "SIGNOFF_STREAMS[0].url: Field required"),
+        ("QUEUES", "{", 'SIGNOFF_QUEUES: The value is not valid JSON; write it as {"name": "value"}.'),
+        ("CORS_ORIGINS", "{", 'SIGNOFF_CORS_ORIGINS: The value is not valid JSON; write it as ["a", "b"].'),
+    ],
+)
+def test_a_fault_in_a_value_of_several_parts_names_its_place(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"SIGNOFF_{name}", value)
+    with pytest.raises(BadSettings, match=re.escape(message)):
+        load()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from signoff.core.pipelines.check import bind_arguments
 from signoff.core.pipelines.coerce import coerce, to_text
 from signoff.core.pipelines.grammar import parse
 from signoff.core.pipelines.tree import Call, Constant, Name
-from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
+from signoff.errors import FunctionFailed, FunctionTimedOut, Overloaded, SignoffError
 from signoff.funcs import builtins
 from signoff.funcs.loading import scan
 from signoff.runtime import functions as functions_module
@@ -379,13 +380,18 @@ async def test_functions_that_cannot_be_stopped_occupy_a_bounded_number_of_threa
     for call in blocked:
         with pytest.raises(TimeoutError):
             await threads.run(call, 0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(Overloaded):
         await threads.run(lambda: 1, 0.05)
     # both threads were still stuck when the third call failed
     assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
     release.set()
     assert await threads.run(lambda: 1, 60) == 1
     await wait_for_threads_to_end()
+
+
+async def test_the_wait_for_a_thread_is_no_time_of_the_work() -> None:
+    threads = WorkerThreads(1)
+    assert await together(threads.run(lambda: time.sleep(1.2), 2) for _ in range(2)) == [None, None]
 
 
 async def test_a_thread_that_cannot_be_started_occupies_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class FunctionRegistry:
         self._searched.clear()
 
     async def scan(self) -> Scan:
-        """Read the files and return the functions in them. Raises FunctionTimedOut."""
+        """Read the files and return the functions in them. Raises FunctionTimedOut, Overloaded."""
         try:
             self._scan = await self._threads.run(lambda: scan(self._folders), self._seconds)
         except TimeoutError:
@@ -60,13 +60,11 @@ class FunctionRegistry:
     async def call(self, function: Function, args: Mapping[str, object], prompts: Prompts) -> str:
         """Return the function's result for arguments by name, as text. `prompts` lists the caller's prompts.
 
-        Raises FunctionFailed, FunctionTimedOut; their messages name the function.
+        Raises FunctionFailed, FunctionTimedOut, whose messages name the function, and Overloaded if no thread is free.
         """
         loaded = await self._load(function)
         try:
-            async with asyncio.timeout(self._seconds):
-                result = await self._run(loaded, args, await self._context(prompts))
-            text = to_text(result)
+            text = to_text(await self._run(loaded, args, await self._context(prompts)))
         except TimeoutError:
             raise FunctionTimedOut(f"`{function.name}` took more than {self._seconds:g} s.") from None
         except (WorkFailed, ValueError) as error:
@@ -83,7 +81,8 @@ class FunctionRegistry:
         token = CALL_CONTEXT.set(context)
         try:
             if loaded.function.is_async:
-                return await _await(lambda: call_with(loaded.python, args))
+                async with asyncio.timeout(self._seconds):
+                    return await _await(lambda: call_with(loaded.python, args))
             return await self._threads.run(lambda: call_with(loaded.python, args), self._seconds)
         finally:
             CALL_CONTEXT.reset(token)

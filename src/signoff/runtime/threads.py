@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from signoff.errors import Overloaded
+
 T = TypeVar("T")
 
 
@@ -35,12 +37,16 @@ class WorkerThreads:
     async def run(self, work: Callable[[], T], seconds: float) -> T:
         """Return the result of `work`, run in a thread with the caller's context variables.
 
-        After `seconds`, which include the wait for a slot, or when the caller is cancelled, the thread is stopped at
-        its next line of Python. Raises WorkFailed for an error of `work`, TimeoutError after `seconds`, and
-        RuntimeError if no thread can be started.
+        After `seconds` of work, or when the caller is cancelled, the thread is stopped at its next line of Python.
+        Raises WorkFailed for an error of `work`, TimeoutError after `seconds`, Overloaded if no slot is free within
+        the same time, and RuntimeError if no thread can be started.
         """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Overloaded(f"All threads for functions were busy for {seconds:g} s; try again later.") from None
         async with asyncio.timeout(seconds):
-            await self._slots.acquire()
             item = _WorkItem(work, self._slots.release)
             try:
                 return await item.outcome

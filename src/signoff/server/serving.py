@@ -32,6 +32,8 @@ MAX_ACCEPTED = 2048
 FORCED_EXIT_CODE = 128 + signal.SIGINT
 # Files that a process opens besides the connections of its clients: of the database, of upstreams, of models.
 OTHER_FILES = 512
+# Longer than proxies keep idle connections, 60 s by default, so that none sends a request while this side closes.
+KEEP_ALIVE_SECONDS = 75
 log = structlog.get_logger()
 
 
@@ -177,6 +179,7 @@ def uvicorn_options(max_connections: int, drain_seconds: float) -> dict[str, Any
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,  # `doors.http.scheme_of` reads the one header that matters
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": drain_seconds,
     }
 
