@@ -73,12 +73,23 @@ async def half_submitted(ai: openai.AsyncOpenAI, server: Live) -> tuple[Any, lis
     return batch, await until(two_held)
 
 
-@pytest.mark.parametrize("contents", [None, b"", b"x" * 5000], ids=["deleted", "cut off", "replaced"])
-async def test_a_batch_completes_with_the_lines_that_were_read_before_its_contents_were_lost(
-    contents: bytes | None, ai: openai.AsyncOpenAI, server: Live
+async def shown_as_missing(server: Live, batch_id: str) -> None:
+    """Wait until a batch, which goes on, says that its contents are missing."""
+
+    async def has_error() -> bool | None:
+        batch = await server.services.store.batches.get(batch_id)
+        assert batch is not None
+        assert batch.status == "in_progress"
+        return bool(batch.errors) or None
+
+    await until(has_error)
+
+
+async def test_a_batch_whose_contents_were_cut_off_completes_with_the_lines_that_are_left(
+    ai: openai.AsyncOpenAI, server: Live
 ) -> None:
     batch, held = await half_submitted(ai, server)
-    await lose(server, batch.id, contents)
+    await lose(server, batch.id, b"")
     for job_id in held:
         await decide(server.services, REVIEWER, job_id, VerdictRequest(verdict="approve"))
     done = await ended(ai, batch)
@@ -88,17 +99,37 @@ async def test_a_batch_completes_with_the_lines_that_were_read_before_its_conten
     assert done.errors.data is not None
     [error] = done.errors.data
     assert (error.code, error.param) == ("invalid_request", "input_file_id")
-    assert "upload the file again" in (error.message or "")
+    assert "upload the requests" in (error.message or "")
 
 
-async def test_a_batch_whose_contents_are_lost_before_any_request_is_made_fails(
+@pytest.mark.parametrize("contents", [None, b"x" * 5000], ids=["missing", "others"])
+async def test_a_batch_goes_on_once_its_contents_are_restored(
+    contents: bytes | None, ai: openai.AsyncOpenAI, server: Live
+) -> None:
+    batch, held = await half_submitted(ai, server)
+    stored = await server.services.store.batches.get(batch.id)
+    pieces = server.services.adapters.blobs.read(f"files/{stored.input_file_id}")  # type: ignore[union-attr]
+    whole = b"".join([piece async for piece in pieces])
+    await lose(server, batch.id, contents)
+    for job_id in held:
+        await decide(server.services, REVIEWER, job_id, VerdictRequest(verdict="approve"))
+    await shown_as_missing(server, batch.id)
+    await lose(server, batch.id, whole)
+    await server.model("careful", review="never")
+    done = await ended(ai, batch)
+    await server.model("careful", review="always")
+    assert (done.status, done.request_counts.model_dump()) == ("completed", {"total": 5, "completed": 5, "failed": 0})  # type: ignore[union-attr]
+    assert done.errors is None
+
+
+async def test_a_batch_whose_contents_are_empty_before_any_request_is_made_fails(
     ai: openai.AsyncOpenAI, server: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(submit, "QUEUED_LINES", 0)
         batch = await created(ai, a_line("a"), a_line("b"))
         await in_progress(server, batch.id)
-        await lose(server, batch.id)
+        await lose(server, batch.id, b"")
     done = await ended(ai, batch)
     assert (done.status, done.request_counts.model_dump()) == ("failed", {"total": 2, "completed": 0, "failed": 2})  # type: ignore[union-attr]
     assert done.failed_at is not None
@@ -113,6 +144,7 @@ async def test_a_batch_whose_contents_are_lost_expires_and_can_be_cancelled(
 ) -> None:
     batch, _ = await half_submitted(ai, server)
     await lose(server, batch.id)
+    await shown_as_missing(server, batch.id)
     if end == "cancelled":
         await ai.batches.cancel(batch.id)
     else:
@@ -135,12 +167,14 @@ async def test_a_batch_of_messages_whose_contents_are_lost_ends(server: Live, mo
             patched.setattr(submit, "QUEUED_LINES", 0)
             batch = await ai.messages.batches.create(requests=requests)
             await lose(server, batch.id)
+        await shown_as_missing(server, batch.id)
+        await ai.messages.batches.cancel(batch.id)
 
         async def counts() -> dict[str, int] | None:
             present = await ai.messages.batches.retrieve(batch.id)
             return present.request_counts.model_dump() if present.processing_status == "ended" else None
 
-        assert await until(counts) == {"processing": 0, "succeeded": 0, "errored": 1, "canceled": 0, "expired": 0}
+        assert await until(counts) == {"processing": 0, "succeeded": 0, "errored": 0, "canceled": 1, "expired": 0}
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])

@@ -30,7 +30,7 @@ from signoff.work.services import Services
 
 PAGE_LINES = 200
 PAGE_BYTES = 8 * 1024 * 1024
-_CUT_OFF: dict[BatchOutcome | None, JobError] = {"expired": BATCH_EXPIRED, "cancelled": BATCH_CANCELLED}
+_ERROR_OF_OUTCOME: dict[BatchOutcome | None, JobError] = {"expired": BATCH_EXPIRED, "cancelled": BATCH_CANCELLED}
 log = structlog.get_logger()
 
 
@@ -61,8 +61,8 @@ def _changes(batch: Batch, counter: BatchCounter) -> dict[str, Any]:
     """Return the columns to set at the end; requests that could not be read any more count as failed or cut off."""
     lost = 0 if batch.total is None else max(0, batch.total - counter.count)
     if not lost:
-        return {"totals": counter.totals(), "total": counter.count}
-    counter.add_unsubmitted(_CUT_OFF.get(batch.outcome), lost)
+        return {"totals": counter.totals(), "total": counter.count, "errors": ()}
+    counter.add_unsubmitted(_ERROR_OF_OUTCOME.get(batch.outcome), lost)
     return {"totals": counter.totals(), "total": counter.count, "errors": (lost_contents(batch),)}
 
 
@@ -113,7 +113,7 @@ async def _pages(services: Services, batch: Batch) -> AsyncGenerator[list[Job]]:
 
 async def _write_unsubmitted(services: Services, batch: Batch, errors: "_LazyWriter", counter: BatchCounter) -> None:
     """Write the lines that no job was stored for before the batch expired or was cancelled, as far as they are left."""
-    error = _CUT_OFF.get(batch.outcome)
+    error = _ERROR_OF_OUTCOME.get(batch.outcome)
     if error is None or batch.total is None:
         return
     try:
@@ -123,7 +123,7 @@ async def _write_unsubmitted(services: Services, batch: Batch, errors: "_LazyWri
                 await errors.write(result_without_job(batch, batch_line_id(batch, line.number), custom_id, error))
                 counter.add_unsubmitted(error)
     except BlobMissing as missing:
-        log.warning("batch_input_lost", batch_id=batch.id, error=missing.message)
+        log.warning("batch_input_missing", batch_id=batch.id, error=missing.message)
 
 
 class _LazyWriter:

@@ -47,7 +47,7 @@ def checked_request(line: Line) -> BatchLine:
 def lost_contents(batch: Batch) -> BatchError:
     """Return the fault of a batch whose input file cannot be read to its end."""
     message = (
-        f"The contents of the file {batch.input_file_id} were lost before all requests were made. "
-        "Requests without a result were not made; upload the file again, and create a batch of them."
+        f"The contents of the file {batch.input_file_id} were missing before all requests were made. "
+        "Until they are restored, no more are made; cancel the batch, and upload the requests without a result again."
     )
     return BatchError(code="invalid_request", message=message, param="input_file_id")

@@ -107,7 +107,8 @@ async def _progress(services: Services, batch: Batch) -> Batch | float:
     if counts.is_overdue:
         await _cut_off(services, batch, BATCH_EXPIRED)
         return await _finalize(services, batch, "expired")
-    return QUEUED_SECONDS if counts.queued or batch.outcome is None else HELD_SECONDS
+    is_submitting = batch.outcome is None and not batch.errors
+    return QUEUED_SECONDS if counts.queued or is_submitting else HELD_SECONDS
 
 
 async def _finalize(services: Services, batch: Batch, outcome: str) -> Batch:

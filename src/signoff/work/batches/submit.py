@@ -33,8 +33,8 @@ log = structlog.get_logger()
 async def submit_lines(services: Services, batch: Batch) -> Batch:
     """Store jobs for lines of a leased batch, until there are enough that wait; return the batch.
 
-    Once all lines are stored, the batch has an outcome. If its contents are lost before, the lines so far are all, and
-    a batch without any has failed.
+    Once all lines are stored, the batch has an outcome; one whose contents have become empty before has failed. While
+    the contents cannot be found, `errors` says so, and the rest is tried again until the batch expires or is cancelled.
     Raises Stale if the lease was lost or the batch was cancelled, Unauthorized, and Overloaded.
     """
     caller = await caller_of_batch(services, batch)
@@ -43,21 +43,28 @@ async def submit_lines(services: Services, batch: Batch) -> Batch:
         return batch
     with contextlib.ExitStack() as slots:
         group = _Group(services, caller, batch, slots)
-        is_lost = False
         try:
             if not await _submit_up_to(services, group, free):
                 return await group.store()
         except BlobMissing as error:
-            log.warning("batch_input_lost", batch_id=batch.id, error=error.message)
-            is_lost = True
+            return await _note_loss(services, await group.store(), error)
         batch = await group.store()
-    if is_lost and batch.next_line == 1 and batch.api == "openai":
+    if batch.next_line == 1 and batch.api == "openai":
         totals = BatchTotals(total=batch.total or 0, failed=batch.total or 0)
         changes = {"errors": (lost_contents(batch),), "totals": totals}
         return await services.store.batches.finish(batch, "failed", changes=changes)
     return await services.store.batches.change(
-        batch.id, batch.lease or "", "in_progress", changes={"outcome": "completed"}
+        batch.id, batch.lease or "", "in_progress", changes={"outcome": "completed", "errors": ()}
     )
+
+
+async def _note_loss(services: Services, batch: Batch, error: BlobMissing) -> Batch:
+    """Add to the batch that its contents are missing, once: they may come back with the place where they are stored."""
+    if batch.errors:
+        return batch
+    log.warning("batch_input_missing", batch_id=batch.id, error=error.message)
+    changes = {"errors": (lost_contents(batch),)}
+    return await services.store.batches.change(batch.id, batch.lease or "", "in_progress", changes=changes)
 
 
 async def _submit_up_to(services: Services, group: "_Group", free: int) -> bool:
