@@ -93,23 +93,23 @@ class Catalog(Protocol):
         ...
 
 
-SealedKind = Literal["key", "job", "stream", "receipt_key"]
+SealedKind = Literal["key", "job", "batch", "review_queue", "stream", "receipt_key"]
 
 
 class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     """A sealed secret, and the place where it is stored."""
 
     kind: SealedKind
-    """`key` for an upstream's API key, `job` for a webhook secret of a job, `stream` for the address of a broker.
+    """`key` for an upstream's API key, `job`, `batch` or `review_queue` for a webhook, `stream` for a broker's address.
 
     `receipt_key` for the private key that signs receipts.
     """
 
     id: str
-    """The id of the key or the job, the name of the stream, or the number of the key that signs receipts."""
+    """The id of the key, job or batch, the name of the queue or stream, or the number of the key of receipts."""
 
     sealed: bytes
-    """The secret, sealed by the vault; empty for a job that is delivered without a secret of its own."""
+    """The secret, sealed by the vault; empty for a job or a queue without one of its own."""
 
     clear_url: str = ""
     """The URL of a job's webhook that an earlier version stored in clear; empty for all others."""
@@ -122,7 +122,7 @@ class Secrets(Protocol):
         """Return up to `limit` secrets of a kind, ordered by place; start after the place `after`, None for the first.
 
         An empty list means that there are no more. Jobs that are delivered without a secret of their own are included,
-        with an empty one; jobs that are delivered to no address are not.
+        with an empty one, as are queues without a webhook; jobs that are delivered to no address are not.
         """
         ...
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contracts.test_streams import a_stream
 from signoff.catalog import SealedSecret
 from signoff.core import access
+from signoff.core.access import Caller
+from signoff.core.batch import Batch
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.core.model_digest import model_digest
+from signoff.core.reviews.queues import ReviewQueue
 from signoff.errors import Conflict, NameTaken, VersionConflict
 from signoff.stores import secrets as stored_secrets
 from support.stores import ANSWER, AStore, a_step, inserted, leased, together
@@ -215,6 +220,29 @@ async def test_all_sealed_secrets_are_listed_in_pages_and_replaced_in_place(stor
     assert changed.deliver == (mirror, DeliveryTarget(address="a", host="a", sealed=b"new"))
     assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
     assert await store.secrets.replace(SealedSecret(kind="job", id="nobody", sealed=b"x"), b"y") is False
+
+
+async def test_webhooks_of_batches_and_review_queues_are_sealed_secrets(store: AStore) -> None:
+    plain: dict[str, Any] = {"user_id": 7, "api": "openai", "endpoint": "/v1/responses", "input_file_id": "file-x"}
+    caller = Caller(user_id=7, token_id=1, role="user", email="ann@example.com")
+    for number, webhook in enumerate((b"first", None, b"second")):
+        batch = Batch(id=f"batch_{number}", caller=caller, webhook=webhook, webhook_host="a", **plain)
+        await store.batches.insert(batch, window_seconds=60)
+    for name, sealed in (("a", b"of a"), ("b", None), ("c", b"of c")):
+        await store.review_queues.put(ReviewQueue(name=name, sealed=sealed))
+
+    of_batches = await store.secrets.page("batch", None, 5)
+    of_queues = await store.secrets.page("review_queue", None, 5)
+    assert [(each.id, each.sealed) for each in of_batches] == [("batch_0", b"first"), ("batch_2", b"second")]
+    assert [(each.id, each.sealed) for each in of_queues] == [("a", b"of a"), ("b", b""), ("c", b"of c")]
+    assert await store.secrets.page("batch", "batch_0", 1) == of_batches[1:]
+    assert await store.secrets.page("review_queue", "a", 1) == of_queues[1:2]
+    # when a secret is replaced, then it is replaced once
+    for secret in (of_batches[1], of_queues[2]):
+        assert await store.secrets.replace(secret, b"new") is True
+        assert await store.secrets.replace(secret, b"newer") is False
+    assert [each.sealed for each in await store.secrets.page("batch", None, 5)] == [b"first", b"new"]
+    assert [queue.sealed for queue in await store.review_queues.all()] == [b"of a", None, b"new"]
 
 
 async def test_the_url_of_a_webhook_in_clear_goes_from_the_job_and_its_deliveries(store: AStore) -> None:

@@ -138,46 +138,55 @@ class MemorySecrets:
         self._connection = connection
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
-        def read(_: Tx) -> list[SealedSecret]:
-            if kind == "key":
-                of_keys = [(key.id, sealed) for key, sealed in self._tables.sealed.values() if key.id > int(after or 0)]
-                return [SealedSecret(kind="key", id=str(key_id), sealed=sealed) for key_id, sealed in sorted(of_keys)]
-            if kind == "stream":
-                of_streams = [stream for name, stream in sorted(self._tables.streams.items()) if name > (after or "")]
-                return [SealedSecret(kind="stream", id=stream.name, sealed=stream.sealed) for stream in of_streams]
-            if kind == "receipt_key":
-                return []  # the keys of this store are not sealed
-            of_jobs = [job for name, job in sorted(self._tables.jobs.items()) if job.deliver and name > (after or "")]
-            return [secret_of(job.id, job.deliver) for job in of_jobs]
-
-        secrets = await self._connection.send(read, writes=False)
+        secrets = await self._connection.send(lambda _: self._secrets(kind, after), writes=False)
         return secrets[:limit]
+
+    def _secrets(self, kind: SealedKind, after: str | None) -> list[SealedSecret]:
+        tables, start = self._tables, after or ""
+        if kind == "key":
+            of_keys = [(key.id, sealed) for key, sealed in tables.sealed.values() if key.id > int(after or 0)]
+            return [SealedSecret(kind="key", id=str(key_id), sealed=sealed) for key_id, sealed in sorted(of_keys)]
+        if kind == "receipt_key":
+            return []  # the keys of this store are not sealed
+        if kind == "job":
+            of_jobs = [job for name, job in sorted(tables.jobs.items()) if job.deliver and name > start]
+            return [secret_of(job.id, job.deliver) for job in of_jobs]
+        if kind == "batch":
+            sealed = {batch.id: batch.webhook for batch in tables.batches.values() if batch.webhook is not None}
+        else:
+            structs = tables.streams if kind == "stream" else tables.review_queues
+            sealed = {name: struct.sealed or b"" for name, struct in structs.items()}
+        return [
+            SealedSecret(kind=kind, id=name, sealed=value) for name, value in sorted(sealed.items()) if name > start
+        ]
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         def put(tx: Tx) -> bool:
-            if old.kind == "key":
-                key, current = self._tables.sealed.get(int(old.id), (None, b""))
-                if key is None or current != old.sealed:
-                    return False
-                self._tables.sealed[key.id] = (key, sealed)
-                return True
-            if old.kind == "stream":
-                stream = self._tables.streams.get(old.id)
-                if stream is None or stream.sealed != old.sealed:
-                    return False
-                self._tables.streams[stream.name] = msgspec.structs.replace(stream, sealed=sealed)
-                bump(self._tables, tx, "streams")
-                return True
-            job = self._tables.jobs.get(old.id)
-            if job is None or not job.deliver or secret_of(job.id, job.deliver) != old:
+            before = str(int(old.id) - 1) if old.kind == "key" else old.id[:-1]
+            if old not in self._secrets(old.kind, before):
                 return False
-            for delivery in self._tables.deliveries.values() if old.clear_url else ():
-                if (delivery.job_id, delivery.kind) == (job.id, "webhook"):
-                    tx.deliveries[delivery.id] = msgspec.structs.replace(delivery, address=delivery.host)
-            tx.jobs[job.id] = msgspec.structs.replace(job, deliver=with_sealed(job.deliver, sealed))
+            self._put(tx, old, sealed)
             return True
 
         return await self._connection.send(put, writes=True)
+
+    def _put(self, tx: Tx, old: SealedSecret, sealed: bytes) -> None:
+        tables, place, replace = self._tables, old.id, msgspec.structs.replace
+        if old.kind == "key":
+            tables.sealed[int(place)] = (tables.sealed[int(place)][0], sealed)
+        elif old.kind == "batch":
+            tables.batches[place] = replace(tables.batches[place], webhook=sealed)
+        elif old.kind == "stream":
+            tables.streams[place] = replace(tables.streams[place], sealed=sealed)
+            bump(tables, tx, "streams")
+        elif old.kind == "review_queue":
+            tables.review_queues[place] = replace(tables.review_queues[place], sealed=sealed)
+            bump(tables, tx, "people")
+        else:
+            for delivery in tables.deliveries.values() if old.clear_url else ():
+                if (delivery.job_id, delivery.kind) == (place, "webhook"):
+                    tx.deliveries[delivery.id] = replace(delivery, address=delivery.host)
+            tx.jobs[place] = replace(tables.jobs[place], deliver=with_sealed(tables.jobs[place].deliver, sealed))
 
     async def key_fingerprints(self) -> set[str]:
         return await self._connection.send(lambda _: {*self._tables.key_fingerprints}, writes=False)

@@ -10,17 +10,21 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
+from msgspec import inspect
 from pydantic import SecretStr
 
 from fakes.upstream import fake_upstream
 from signoff.catalog import SealedSecret
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
+from signoff.core.batch import Batch
 from signoff.core.delivery import WebhookTarget
+from signoff.core.reviews.queues import ReviewQueue
 from signoff.core.signing import Secret
 from signoff.errors import Conflict, WrongKey
 from signoff.infra.vault import (
@@ -35,9 +39,12 @@ from signoff.infra.vault import (
 )
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
+from signoff.stores.json_column import JsonColumn
+from signoff.stores.metadata import metadata
 from signoff.stores.schema import encryption_keys
+from signoff.stores.secrets import SEALED_COLUMNS
 from signoff.work.admin.people import create_user
-from signoff.work.admin.rotation import RotationResult, rotate_secrets
+from signoff.work.admin.rotation import KINDS, RotationResult, count_old_secrets, rotate_secrets
 from signoff.work.services import Services
 from signoff.work.submit import submit
 from support.live_server import chat, live
@@ -47,11 +54,17 @@ from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 SECRETS = 400
+# Binary columns without secrets of the vault.
+NOT_SEALED = {
+    *("jobs.body", "jobs.response", "jobs.metadata", "calls.data", "function_calls.arguments", "function_calls.output"),
+    *("planted_items.body", "planted_items.response", "review_notices.body"),
+    *("receipts.line", "receipt_keys.public_key", "receipt_salts.salt"),
+}
 
 
 async def sealed_secrets(services: Services) -> list[SealedSecret]:
     """Return all sealed secrets."""
-    rows = [row for kind in ("key", "job", "stream") for row in await services.store.secrets.page(kind, None, 10_000)]  # type: ignore[arg-type]
+    rows = [row for kind in KINDS for row in await services.store.secrets.page(kind, None, 10_000)]
     return [row for row in rows if row.sealed]
 
 
@@ -256,3 +269,78 @@ async def test_without_its_key_no_receipt_is_signed_until_the_key_is_replaced(tm
         receipt = await services.store.receipts.rotate(is_lost=True)
         assert (receipt.seq, receipt.key) == (2, receipt.new_key)
         assert (await services.store.receipts.head()).count == 2
+
+
+def has_bytes(kind: inspect.Type) -> bool:
+    """Return True if a value of the type may have binary members, which may be sealed secrets."""
+    waiting, seen = [kind], set[int]()  # types may contain themselves
+    while waiting:
+        match waiting.pop():
+            case inspect.BytesType():
+                return True
+            case inspect.StructType() as struct if id(struct) not in seen:
+                seen.add(id(struct))
+                waiting += [field.type for field in struct.fields]
+            case inspect.UnionType(types=members) | inspect.TupleType(item_types=members):
+                waiting += members
+            case inspect.VarTupleType(item_type=member) | inspect.ListType(item_type=member):
+                waiting.append(member)
+            case inspect.DictType(value_type=member):
+                waiting.append(member)
+            case _:
+                pass
+    return False
+
+
+def test_each_column_that_may_have_sealed_secrets_has_a_kind() -> None:
+    columns = [column for table in metadata.tables.values() for column in table.c]
+    binary = {str(column) for column in columns if isinstance(column.type, sa.LargeBinary)}
+    of_json = [column for column in columns if isinstance(column.type, JsonColumn)]
+    with_bytes = {str(column) for column in of_json if has_bytes(inspect.type_info(column.type.value_type))}
+    assert (binary | with_bytes) - NOT_SEALED == {str(column) for column in SEALED_COLUMNS.values()}
+    assert set(SEALED_COLUMNS) == set(KINDS)
+
+
+async def test_webhooks_of_batches_and_queues_are_encrypted_again_before_old_keys_are_deleted(tmp_path: Path) -> None:
+    settings, environment = Settings(data_dir=tmp_path / "data"), clean_environment(tmp_path / "data")
+    async with open_services(settings) as services:
+        await store_webhooks(services, services.adapters.vault)
+    put_new_key_first(settings.key_path, added=False)
+    output = await asyncio.to_thread(signoff, environment, "key", "drop", "--at-once")
+    assert "Secrets encrypted with the new key: 2." in output
+    assert sorted(await decrypt_all(settings, load_keys(settings.key_path))) == ["of a batch", "of a queue"]
+
+
+async def test_old_keys_stay_while_secrets_cannot_be_decrypted(tmp_path: Path) -> None:
+    settings, environment = Settings(data_dir=tmp_path / "data"), clean_environment(tmp_path / "data")
+    async with open_services(settings) as services:
+        await store_webhooks(services, Vault([Fernet.generate_key()]))
+    put_new_key_first(settings.key_path, added=False)
+    keys = load_keys(settings.key_path)
+    drop = (*SIGNOFF, "key", "drop", "--at-once")
+    result = await asyncio.to_thread(run_command, drop, env=environment)
+    assert result.returncode == 1
+    assert "No key decrypts some secrets (batch: 1, review_queue: 1). Append their key to" in result.stderr
+    assert load_keys(settings.key_path) == keys
+    # and an operator who has lost the key can go on
+    assert "Deleted old keys: 1." in await asyncio.to_thread(signoff, environment, "key", "drop", "--at-once", "--lost")
+
+
+async def test_secrets_that_only_an_old_key_decrypts_are_counted(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    async with open_services(settings) as services:
+        await store_webhooks(services, services.adapters.vault)
+        assert await count_old_secrets(services) == ({}, {})
+        put_new_key_first(settings.key_path, added=False)
+        assert await count_old_secrets(services) == ({"batch": 1, "review_queue": 1}, {})
+
+
+async def store_webhooks(services: Services, vault: Vault) -> None:
+    """Store a batch and a review queue with webhooks."""
+    caller = Caller(user_id=1, token_id=1, role="user", email="ann@x.y")
+    plain: dict[str, Any] = {"user_id": 1, "api": "openai", "endpoint": "/v1/responses", "input_file_id": "file-x"}
+    webhook = vault.seal("of a batch")
+    batch = Batch(id="batch_1", caller=caller, webhook=webhook, webhook_host="a", **plain)
+    await services.store.batches.insert(batch, window_seconds=60)
+    queue = ReviewQueue(name="legal", sealed=vault.seal("of a queue"), webhook_host="a")
+    await services.store.review_queues.put(queue)

@@ -1,6 +1,6 @@
-"""All sealed secrets, in SQL: upstream keys, webhook secrets of jobs, addresses of brokers, and keys of receipts."""
+"""All sealed secrets, in SQL: upstream keys, webhooks, addresses of brokers, and keys of receipts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,11 +10,15 @@ from sqlalchemy import Connection, Row
 from signoff.catalog import SealedKind, SealedSecret
 from signoff.core.audit import encryption_key_changed
 from signoff.core.delivery import DeliveryTarget
+from signoff.core.reviews.queues import ReviewQueue
 from signoff.core.stream import Stream
 from signoff.infra.actor import current_actor
+from signoff.store import Topic
 from signoff.stores.audit import record
+from signoff.stores.batches_schema import batches
 from signoff.stores.database import Database
 from signoff.stores.receipts_schema import receipt_keys
+from signoff.stores.reviews_schema import review_queues
 from signoff.stores.schema import deliveries, encryption_keys, jobs, keys
 from signoff.stores.streams_schema import streams
 from signoff.stores.transaction import Tx
@@ -22,6 +26,17 @@ from signoff.stores.versions import bump, lock
 
 MAX_SCANNED_JOBS = 5000
 _IS_PRIVATE = receipt_keys.c.sealed != b""
+# The columns that have sealed secrets, by the kind of the secret.
+SEALED_COLUMNS: Mapping[SealedKind, sa.Column[Any]] = {
+    "key": keys.c.sealed,
+    "job": jobs.c.deliver,
+    "batch": batches.c.webhook,
+    "review_queue": review_queues.c.queue,
+    "stream": streams.c.stream,
+    "receipt_key": receipt_keys.c.sealed,
+}
+# The topics of the kinds whose secret is in a struct of which processes have copies.
+_TOPICS: Mapping[SealedKind, Topic] = {"stream": "streams", "review_queue": "people"}
 _NO_TARGETS: tuple[DeliveryTarget, ...] = ()
 
 
@@ -33,20 +48,11 @@ class SqlSecrets:
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
         """See `catalog.Secrets`."""
-        if kind == "key":
-            query = sa.select(keys.c.id, keys.c.sealed).where(keys.c.id > int(after or 0)).order_by(keys.c.id)
-            rows = await self._database.read(lambda conn, _: conn.execute(query.limit(limit)).all())
-            return [SealedSecret(kind="key", id=str(row.id), sealed=row.sealed) for row in rows]
-        if kind == "stream":
-            by_name = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
-            declared = await self._database.read(lambda conn, _: list(conn.execute(by_name.limit(limit)).scalars()))
-            return [SealedSecret(kind="stream", id=stream.name, sealed=stream.sealed) for stream in declared]
-        if kind == "receipt_key":
-            by_number = sa.select(*receipt_keys.c).where(receipt_keys.c.number > int(after or 0), _IS_PRIVATE)
-            query = by_number.order_by(receipt_keys.c.number).limit(limit)
-            rows = await self._database.read(lambda conn, _: conn.execute(query).all())
-            return [SealedSecret(kind="receipt_key", id=str(row.number), sealed=row.sealed) for row in rows]
-        return await self._page_of_jobs(after or "", limit)
+        if kind == "job":
+            return await self._page_of_jobs(after or "", limit)
+        query = _page_statement(kind, after).limit(limit)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).all())
+        return [SealedSecret(kind=kind, id=str(place), sealed=_sealed_in(value)) for place, value in rows]
 
     async def _page_of_jobs(self, after: str, limit: int) -> list[SealedSecret]:
         """Scan the jobs in sections: if few of them have targets, a query for one page could read the whole table."""
@@ -81,6 +87,28 @@ class SqlSecrets:
         await self._database.write(add)
 
 
+def _page_statement(kind: SealedKind, after: str | None) -> sa.Select[Any, Any]:
+    """Return a query for the places and columns of the secrets of a kind, after the place `after`."""
+    column = SEALED_COLUMNS[kind]
+    [place] = column.table.primary_key
+    query = sa.select(place, column).order_by(place)
+    if after is not None:
+        query = query.where(place > _place_of(place, after))
+    if kind == "batch":
+        return query.where(column.is_not(None))
+    return query.where(_IS_PRIVATE) if kind == "receipt_key" else query
+
+
+def _place_of(column: sa.ColumnElement[Any], text: str) -> str | int:
+    """Return the value of a primary key from its text."""
+    return int(text) if isinstance(column.type, sa.Integer) else text
+
+
+def _sealed_in(value: bytes | Stream | ReviewQueue) -> bytes:
+    """Return the secret in the value of a column; empty if it has none."""
+    return value if isinstance(value, bytes) else value.sealed or b""
+
+
 def _scan_jobs(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[Any]], str | None]:
     """Return up to `limit` jobs with delivery targets, among the next `MAX_SCANNED_JOBS` jobs after the id `after`.
 
@@ -110,14 +138,17 @@ def with_sealed(deliver: tuple[DeliveryTarget, ...], sealed: bytes) -> tuple[Del
 
 
 def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
-    if old.kind == "key":
-        is_unchanged = (keys.c.id == int(old.id), keys.c.sealed == old.sealed)
-        return tx.conn.execute(sa.update(keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
-    if old.kind == "stream":
-        return _replace_in_stream(tx, old, sealed)
-    if old.kind == "receipt_key":
-        is_unchanged = (receipt_keys.c.number == int(old.id), receipt_keys.c.sealed == old.sealed)
-        return tx.conn.execute(sa.update(receipt_keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
+    if old.kind == "job":
+        return _replace_in_job(tx, old, sealed)
+    if old.kind in _TOPICS:
+        return _replace_in_struct(tx, old, sealed, _TOPICS[old.kind])
+    column = SEALED_COLUMNS[old.kind]
+    [place] = column.table.primary_key
+    update = sa.update(column.table).where(place == _place_of(place, old.id), column == old.sealed)
+    return tx.conn.execute(update.values({column: sealed})).rowcount == 1
+
+
+def _replace_in_job(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
     is_job = jobs.c.id == old.id
     deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(is_job)).scalar_one_or_none() or _NO_TARGETS
     if not deliver or secret_of(old.id, deliver) != old:
@@ -129,13 +160,15 @@ def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
     return True
 
 
-def _replace_in_stream(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
-    """Replace the address of a stream, and notify: other processes can decrypt their copies for a while only."""
-    lock(tx, "streams")
-    is_stream = streams.c.name == old.id
-    stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(is_stream)).scalar_one_or_none()
-    if stream is None or stream.sealed != old.sealed:
+def _replace_in_struct(tx: Tx, old: SealedSecret, sealed: bytes, topic: Topic) -> bool:
+    """Replace a secret, and notify: other processes can decrypt their copies of the struct for a while only."""
+    lock(tx, topic)
+    column = SEALED_COLUMNS[old.kind]
+    [place] = column.table.primary_key
+    value: Stream | ReviewQueue | None = tx.conn.execute(sa.select(column).where(place == old.id)).scalar_one_or_none()
+    if value is None or _sealed_in(value) != old.sealed:
         return False
-    tx.conn.execute(sa.update(streams).where(is_stream).values(stream=msgspec.structs.replace(stream, sealed=sealed)))
-    bump(tx, "streams")
+    new = msgspec.structs.replace(value, sealed=sealed)
+    tx.conn.execute(sa.update(column.table).where(place == old.id).values({column: new}))
+    bump(tx, topic)
     return True

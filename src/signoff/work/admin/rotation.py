@@ -3,7 +3,10 @@
 URLs of webhooks that earlier versions stored in clear are encrypted too.
 """
 
+from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -14,7 +17,7 @@ from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
 
 PAGE_SIZE = 500
-KINDS: tuple[SealedKind, ...] = ("key", "job", "stream", "receipt_key")
+KINDS: tuple[SealedKind, ...] = get_args(SealedKind)
 
 
 class RotationResult(msgspec.Struct, frozen=True):
@@ -58,19 +61,35 @@ async def _can_open_any(services: Services) -> bool:
 async def rotate_secrets(services: Services) -> RotationResult:
     """Encrypt all secrets with the newest key. It can be interrupted and started again, as newest ones are skipped."""
     count = unreadable = 0
+    async for secret in _unsafe_secrets(services):
+        try:
+            count += await _reseal_secret(services, secret)
+        except Unreadable:
+            unreadable += 1
+    await services.store.secrets.add_key_fingerprint(services.adapters.vault.fingerprints[0])
+    return RotationResult(count, unreadable)
+
+
+async def count_old_secrets(services: Services) -> tuple[Counter[SealedKind], Counter[SealedKind]]:
+    """Return the numbers of secrets that only an old key decrypts, and of those that no key decrypts, by kind."""
+    old, unreadable = Counter[SealedKind](), Counter[SealedKind]()
+    async for secret in _unsafe_secrets(services):
+        try:
+            _ = secret.sealed and services.adapters.vault.open(secret.sealed)
+            old[secret.kind] += 1
+        except Unreadable:
+            unreadable[secret.kind] += 1
+    return old, unreadable
+
+
+async def _unsafe_secrets(services: Services) -> AsyncGenerator[SealedSecret]:
     for kind in KINDS:
         after: str | None = None
         while page := await services.store.secrets.page(kind, after, PAGE_SIZE):
             after = page[-1].id
             for secret in page:
-                if _is_safe(services, secret):
-                    continue
-                try:
-                    count += await _reseal_secret(services, secret)
-                except Unreadable:
-                    unreadable += 1
-    await services.store.secrets.add_key_fingerprint(services.adapters.vault.fingerprints[0])
-    return RotationResult(count, unreadable)
+                if not _is_safe(services, secret):
+                    yield secret
 
 
 def _is_safe(services: Services, secret: SealedSecret) -> bool:
