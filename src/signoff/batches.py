@@ -192,5 +192,8 @@ class Batches(Protocol):
         ...
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
-        """Delete up to `limit` batches that ended longer ago than that, with their output; return how many."""
+        """Delete up to `limit` batches that ended longer ago than that, with their output; return how many.
+
+        Batches with a delivery that is due stay.
+        """
         ...

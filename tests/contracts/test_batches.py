@@ -22,6 +22,7 @@ from signoff.core.batch import (
     FileFilter,
     StoredFile,
 )
+from signoff.core.delivery import DeliveryOutcome
 from signoff.errors import JobNotFound, Stale
 from signoff.stores.batches_schema import batches
 from support.stores import ANSWER, AStore, a_job, a_step, execute, together
@@ -385,6 +386,21 @@ async def test_jobs_stay_until_their_batch_has_ended_and_old_batches_go_with_the
     assert await store.batches.purge(FUTURE, 10) == 1
     assert await store.batches.get(batch.id) is None
     assert [each.id for each in await store.files.garbage(10)] == [output.id]
+
+
+async def test_old_batches_stay_until_their_deliveries_have_ended(store: AStore) -> None:
+    silent, batch = await leased_batch(store), await leased_batch(store, webhook=b"sealed", webhook_host="a.example")
+    for each in (silent, batch):
+        await store.batches.finish(each, "completed", changes={})
+    assert await store.batches.purge(FUTURE, 10) == 1
+    assert await store.batches.get(batch.id) is not None
+    [delivery] = await store.deliveries.claim(
+        "webhook", lease="mine", limit=16, limit_per_host=16, busy={}, lease_seconds=60
+    )
+    assert await store.batches.purge(FUTURE, 10) == 0
+    await store.deliveries.settle(delivery.id, "mine", DeliveryOutcome(state="failed"))
+    assert await store.batches.purge(FUTURE, 10) == 1
+    assert await store.deliveries.of_job(batch.id) == []
 
 
 async def test_the_erasure_of_a_user_deletes_all_their_batches_and_files(store: AStore) -> None:

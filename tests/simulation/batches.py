@@ -313,7 +313,8 @@ class MemoryBatches:
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         def purge(tx: Tx) -> int:
             before = tx.now - round(older_than_seconds * SECOND_US)
-            ended = [row for row in self._tables.batches.values() if row.has_ended]
+            undelivered = {delivery.job_id for delivery in self._tables.deliveries.values() if delivery.state == "due"}
+            ended = [row for row in self._tables.batches.values() if row.has_ended and row.id not in undelivered]
             old = [row for row in ended if getattr(row, f"{row.status}_at") < before][:limit]
             for batch in old:
                 self._drop(tx, batch, with_input=False)

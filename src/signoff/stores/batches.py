@@ -197,13 +197,15 @@ class SqlBatches:
         def purge(tx: Tx) -> int:
             before = tx.now - round(older_than_seconds * SECOND_US)
             ended = [batches.c[f"{status}_at"] < before for status in sorted(ENDED)]
-            old = sa.select(batches.c.id).where(batches.c.status.in_(sorted(ENDED)), sa.or_(*ended)).limit(limit)
-            ids = tx.conn.execute(old.with_for_update(skip_locked=True)).scalars().all()
+            is_old = (batches.c.status.in_(sorted(ENDED)), sa.or_(*ended), ~_HAS_DUE_DELIVERY)
+            old = sa.select(batches.c.id).where(*is_old).limit(limit)
+            ids = tx.conn.execute(old.with_for_update(skip_locked=True, of=batches)).scalars().all()
             return _delete(tx, batches.c.id.in_(ids), with_input=False) if ids else 0
 
         return await self._database.write(purge)
 
 
+_HAS_DUE_DELIVERY = sa.exists().where(deliveries.c.job_id == batches.c.id, deliveries.c.state == "due")
 _BATCH = sa.bindparam("batch", type_=sa.Text)
 _BY_ID = sa.select(*_COLUMNS).where(batches.c.id == _BATCH)
 _BY_KEY = sa.select(*_COLUMNS).where(
