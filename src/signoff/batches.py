@@ -1,6 +1,6 @@
 """Interfaces of the store for files and batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -44,8 +44,8 @@ class Files(Protocol):
         """Return the bytes of all files of a user whose blobs exist, deleted ones included."""
         ...
 
-    async def garbage(self, limit: int) -> list[StoredFile]:
-        """Return up to `limit` files whose blobs may be deleted.
+    async def garbage(self, limit: int, *, skip: Collection[str] = ()) -> list[StoredFile]:
+        """Return up to `limit` files whose blobs may be deleted, without those whose ids are in `skip`.
 
         They were deleted, have expired, or their upload began more than a day ago; and no batch that has not ended
         reads them.

@@ -103,6 +103,8 @@ async def test_a_deleted_or_expired_file_does_not_exist_and_its_blob_is_garbage(
     assert await store.files.page(FileFilter(user_id=7)) == [present]
     assert {each.id for each in await store.files.garbage(10)} == {deleted.id, expired.id}
     assert len(await store.files.garbage(1)) == 1
+    assert [each.id for each in await store.files.garbage(1, skip={deleted.id})] == [expired.id]
+    assert await store.files.garbage(1, skip={deleted.id, expired.id}) == []
     await store.files.purge([deleted.id, expired.id])
     assert await store.files.garbage(10) == []
 

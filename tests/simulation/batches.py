@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -75,12 +75,12 @@ class MemoryFiles:
 
         return await self._connection.send(read, writes=False)
 
-    async def garbage(self, limit: int) -> list[StoredFile]:
+    async def garbage(self, limit: int, *, skip: Collection[str] = ()) -> list[StoredFile]:
         def read(tx: Tx) -> list[StoredFile]:
             batches = self._tables.batches.values()
             inputs = {batch.input_file_id for batch in batches if not batch.has_ended}
-            files = self._tables.files.values()
-            return [file for file in files if file.id not in inputs and self._is_garbage(tx, file)][:limit]
+            files = [file for file in self._tables.files.values() if file.id not in {*inputs, *skip}]
+            return [file for file in files if self._is_garbage(tx, file)][:limit]
 
         return await self._connection.send(read, writes=False)
 

@@ -14,7 +14,7 @@ from signoff.server.worker import Worker
 from signoff.work.record import persist
 from signoff.work.reviews.notify import run_notifier
 from signoff.work.services import Services
-from signoff.work.sweep import run_file_cleaner, run_sweeper
+from signoff.work.sweep import run_file_cleaner, run_file_collector, run_sweeper
 
 FINISH_SECONDS = 5.0
 
@@ -48,6 +48,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         invalidation.run(),
         run_sweeper(services),
         run_file_cleaner(services),
+        run_file_collector(services),
         services.runtime.logs.run(),
         services.runtime.metrics.run(),
         services.caches.callers.run(),

@@ -1,6 +1,6 @@
 """Files of users, in SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,9 +70,9 @@ class SqlFiles:
         query = sa.select(sa.func.coalesce(sa.func.sum(files.c.size_bytes), 0)).where(files.c.user_id == user_id)
         return await self._database.read(lambda conn, _: int(conn.execute(query).scalar_one()))
 
-    async def garbage(self, limit: int) -> list[StoredFile]:
+    async def garbage(self, limit: int, *, skip: Collection[str] = ()) -> list[StoredFile]:
         """See `batches.Files`."""
-        return await self._database.read(lambda conn, now: _garbage(conn, now(), limit))
+        return await self._database.read(lambda conn, now: _garbage(conn, now(), limit, skip))
 
     async def purge(self, file_ids: Sequence[str]) -> None:
         """See `batches.Files`."""
@@ -129,7 +129,7 @@ def _read_page(conn: Connection, filters: FileFilter, now: int) -> Page[StoredFi
     return Page(map(_file_of, rows[: filters.limit]), may_continue=len(rows) > filters.limit)
 
 
-def _garbage(conn: Connection, now: int, limit: int) -> list[StoredFile]:
+def _garbage(conn: Connection, now: int, limit: int, skip: Collection[str]) -> list[StoredFile]:
     """Return files to purge: each condition has an index of its own."""
     is_read = sa.exists().where(batches.c.input_file_id == files.c.id, IS_UNENDED)
     conditions = (
@@ -139,7 +139,7 @@ def _garbage(conn: Connection, now: int, limit: int) -> list[StoredFile]:
     )
     garbage = dict[str, StoredFile]()
     for condition in conditions:
-        query = sa.select(*_COLUMNS).where(condition, ~is_read).limit(limit - len(garbage))
+        query = sa.select(*_COLUMNS).where(condition, ~is_read, files.c.id.not_in(skip)).limit(limit - len(garbage))
         garbage |= {row.id: _file_of(row) for row in conn.execute(query)}
     return list(garbage.values())
 

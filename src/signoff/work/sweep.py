@@ -37,12 +37,22 @@ async def run_file_cleaner(services: Services) -> None:
     await repeat(lambda: purge_partial_files(services), seconds=CLEAN_SECONDS, failure="file_cleaning_failed")
 
 
+async def run_file_collector(services: Services) -> None:
+    """Delete the blobs of deleted files every `sweep_seconds`, until cancelled.
+
+    It is no step of a sweep, because verdicts and deadlines must not wait for a blob store that does not answer.
+    """
+    skipped = set[str]()
+    seconds = services.rules.sweep_seconds
+    await repeat(lambda: collect_files(services, skipped), seconds=seconds, failure="file_collection_failed")
+
+
 async def sweep(services: Services) -> None:
     """Sweep once: rescue lapsed leases, apply verdicts, expire reviews, wake runs, purge old rows, erase users.
 
     A step that fails is logged, and the others go on. Raises Overloaded if the database does not answer.
     """
-    for step in (_rescue_lapsed, _apply_verdicts, _expire_reviews, _wake_runs, _purge, collect_files, _erase):
+    for step in (_rescue_lapsed, _apply_verdicts, _expire_reviews, _wake_runs, _purge, _erase):
         try:
             await step(services)
         except Overloaded:

@@ -41,7 +41,8 @@ async def erase_user(services: Services, caller: Caller, user_id: int) -> int:
     check_admin(caller)
     await begin_erasure(services, caller, user_id)
     count = 0
-    await _erase_files(services, user_id)
+    if await services.store.files.erase(user_id):
+        await collect_files(services)
     while erased := await erase_page(services, user_id):
         count += erased
     await _finish(services, user_id, is_final=False)
@@ -52,19 +53,11 @@ async def continue_erasures(services: Services, *, max_pages: int) -> None:
     """Go on with the erasures that are not finished, with up to `max_pages` pages of jobs of each user."""
     for pending in await services.store.erasures.pending(MAX_PENDING):
         pages = 0
-        files = await _erase_files(services, pending.user_id)
+        files = await services.store.files.erase(pending.user_id)  # the collector deletes their contents
         while pages < max_pages and await erase_page(services, pending.user_id):
             pages += 1
         if not files and pages < max_pages and pending.age_seconds > FINAL_SECONDS:
             await _finish(services, pending.user_id, is_final=True)
-
-
-async def _erase_files(services: Services, user_id: int) -> int:
-    """Erase the files and batches of a user, and return the number of files whose contents are not deleted yet."""
-    if not await services.store.files.erase(user_id):
-        return 0
-    await collect_files(services)
-    return await services.store.files.erase(user_id)
 
 
 async def erase_page(services: Services, user_id: int) -> int:

@@ -17,6 +17,12 @@ from signoff.work.services import Services
 
 MAX_FILENAME_LENGTH = 255
 GARBAGE_FILES = 100
+MAX_SKIPPED_FILES = 1000
+# Failures after which a turn of the collection ends.
+MAX_FAILURES = 100
+# Limits of one turn of the collection, and of the deletion of one blob.
+COLLECT_SECONDS = 30.0
+DELETE_SECONDS = 5.0
 PARTIAL_SECONDS = 24 * 3600
 log = structlog.get_logger()
 
@@ -101,7 +107,7 @@ async def _complete(services: Services, file: StoredFile, lifetime_seconds: floa
 
 
 async def _discard(services: Services, file: StoredFile) -> None:
-    """Delete what is left of an upload. If that fails, the sweeper deletes it after a day."""
+    """Delete what is left of an upload. If that fails, the collector deletes it after a day."""
     with contextlib.suppress(SignoffError):
         await services.adapters.blobs.delete(file.blob)
         await services.store.files.purge([file.id])
@@ -183,25 +189,57 @@ async def delete_file(services: Services, caller: Caller, file_id: str) -> None:
     await find_file(services, caller, file_id)
     if not await services.store.files.delete(file_id):
         raise _no_file(file_id)
-    with contextlib.suppress(SignoffError):  # the sweeper tries again
-        await collect_files(services)
+    with contextlib.suppress(SignoffError):  # the collector tries again
+        await collect_files(services, seconds=DELETE_SECONDS)
 
 
 async def discard_file(services: Services, file_id: str) -> None:
     """Delete a file of which only this server knows."""
     with contextlib.suppress(SignoffError):
         if await services.store.files.delete(file_id):
-            await collect_files(services)
+            await collect_files(services, seconds=DELETE_SECONDS)
 
 
-async def collect_files(services: Services) -> None:
-    """Delete the blobs of files that were deleted or have expired, and what killed uploads have left."""
-    while garbage := await services.store.files.garbage(GARBAGE_FILES):
-        for file in garbage:
-            await services.adapters.blobs.delete(file.blob)
-        await services.store.files.purge([file.id for file in garbage])
-        if len(garbage) < GARBAGE_FILES:
+async def collect_files(
+    services: Services, skipped: set[str] | None = None, *, seconds: float = COLLECT_SECONDS
+) -> None:
+    """Delete the blobs of files that were deleted or have expired, and what killed uploads have left.
+
+    End after about `seconds`. Raises Overloaded if the database does not answer.
+
+    Args:
+        services: The dependencies.
+        skipped: Ids of files to try last, because their blobs could not be deleted; they are added to it, and it is
+            cleared once all others are deleted.
+        seconds: The time limit.
+    """
+    errors = await _collect(services, set() if skipped is None else skipped, seconds)
+    if errors:  # one line for all, because a store that is down refuses each of them
+        log.warning("blobs_not_deleted", files=len(errors), error=repr(errors[-1]))
+
+
+async def _collect(services: Services, skipped: set[str], seconds: float) -> list[Exception]:
+    clock, errors = asyncio.get_running_loop().time, list[Exception]()
+    deadline = clock() + seconds
+    while clock() < deadline and len(errors) < MAX_FAILURES:
+        garbage = await services.store.files.garbage(GARBAGE_FILES, skip=skipped)
+        if not garbage or len(skipped) > MAX_SKIPPED_FILES:
+            skipped.clear()
             break
+        deleted = list[str]()
+        for file in garbage:
+            if (left := deadline - clock()) <= 0:
+                break
+            try:
+                async with asyncio.timeout(min(left, DELETE_SECONDS)):
+                    await services.adapters.blobs.delete(file.blob)
+                deleted.append(file.id)
+            except Exception as error:  # noqa: BLE001 -- whatever fails, others may be deleted
+                skipped.add(file.id)
+                errors.append(error)
+        if deleted:
+            await services.store.files.purge(deleted)
+    return errors
 
 
 async def purge_partial_files(services: Services) -> None:
