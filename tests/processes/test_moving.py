@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 
 from support.processes import (
     SIGNOFF,
@@ -59,7 +60,7 @@ def test_a_backup_of_a_running_server_can_be_restored_elsewhere(
     assert code == 0
     assert output.startswith("The data of 20")
     assert "(users: 1, models: 1, jobs: 2)" in output
-    assert error_output == f"{tmp_path}/new/secret.key cannot decrypt the upstream keys of gpt-*.\n"
+    assert error_output == f"The upstream keys of gpt-* cannot be decrypted with {tmp_path}/new/secret.key.\n"
     # then a server there refuses to start without the key
     code, _, error_output = run_signoff(new, "jobs")
     assert code == 1
@@ -96,12 +97,43 @@ def test_a_backup_with_the_key_can_be_restored_without_other_files(tmp_path: Pat
     assert (tmp_path / "new" / "secret.key").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_backup_has_the_key_of_the_setting_and_a_restore_says_where_its_key_belongs(tmp_path: Path) -> None:
+    old, new, file = clean_environment(tmp_path / "old"), clean_environment(tmp_path / "new"), tmp_path / "backup"
+    old["SIGNOFF_SECRET_KEY"], new["SIGNOFF_SECRET_KEY"] = (Fernet.generate_key().decode() for _ in range(2))
+    add = ("model", "add", "mine", "--kind", "openai", "--url", UPSTREAM, "--key-stdin")
+    assert run_signoff(old, *add, stdin="sk-secret\n")[0] == 0
+    assert "back up the setting `secret_key` as well." in signoff(old, "backup", f"{file}-without-key")
+    # given a file with a key from before
+    (tmp_path / "old" / "secret.key").write_bytes(Fernet.generate_key())
+    signoff(old, "backup", str(file), "--with-key")
+    # when it is restored where the setting has another key
+    code, output, error_output = run_signoff(new, "restore", str(file))
+    assert code == 0
+    where = f"The setting `secret_key` lacks the key of the backup. Append it; it is in {tmp_path}/new/secret.key.\n"
+    assert where in output
+    assert error_output == "The upstream keys of mine cannot be decrypted with the setting `secret_key`.\n"
+    assert (tmp_path / "new" / "secret.key").read_text().strip() == old["SIGNOFF_SECRET_KEY"]
+    # and where it has the same
+    same = clean_environment(tmp_path / "same") | {"SIGNOFF_SECRET_KEY": old["SIGNOFF_SECRET_KEY"]}
+    code, output, error_output = run_signoff(same, "restore", str(file))
+    assert (code, "key" in output, error_output) == (0, False, "")
+    assert not (tmp_path / "same" / "secret.key").exists()
+    # and without a key in the backup, the message names the setting
+    os.unlink(tmp_path / "new" / "signoff.db")  # noqa: PTH108
+    code, output, _ = run_signoff(new, "restore", f"{file}-without-key")
+    assert "copy the one of the backed-up server to the setting `secret_key`." in output
+
+
 def test_failures_are_reported_in_one_line(tmp_path: Path) -> None:
     environment = clean_environment(tmp_path / "data")
     (tmp_path / "text").write_text("hello")
     reasons = {
         ("backup", f"{tmp_path}/new"): f"There is no database at {tmp_path}/data/signoff.db.",
-        ("backup", f"{tmp_path}/new", "--with-key"): "No such file or directory",
+        (
+            "backup",
+            f"{tmp_path}/new",
+            "--with-key",
+        ): f"read from {tmp_path}/data/secret.key: No such file or directory. Set",
         ("restore", f"{tmp_path}/nothing"): "No such file or directory",
         ("restore", f"{tmp_path}/text"): f"{tmp_path}/text is not a Signoff backup: it is not a gzip file.",
         ("restore", f"{tmp_path}"): "Is a directory",

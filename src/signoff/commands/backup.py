@@ -9,10 +9,10 @@ import msgspec
 
 from signoff.blob import BLOB_NAME
 from signoff.errors import BlobMissing
-from signoff.infra.vault import add_keys
+from signoff.infra.vault import add_keys, load_keys
 from signoff.server.adapters import make_blobs
 from signoff.server.bootstrap import open_services
-from signoff.settings import Settings
+from signoff.settings import BadSettings, Settings
 from signoff.stores.archive import CHUNK_BYTES, ArchiveWriter, BadBackup, Manifest, check, members
 from signoff.stores.sql import SqlStore
 from signoff.work.admin.registry import locked_models
@@ -28,6 +28,8 @@ class RestoreResult(msgspec.Struct, frozen=True):
     """Description of the backup: its time and its numbers of rows."""
     had_key: bool
     """True if the backup contained the encryption key."""
+    is_key_in_use: bool
+    """False if the setting `secret_key` lacks the key of the backup, which was added to the key file."""
     locked_models: list[str]
     """Names of the models whose upstream keys the encryption key does not open."""
 
@@ -35,9 +37,9 @@ class RestoreResult(msgspec.Struct, frozen=True):
 async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
     """Write all data, as of one moment, into the new file `path`, while servers run.
 
-    Raises BadBackup, SchemaOutdated.
+    Raises BadBackup, SchemaOutdated, and BadSettings if the encryption key cannot be read.
     """
-    key = settings.key_path.read_bytes() if with_key else None
+    key = b"\n".join(_keys(settings)) + b"\n" if with_key else None
     store = SqlStore(settings.store_url)
     try:
         await store.start()
@@ -47,10 +49,15 @@ async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
 
 
 async def restore(settings: Settings, path: Path) -> RestoreResult:
-    """Fill an empty database from a file that `backup` wrote. Raises BadBackup."""
+    """Fill an empty database from a file that `backup` wrote.
+
+    A key of the backup that the setting `secret_key` lacks is added to the key file, too, so that it is not lost.
+    Raises BadBackup.
+    """
     contents = check(path)
     _check_file_names(path, contents.manifest)
     keys = (contents.key or b"").split()
+    missing = [key for key in keys if settings.secret_key is None or key not in _keys(settings)]
     store = SqlStore(settings.store_url)
     try:
 
@@ -58,14 +65,28 @@ async def restore(settings: Settings, path: Path) -> RestoreResult:
             """Write the contents of files and the keys; a failure undoes the transaction, in which this runs."""
             with ThreadPoolExecutor(1) as thread:  # because the thread of a transaction may have an event loop
                 thread.submit(asyncio.run, _restore_files(settings, path)).result()
-            if keys:
-                add_keys(settings.key_path, keys)
+            if missing:
+                add_keys(settings.key_path, missing)
 
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
         await store.close()
     async with open_services(settings, checks_key=False) as services:
-        return RestoreResult(contents.manifest, bool(keys), await locked_models(services))
+        is_key_in_use = settings.secret_key is None or not missing
+        return RestoreResult(contents.manifest, bool(keys), is_key_in_use, await locked_models(services))
+
+
+def _keys(settings: Settings) -> list[bytes]:
+    """Return the encryption keys, newest first. Raises BadSettings if their file cannot be read."""
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value().encode().split()
+    try:
+        return load_keys(settings.key_path)
+    except OSError as error:
+        raise BadSettings(
+            f"The encryption key cannot be read from {settings.key_path}: {error.strerror}. "
+            "Set `secret_key_file` or `secret_key` as for the servers, or leave --with-key out."
+        ) from None
 
 
 async def _save_files(settings: Settings, store: SqlStore, archive: ArchiveWriter) -> None:
