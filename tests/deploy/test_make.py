@@ -51,3 +51,23 @@ def test_a_command_that_needs_a_name_asks_for_it(tmp_path: Path) -> None:
     (tmp_path / "docker").write_text("#!/bin/sh\n")
     (tmp_path / "docker").chmod(0o755)
     assert "make create-admin email=" in run_make("create-admin", path=tmp_path).stderr
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_backup_leaves_nothing_in_the_shared_volume(tmp_path: Path, *, fails: bool) -> None:
+    volume, backups = tmp_path / "volume", tmp_path / "backups"
+    volume.mkdir()
+    # a shell on this machine instead of one in a container
+    in_container = f'for last; do :; done; exec sh -c "$(echo "$last" | sed "s|/srv/signoff|{volume}|")"'
+    programs = {
+        "docker": f'case "$*" in *entrypoint*) {in_container};; esac',
+        "signoff": 'echo "rows" >"$2"',
+        **({"cat": "exit 3"} if fails else {}),
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    result = run_make("backup", f"BACKUPS={backups}", path=Path(f"{tmp_path}:/usr/bin:/bin"))
+    assert (result.returncode != 0) == fails, result.stderr
+    assert list(volume.iterdir()) == []
+    assert [path.read_text() for path in backups.glob("*.signoff")] == ([] if fails else ["rows\n"])
