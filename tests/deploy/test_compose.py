@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -86,6 +90,25 @@ def test_a_service_starts_when_what_it_needs_is_there(services: dict[str, Any]) 
     assert services["api-1"]["healthcheck"]["test"][-1] in (DEPLOY / "Dockerfile").read_text()
     assert services["migrate"]["restart"] == "no"
     assert {service["restart"] for name, service in services.items() if name != "migrate"} == {"unless-stopped"}
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
+def test_the_health_check_asks_the_server_and_no_proxy(status: int, exit_code: int, services: dict[str, Any]) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *values: Any) -> None: ...
+
+    [*_, code] = services["api-1"]["healthcheck"]["test"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = code.replace(":8000", f":{server.server_port}")
+        environment = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True)
+        server.shutdown()
+    assert result.returncode == exit_code, result.stderr
 
 
 def test_a_stopping_container_is_not_killed_while_callers_wait_for_reviews(services: dict[str, Any]) -> None:
