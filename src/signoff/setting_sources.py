@@ -58,6 +58,16 @@ def read_file(config_path: str | None, names: Collection[str]) -> dict[str, Any]
     return values
 
 
+def encoding_fault(path: Path) -> str:
+    """Return a sentence about the first byte of a file that is not UTF-8."""
+    try:
+        path.read_text(TEXT_ENCODING)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02X}). Save the file as UTF-8."
+    return f"{path} was not UTF-8, and has changed. Try again."
+
+
 def unknown_variables(variables: Iterable[str], names: Collection[str]) -> list[str]:
     """Return a sentence for each of `variables` that begins as the settings do, and is no setting of `names`."""
     return [

@@ -33,6 +33,7 @@ from signoff.infra.logging import Format, Level
 from signoff.setting_sources import (
     MAX_NAME_LENGTH,
     BadSettings,
+    encoding_fault,
     is_valid_url,
     public_value,
     read_aliases,
@@ -362,6 +363,8 @@ def load(**flags: Any) -> Settings:
     except ValidationError as error:
         faults = (f"{_place(fault['loc'], flags)}: {_message(fault['msg'])}" for fault in error.errors())
         raise BadSettings("; ".join(faults)) from None
+    except UnicodeDecodeError:
+        raise BadSettings(encoding_fault(Path(".env"))) from None
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
         spelling = _spelling(name[1], flags) if name else str(error)

@@ -34,6 +34,15 @@ def test_a_byte_order_mark_before_a_file_of_settings_is_ignored(place: Path) -> 
     assert len(ignored_variables()) == 1
 
 
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"#" * 50_000 + b"\n"])
+def test_a_file_of_variables_that_is_not_utf_8_is_reported_in_one_line(start: bytes, place: Path) -> None:
+    (place / ".env").write_bytes(start + b"SIGNOFF_PORT=2\nSIGNOFF_DEFAULT_MODEL=caf\xe9\n")
+    line = 2 + start.count(b"\n")
+    with pytest.raises(BadSettings) as raised:
+        load()
+    assert str(raised.value) == f".env: line {line} is not UTF-8 (byte 0xE9). Save the file as UTF-8."
+
+
 @pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
 def test_an_invalid_list_is_reported_in_one_line(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)
