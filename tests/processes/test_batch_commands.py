@@ -59,6 +59,12 @@ def test_a_file_is_answered_beside_itself_and_an_interrupted_command_resumes(tmp
         code, text = command(environment, tmp_path, "batch", "bad.jsonl", "--user", "admin@localhost")
         assert f"Waiting for the batch {first.id}" in text
         assert len(ai.batches.list().data) == 1
+        # but not for one of another endpoint
+        (tmp_path / "bad.jsonl.batch").write_text(json.dumps(state))
+        words = ("bad.jsonl", "--user", "admin@localhost", "--endpoint", "/v1/embeddings")
+        code, text = command(environment, tmp_path, "batch", *words)
+        assert "Created the batch" in text
+        assert {batch.endpoint for batch in ai.batches.list().data} == {CHAT, "/v1/embeddings"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ async def _run(services: Services, file: Path, endpoint: str, email: str | None)
     caller, state_path = await _caller(services, email), file.with_name(f"{file.name}.batch")
     digest = await asyncio.to_thread(_digest, file)
     batch = await _resumed(services, caller, state_path, digest)
-    if batch is None:
+    if batch is None or batch.endpoint != endpoint:
         batch_id = new_batch_id(services, "batch")
         _write_state(state_path, _State(batch_id, digest))  # first, so that a crash leaves no batch that nobody knows
         batch = await _create(services, caller, file, batch_id, endpoint)
