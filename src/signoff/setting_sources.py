@@ -130,3 +130,9 @@ def public_value(value: Any) -> Any:
         return value
     match = PUBLIC_URL.fullmatch(value)
     return value.partition("://")[0] + "://…" if match is None else match["scheme"] + match["address"]
+
+
+def described(name: str, location: Iterable[int | str], message: str) -> str:
+    """Return pydantic's message about a value at a place in a setting, such as `SIGNOFF_STREAMS[0].url`."""
+    place = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in location)
+    return f"{name}{place}: {message.removeprefix('Value error, ')}"

@@ -14,7 +14,6 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -33,6 +32,7 @@ from signoff.infra.logging import Format, Level
 from signoff.setting_sources import (
     MAX_NAME_LENGTH,
     BadSettings,
+    described,
     encoding_fault,
     is_valid_url,
     public_value,
@@ -348,7 +348,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources of settings, the one with the highest precedence first."""
-        variables = [_variables(source) for source in (env_settings, dotenv_settings)]
+        sources = (env_settings, dotenv_settings)
+        variables: list[Mapping[str, str | None]] = [getattr(source, "env_vars", {}) for source in sources]
         config_path = next(filter(None, (each.get("signoff_config") for each in variables)), None)
         file = InitSettingsSource(settings_cls, read_file(config_path, settings_cls.model_fields))
         env_aliases, dotenv_aliases = [InitSettingsSource(settings_cls, read_aliases(each)) for each in variables]
@@ -361,7 +362,10 @@ def load(**flags: Any) -> Settings:
     try:
         return Settings(**flags)
     except ValidationError as error:
-        faults = (f"{_place(fault['loc'], flags)}: {_message(fault['msg'])}" for fault in error.errors())
+        faults = (
+            described(_spelling(str(fault["loc"][0]), flags), fault["loc"][1:], fault["msg"])
+            for fault in error.errors()
+        )
         raise BadSettings("; ".join(faults)) from None
     except UnicodeDecodeError:
         raise BadSettings(encoding_fault(Path(".env"))) from None
@@ -375,17 +379,6 @@ def load(**flags: Any) -> Settings:
 def ignored_variables() -> list[str]:
     """Return a sentence for each variable that begins with SIGNOFF_ and is no setting."""
     return unknown_variables(_spelled_variables(), Settings.model_fields)
-
-
-def _message(text: str) -> str:
-    """Return pydantic's message, without the words that it puts before the message of a validator."""
-    return text.removeprefix("Value error, ")
-
-
-def _place(location: tuple[int | str, ...], flags: Iterable[str]) -> str:
-    """Return the name of a setting with the place of a fault in it, such as `SIGNOFF_STREAMS[0].url`."""
-    inner = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in location[1:])
-    return _spelling(str(location[0]), flags) + inner
 
 
 def _is_mapping(name: str) -> bool:
@@ -405,8 +398,3 @@ def _spelling(name: str, flags: Iterable[str]) -> str:
 def _spelled_variables() -> list[str]:
     """Return the names of all variables of the environment, and then of `.env`, as they are written."""
     return [*os.environ, *dotenv_values(".env", encoding=TEXT_ENCODING)]
-
-
-def _variables(source: PydanticBaseSettingsSource) -> Mapping[str, str | None]:
-    """Return the variables of a source by their names in lower case."""
-    return source.env_vars if isinstance(source, EnvSettingsSource) else {}
