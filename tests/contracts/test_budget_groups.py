@@ -44,6 +44,7 @@ async def test_each_group_has_a_gate_and_counts_of_its_own(store: AStore) -> Non
     assert ((await present(store, "1")).wrong, (await present(store, "2")).wrong) == (0, 1)
 
 
+@pytest.mark.law
 async def test_two_processes_together_never_take_more_than_the_budget_of_a_group_has(
     store: AStore, other: AStore
 ) -> None:

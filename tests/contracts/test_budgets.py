@@ -91,6 +91,7 @@ async def test_the_gate_gives_as_many_passes_as_the_budget_has(store: AStore, ot
     assert (await period(other)).outstanding == FREE
 
 
+@pytest.mark.law
 async def test_two_processes_together_never_take_more_than_the_budget_has(store: AStore, other: AStore) -> None:
     grants = await asyncio.gather(*(take(each, 3) for each in (store, other) * 20))
     assert sum(grant.number for grant, _ in grants) == FREE

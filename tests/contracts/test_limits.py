@@ -47,6 +47,7 @@ async def test_every_change_of_a_limit_is_counted_and_announced(url: str, store:
         await recorder.hears(("limits", ""), ("any", ""))
 
 
+@pytest.mark.law
 async def test_two_processes_together_admit_exactly_the_allowed_number(store: AStore, other: AStore) -> None:
     requests = [a_request(f"job-{number}", HUNDRED, tokens=1) for number in range(200)]
     outcomes = await together(

@@ -190,6 +190,7 @@ async def test_the_same_idempotency_key_returns_the_existing_job(store: AStore, 
     assert await store.jobs.count(JobFilter(), at_most=10_000) == 1
 
 
+@pytest.mark.law
 async def test_fifty_concurrent_inserts_with_one_key_create_one_job(store: AStore, other: AStore) -> None:
     jobs = await together(inserted([store, other][turn % 2], idempotency_key="k") for turn in range(50))
 
@@ -197,6 +198,7 @@ async def test_fifty_concurrent_inserts_with_one_key_create_one_job(store: AStor
     assert await store.jobs.list(JobFilter()) == jobs[:1]
 
 
+@pytest.mark.law
 async def test_two_processes_with_one_key_create_one_job(store: AStore, other: AStore) -> None:
     for key in map(str, range(30)):
         one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
@@ -889,6 +891,7 @@ async def test_concurrent_claims_never_return_one_job_twice(store: AStore, other
     assert sorted(claimed + [job.id for job in await claim(store)]) == [job.id for job in inserted_jobs]
 
 
+@pytest.mark.law
 async def test_two_processes_never_claim_the_same_job(store: AStore, other: AStore) -> None:
     inserted_jobs = await together(inserted(store) for _ in range(60))
 

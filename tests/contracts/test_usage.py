@@ -186,6 +186,7 @@ async def test_a_report_with_a_start_time_does_not_scan_all_jobs(tmp_path: Path)
             assert [detail for detail in details if "SEARCH usage_days USING INDEX" in detail] != []
 
 
+@pytest.mark.law
 async def test_two_processes_that_purge_at_once_count_every_job_once(store: AStore, other: AStore) -> None:
     for _ in range(20):
         await together(ended(store, prompt_tokens=1) for _ in range(10))

@@ -79,10 +79,11 @@ class SqlJobs:
             return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
         def find_or_insert(tx: Tx) -> Job:
-            existing = _find_existing(tx.conn, job, tx.now)
+            existing, expired = _find_existing(tx.conn, job, tx.now)
             if existing is not None:
                 return existing
-            _free_key(tx, job)
+            if expired is not None:  # the condition on the job keeps a key that another process has inserted meanwhile
+                tx.conn.execute(_FREE_KEY, _key_of(job) | {"job": expired.id})
             _take_result_key(tx, job)
             return _add_unique_keys(tx, insert(tx))
 
@@ -96,7 +97,7 @@ class SqlJobs:
 
     async def existing(self, job: Job) -> Job | None:
         """See `store.Jobs`."""
-        return await self._database.read(lambda conn, now: _find_existing(conn, job, now()))
+        return await self._database.read(lambda conn, now: _find_existing(conn, job, now())[0])
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """See `store.Jobs`."""
@@ -259,29 +260,28 @@ def with_times(job: Job, now: int, due_seconds: float, lease_seconds: float | No
     )
 
 
-def _find_existing(conn: sa.Connection, job: Job, now: int) -> Job | None:
-    """Return the job of the same user and door with the `client_id` of `job`, or of the same user with its key."""
+def _find_existing(conn: sa.Connection, job: Job, now: int) -> tuple[Job | None, Job | None]:
+    """Return the job of the same user and door with the `client_id` of `job`, or of the same user with its key.
+
+    Return as well the job that has the key, if that is free again.
+    """
     if job.client_id is not None:
         key = {"user": job.user_id, "client_id": job.client_id, "door": job.door}
         row = conn.execute(_BY_CLIENT_ID, key).one_or_none()
         if row is not None:
-            return job_of(row)
-    holder = _holder_of_key(conn, job)
-    return None if holder is None or _is_key_free(holder, now) else holder
+            return job_of(row), None
+    holder = _find_by_key(conn, job)
+    return (None, holder) if holder is not None and _is_key_free(holder, now) else (holder, None)
 
 
-def _holder_of_key(conn: sa.Connection, job: Job) -> Job | None:
+def _find_by_key(conn: sa.Connection, job: Job) -> Job | None:
     """Return the job that has the idempotency key of `job`, also if the key is free again."""
-    key = {"user": job.user_id, "key": job.idempotency_key}
-    row = None if job.idempotency_key is None else conn.execute(_BY_KEY, key).one_or_none()
+    row = None if job.idempotency_key is None else conn.execute(_BY_KEY, _key_of(job)).one_or_none()
     return None if row is None else job_of(row)
 
 
-def _free_key(tx: Tx, job: Job) -> None:
-    """Delete the idempotency key of `job`, which is free, from the job that had it."""
-    if (holder := _holder_of_key(tx.conn, job)) is not None:
-        # The condition on the job keeps a key that another process has inserted in the meantime.
-        tx.conn.execute(_FREE_KEY, {"user": job.user_id, "key": job.idempotency_key, "job": holder.id})
+def _key_of(job: Job) -> dict[str, Any]:
+    return {"user": job.user_id, "key": job.idempotency_key}
 
 
 def _is_key_free(job: Job, now: int) -> bool:
