@@ -94,8 +94,9 @@ def serve(
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
     # Until the server handles signals: the first process of a container is not ended by one that it does not handle.
-    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    default = signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     welcome = run(settings, lambda services: _start(services, settings, address), waits=True)
+    signal.signal(signal.SIGTERM, default)
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
     options = uvicorn_options(allow_connections(settings.max_connections), settings.drain_seconds)
