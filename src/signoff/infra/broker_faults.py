@@ -19,6 +19,17 @@ MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @contextlib.contextmanager
+def own_cancellations(server: str = "server") -> Generator[None]:
+    """Convert a cancellation in the block that is not one of the current task to a ConnectionError."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise ConnectionError(f"{server}: the connection was lost") from error
+
+
+@contextlib.contextmanager
 def described_faults(url: str) -> Generator[None]:
     """Convert errors of a client library in the block to ConnectionErrors, whose texts have no secrets.
 
@@ -26,11 +37,8 @@ def described_faults(url: str) -> Generator[None]:
     text of an Undelivered error, which has that of the broker, loses its secrets.
     """
     try:
-        yield
-    except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) is None or task.cancelling():
-            raise
-        raise ConnectionError(f"{_server(url)}: the connection was lost") from error
+        with own_cancellations(_server(url)):
+            yield
     except Undelivered as error:
         if (text := _public_text(error, url)) == error.message:
             raise

@@ -20,6 +20,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
+from signoff.infra.broker_faults import own_cancellations
 from signoff.infra.tasks import complete
 from signoff.transport import OnMessage
 from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
@@ -84,13 +85,14 @@ class RabbitTransport:
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
             try:
-                await _publish(broker.publish, message)
-            except REFUSALS:
-                self._publisher.mark_lost(broker)  # its channel is closed
-                await self._publish_alone(message)
+                with own_cancellations():
+                    await _publish(broker.publish, message)
             except RETURNS as error:
                 self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
                 raise _undelivered(error) from error
+            except Exception:  # noqa: BLE001 -- the channel is closed, perhaps because of another answer
+                self._publisher.mark_lost(broker)
+                await self._publish_alone(message)
 
     async def close(self) -> None:
         """See `transport.Transport`."""
