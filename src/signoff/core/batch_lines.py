@@ -33,12 +33,9 @@ class Line(NamedTuple):
 
 
 class LineReader:
-    """Reader of the lines of a file that comes in pieces.
+    """Reader of the lines of a file that comes in pieces. A line that is too long is skipped without being stored."""
 
-    A line of more than `max_bytes` is skipped without being stored; None for no limit.
-    """
-
-    def __init__(self, max_bytes: int | None, *, next_line: int = 1, next_byte: int = 0) -> None:
+    def __init__(self, max_bytes: int, *, next_line: int = 1, next_byte: int = 0) -> None:
         self._max_bytes = max_bytes
         self._number = next_line
         self._position = next_byte
@@ -63,14 +60,13 @@ class LineReader:
     def _add(self, piece: bytes) -> None:
         self._size += len(piece)
         self._position += len(piece)
-        if self._max_bytes is None or self._size <= self._max_bytes:
+        if self._size <= self._max_bytes:
             self._pieces.append(piece)
         else:
             self._pieces.clear()
 
     def _end_line(self) -> Line | None:
-        is_whole = self._max_bytes is None or self._size <= self._max_bytes
-        content = b"".join(self._pieces)
+        is_whole, content = self._size <= self._max_bytes, b"".join(self._pieces)
         if self._number == 1:
             content = without_mark(content)
         number, self._number, self._size = self._number, self._number + 1, 0

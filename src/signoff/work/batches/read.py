@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncGenerator
 
 from signoff.core.batch import Batch, BatchError
@@ -20,7 +21,7 @@ async def read_lines(services: Services, batch: Batch, *, from_place: bool = Fal
     Raises BlobMissing, Overloaded.
     """
     next_line, next_byte = (batch.next_line, batch.next_byte) if from_place else (1, 0)
-    max_bytes = None if from_place else services.rules.max_body_bytes
+    max_bytes = sys.maxsize if from_place else services.rules.max_body_bytes
     reader = LineReader(max_bytes, next_line=next_line, next_byte=next_byte)
     count = 0
     async with contextlib.aclosing(
