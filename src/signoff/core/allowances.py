@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.counters import Admission, Counter
 from signoff.core.limits import Limit
-from signoff.core.times import DAY_US, MINUTE_US, day_of, month_of
+from signoff.core.times import MINUTE_US, next_day, next_month
 
 AllowanceName = Literal[
     "requests_per_minute",
@@ -68,12 +68,12 @@ def _sliding(name: AllowanceName, most: int, counts: list[int], entries: tuple[A
 
 def _of_periods(limit: Limit, counter: Counter, now: int) -> Iterator[Allowance]:
     tokens, cost = sum(each.tokens for each in counter.pending), sum(each.cost for each in counter.pending)
-    tomorrow, next_month = day_of(now) + DAY_US, month_of(month_of(now) + 32 * DAY_US)
+    tomorrow, month = next_day(now), next_month(now)
     rows: tuple[tuple[AllowanceName, int | None, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, tomorrow),
-        ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, next_month),
+        ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, month),
         ("cost_per_day", limit.cost_per_day, counter.day.cost, cost, tomorrow),
-        ("cost_per_month", limit.cost_per_month, counter.month.cost, cost, next_month),
+        ("cost_per_month", limit.cost_per_month, counter.month.cost, cost, month),
     )
     for name, most, used, reserved, end in rows:
         if most is not None:

@@ -18,7 +18,7 @@ from signoff.core.counters import (
     latest_time,
     with_admission,
 )
-from signoff.core.times import DAY_US, MINUTE_US, SECOND_US, day_of, month_of
+from signoff.core.times import MINUTE_US, SECOND_US, next_day, next_month
 
 # Suggested wait for a parallel slot, since it is not known when a request ends.
 SLOT_WAIT_US = SECOND_US
@@ -240,13 +240,12 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
     if not limit.has_budget:
         return
     tokens, cost = sum(other.tokens for other in counter.pending), sum(other.cost for other in counter.pending)
-    tomorrow = day_of(now) + DAY_US
-    next_month = month_of(month_of(now) + 32 * DAY_US)
+    tomorrow, month = next_day(now), next_month(now)
     budgets: tuple[tuple[LimitKind, int | None, int, int, int, int], ...] = (
         ("tokens_per_day", limit.tokens_per_day, counter.day.tokens, tokens, request.tokens, tomorrow),
-        ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, request.tokens, next_month),
+        ("tokens_per_month", limit.tokens_per_month, counter.month.tokens, tokens, request.tokens, month),
         ("cost_per_day", limit.cost_per_day, counter.day.cost, cost, request.cost, tomorrow),
-        ("cost_per_month", limit.cost_per_month, counter.month.cost, cost, request.cost, next_month),
+        ("cost_per_month", limit.cost_per_month, counter.month.cost, cost, request.cost, month),
     )
     for kind, most, used, reserved, more, end in budgets:
         # A request without an estimate counts as 1, so that it waits too once a budget is used up.

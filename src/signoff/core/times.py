@@ -15,9 +15,19 @@ def day_of(now: int) -> int:
     return now - now % DAY_US
 
 
+def next_day(now: int) -> int:
+    """Return the first instant of the day after that of `now`, UTC."""
+    return day_of(now) + DAY_US
+
+
 def month_of(now: int) -> int:
     """Return the first instant of the month of `now`, UTC."""
     return _month_of_day(day_of(now))
+
+
+def next_month(now: int) -> int:
+    """Return the first instant of the month after that of `now`, UTC."""
+    return month_of(month_of(now) + 32 * DAY_US)
 
 
 @lru_cache(maxsize=8)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 import sqlalchemy as sa
 
 from signoff.core.job import STATUSES, TERMINAL, Job
-from signoff.core.times import SECOND_US
+from signoff.core.times import DAY_US, SECOND_US
 from signoff.stores.database import Database
 from signoff.stores.schema import departures, jobs
 from signoff.stores.statements import insert_into
 from signoff.stores.transaction import Tx
 from signoff.stores.transitions import EVERY_COLUMN, job_of
 
-LIFETIME_US = 24 * 3600 * SECOND_US
+LIFETIME_US = DAY_US
 PURGED_ROWS = 20
 
 

@@ -8,13 +8,13 @@ from sqlalchemy import Connection, Row
 
 from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile
 from signoff.core.filters import Page
-from signoff.core.times import SECOND_US
+from signoff.core.times import DAY_US, SECOND_US
 from signoff.stores.batches_schema import IS_UNENDED, batches, files
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
 from signoff.stores.transaction import Tx
 
-UPLOAD_US = 24 * 3600 * SECOND_US
+UPLOAD_US = DAY_US
 _NAMES = StoredFile.__struct_fields__
 _COLUMNS = tuple(files.c[name] for name in _NAMES)
 

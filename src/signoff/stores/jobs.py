@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.backlog import Backlog, JobQueueDepth
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
-from signoff.core.times import SECOND_US
+from signoff.core.times import DAY_US, SECOND_US
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
@@ -48,7 +48,7 @@ from signoff.stores.transitions import (
 )
 from signoff.stores.usage import count_ended
 
-KEY_LIFETIME_US = 24 * 3600 * SECOND_US
+KEY_LIFETIME_US = DAY_US
 # The user id of keys that are unique among all users; no user has it.
 ALL_USERS = -2
 

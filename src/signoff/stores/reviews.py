@@ -13,7 +13,7 @@ from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
 from signoff.core.reviews.bulk import Bulk
 from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
-from signoff.core.times import SECOND_US
+from signoff.core.times import DAY_US, SECOND_US
 from signoff.stores.database import Database
 from signoff.stores.job_pages import chunked, jobs_by_id, sizes_of
 from signoff.stores.next_review import open_next
@@ -21,7 +21,7 @@ from signoff.stores.reviews_schema import review_bulks
 from signoff.stores.schema import WAITS_FOR_REVIEW, decisions, jobs, review_queue_name, review_rank, votes
 from signoff.stores.transaction import Tx
 
-BULK_LIFETIME_US = 24 * 3600 * SECOND_US
+BULK_LIFETIME_US = DAY_US
 
 
 class SqlReviews:
