@@ -37,7 +37,8 @@ backup: .docker ## Writes all data into a file in backups/, while the servers ru
 	@mkdir -p $(BACKUPS)
 	@file=$(BACKUPS)/$$(date -u +%Y-%m-%dT%H%M%SZ).signoff; umask 077; \
 	$(ONE_OFF) 'f=$$(mktemp -d -p /srv/signoff)/backup && signoff backup "$$f" >&2 && cat "$$f"; s=$$?; rm -r "$${f%/*}"; exit $$s' \
-		>"$$file.part" && mv "$$file.part" "$$file" && echo "$$file was written. Keep deploy/.env as well: it has the key."
+		>"$$file.part" && mv "$$file.part" "$$file" || { s=$$?; rm -f "$$file.part"; exit $$s; }; \
+	echo "$$file was written. Keep deploy/.env as well: it has the key."
 
 restore: .docker deploy/.env ## Fills the empty database from a backup: make down, remove the volumes, make restore file=backups/….
 	@test -f "$(file)" || { echo "Name a backup: make restore file=backups/…" >&2; exit 1; }

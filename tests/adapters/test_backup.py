@@ -241,6 +241,24 @@ async def test_a_backup_that_fails_leaves_nothing_behind(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+async def test_a_backup_with_more_parts_than_can_be_checked_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(count: int) -> None:
+        with write_archive(tmp_path / str(count)) as draft:
+            for number in range(count):
+                draft.add(f"blobs/{number}/000000", b"")
+            fields = {"format": FORMAT, "signoff": "0", "revision": NEWEST, "made_at": "", "tables": {}}
+            draft.finish(Manifest(**fields, members=draft.members))
+
+    monkeypatch.setattr("signoff.stores.archive.MAX_MEMBERS", 3)
+    write(3)
+    assert len(check(tmp_path / "3").manifest.members) == 3
+    with pytest.raises(BadBackup, match="at most 3 parts"):
+        write(4)
+    assert [*tmp_path.iterdir()] == [tmp_path / "3"]
+
+
 async def test_a_backup_has_several_members_and_other_tools_can_read_it(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
         for _ in range(5):

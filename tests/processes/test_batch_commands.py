@@ -107,3 +107,9 @@ def test_a_backup_contains_the_contents_of_files(tmp_path: Path) -> None:
         for file_id, content in contents.items():
             assert ai.files.content(file_id).content == content
         assert {file.id for file in ai.files.list()} == {*contents, file.id}
+    # and not without the contents of files, unless that is wanted
+    (tmp_path / "restored" / "blobs").rename(tmp_path / "elsewhere")
+    code, text = command(restored, tmp_path, "backup", "again.signoff")
+    assert (code, f"The contents of {len(contents) + 1} files are missing" in text) == (1, True), text
+    assert not (tmp_path / "again.signoff").exists()
+    assert "was written and verified" in signoff(restored, "backup", "--skip-missing", str(tmp_path / "again.signoff"))

@@ -34,16 +34,26 @@ class RestoreResult(msgspec.Struct, frozen=True):
     """Names of the models whose upstream keys the encryption key does not open."""
 
 
-async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
+async def backup(settings: Settings, path: Path, *, with_key: bool, skip_missing: bool = False) -> Manifest:
     """Write all data, as of one moment, into the new file `path`, while servers run.
 
-    Raises BadBackup, SchemaOutdated, and BadSettings if the encryption key cannot be read.
+    With `skip_missing`, files whose contents the blob store has lost are left out. Raises BadBackup, SchemaOutdated,
+    and BadSettings if the encryption key cannot be read.
     """
+
+    async def save_files(archive: ArchiveWriter) -> None:
+        missing = await _save_files(settings, store, archive)
+        if missing and not skip_missing:
+            raise BadBackup(
+                f"The contents of {len(missing)} files are missing from the blob store, such as {missing[0]}. "
+                "Check `blob_url`, or leave these files out with --skip-missing."
+            )
+
     key = b"\n".join(_keys(settings)) + b"\n" if with_key else None
     store = SqlStore(settings.store_url)
     try:
         await store.start()
-        return await store.backup(path, key=key, save_files=lambda archive: _save_files(settings, store, archive))
+        return await store.backup(path, key=key, save_files=save_files)
     finally:
         await store.close()
 
@@ -89,18 +99,27 @@ def _keys(settings: Settings) -> list[bytes]:
         ) from None
 
 
-async def _save_files(settings: Settings, store: SqlStore, archive: ArchiveWriter) -> None:
-    """Add the contents of all files. Those of one that was deleted since the snapshot are left out."""
-    blobs = make_blobs(settings)
+async def _save_files(settings: Settings, store: SqlStore, archive: ArchiveWriter) -> list[str]:
+    """Add the contents of all files, and return the names of blobs that are missing.
+
+    The contents of a file that was deleted since the snapshot are left out; they are not missing.
+    """
+    blobs, missing = make_blobs(settings), list[str]()
     for name in await store.files.blobs():
-        with contextlib.suppress(BlobMissing):
-            number = 0
+        number = 0
+        try:
             async with contextlib.aclosing(blobs.read(name)) as pieces:
                 async for piece in pieces:
                     archive.add(f"{FOLDER}/{name}/{number:06}", piece)
                     number += 1
+        except BlobMissing:
+            missing.append(name)
+        else:
             if not number:
                 archive.add(f"{FOLDER}/{name}/{number:06}", b"")
+    if missing:
+        missing = sorted({*missing} & {*await store.files.blobs()})
+    return missing
 
 
 def _check_file_names(path: Path, manifest: Manifest) -> None:

@@ -45,12 +45,13 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to create.")],
     *,
     with_key: Annotated[bool, typer.Option("--with-key", help="Include the key of the stored secrets.")] = False,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out files with lost contents.")] = False,
 ) -> None:
     """Write all data into one file, while servers run."""
     from signoff.commands.backup import backup
 
     settings = load()
-    manifest = asyncio.run(backup(settings, file, with_key=with_key))
+    manifest = asyncio.run(backup(settings, file, with_key=with_key, skip_missing=skip_missing))
     out.print(f"{file} was written and verified ({_row_counts(manifest.rows)}).")
     if with_key:
         out.print("It contains the encryption key: anyone who has this file can read every stored secret.")

@@ -24,9 +24,9 @@ MANIFEST, KEY = "manifest.json", "secret.key"
 GZIP_LEVEL = 1  # less than half the time of the default level, for a fifth more bytes
 BLOCK = tarfile.BLOCKSIZE
 CHUNK_BYTES = 1024 * 1024
-MAX_MANIFEST_BYTES = 32 * 1024 * 1024
+MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 MAX_KEY_BYTES = 64 * 1024
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 2_000_000
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -95,7 +95,12 @@ class ArchiveWriter:
         self.members: dict[str, str] = {}
 
     def add(self, name: str, data: bytes | bytearray) -> None:
-        """Append a file."""
+        """Append a file. Raises BadBackup if the archive has as many as `check` accepts."""
+        if len(self.members) == MAX_MEMBERS:
+            raise BadBackup(
+                f"A backup can have at most {MAX_MEMBERS} parts, at least one for each file, and this one needs more; "
+                "delete files that nobody needs, or set `output_expires_after` for new batches."
+            )
         self.members[name] = hashlib.sha256(data).hexdigest()
         self._write(name, data)
 
@@ -140,7 +145,7 @@ def check(path: Path) -> ArchiveContents:
     """Read a whole backup, compare all checksums, and return its manifest and key. Raises BadBackup."""
     digests, key, manifest = dict[str, str](), None, None
     for member in members(path):
-        if manifest is not None or member.name in digests or len(digests) == MAX_MEMBERS:
+        if manifest is not None or member.name in digests or len(digests) > MAX_MEMBERS:
             raise _damaged(path)
         if member.name == MANIFEST:
             manifest = _parse_manifest(path, member.read_all(MAX_MANIFEST_BYTES))
