@@ -90,7 +90,8 @@ def serve(
     from signoff.server.serving import DrainingServer, allow_connections, serve_in_processes, uvicorn_options
 
     settings = load(host=host, port=port)
-    # Bind before `_start`: it creates the first token, which would be lost if the port were in use.
+    # Bind before `_start`: it creates the first token, which would be lost if the port were in use. Listen after it: a
+    # proxy sends to another server what is refused, and would lose what was accepted if the start failed.
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
     # Until the server handles signals: the first process of a container is not ended by one that it does not handle.
@@ -103,6 +104,7 @@ def serve(
     options |= {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
     config = uvicorn.Config("signoff.asgi:served", workers=workers, **options)
     if workers > 1:
+        server_socket.listen()
         serve_in_processes(config, server_socket, lambda: out.print(welcome))
         return
     server = DrainingServer(config, lambda: out.print(welcome))
@@ -220,9 +222,13 @@ async def _schema_fault(services: Services) -> SchemaOutdated | None:
 
 
 def _bind(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    """Return a socket that is bound to the address of the settings, and does not listen yet."""
+    server_socket = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if server_socket.family == socket.AF_INET6:
+        server_socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
+        server_socket.bind((settings.host, settings.port))
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         match error.errno:
@@ -234,6 +240,7 @@ def _bind(settings: Settings) -> socket.socket:
                 stop(f"{settings.host} is no address of this machine. For all of its addresses: --host 0.0.0.0")
             case _:
                 stop(f"Cannot listen on {address}: {error.strerror}.")
+    return server_socket
 
 
 async def _start(services: Services, settings: Settings, address: str) -> str:

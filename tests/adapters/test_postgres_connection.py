@@ -95,6 +95,27 @@ async def test_a_server_that_starts_before_its_database_waits_and_says_so_once(
             assert await task
 
 
+async def test_a_server_is_ready_while_it_can_write_and_the_check_changes_no_row(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    query = "SELECT ctid FROM versions WHERE topic = 'models'"
+
+    async def is_ready() -> bool:
+        store = SqlStore(postgres_url)
+        await store.start()
+        try:
+            return await store.is_ready()
+        finally:
+            await store.close()
+
+    before = await connection.fetchval(query)
+    assert await is_ready()
+    assert await connection.fetchval(query) == before
+    database = postgres_url.rpartition("/")[2]
+    await connection.execute(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+    assert not await is_ready()
+    await connection.close()
+
+
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(65536):
         writer.write(data)

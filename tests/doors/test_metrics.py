@@ -15,6 +15,7 @@ from doors.test_every_door import DOORS
 from fakes.webhook_receiver import SECRET, WebhookReceiver
 from signoff.core.metrics import METRICS
 from signoff.core.retry import Backoff
+from signoff.core.transitions import TRANSITIONS
 from signoff.errors import Overloaded
 from signoff.server.metrics_port import serve_metrics
 from signoff.settings import Settings
@@ -103,6 +104,16 @@ async def test_no_label_is_chosen_by_a_caller(tmp_path: Path) -> None:
         assert metrics.labels("signoff_attempts_total", "model") == {"wild-*", "echo"}
         for private in ("user@example.com", "secret", "a-request", "no-such-path", "wild-1"):
             assert private not in metrics.text
+
+
+async def test_counters_that_alert_rules_read_begin_at_zero(tmp_path: Path) -> None:
+    # Prometheus sees no increase in the first value of a series.
+    async with live(tmp_path, metrics_token=TOKEN) as server:
+        metrics = await scrape(server)
+        assert metrics.labels("signoff_transitions_total", "verb") == set(TRANSITIONS)
+        assert metrics.value("signoff_transitions_total", verb="lapse") == 0
+        assert metrics.labels("signoff_delivery_attempts_total", "outcome") == {"done", "due", "failed"}
+        assert metrics.labels("signoff_limits_refused_total", "kind") >= {"requests", "cost_per_month"}
 
 
 async def test_every_defined_metric_is_there_from_the_start_in_both_formats(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from processes.test_cli import TOKEN, read_welcome, running_signoff, signoff, stop, url_in
+from support.processes import free_port
 from support.service_supervisor import free_ports
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -43,12 +45,16 @@ class CallerThread(threading.Thread):
             self.body = response.read().decode()
 
 
-def test_a_server_that_waits_for_its_database_handles_sigterm(tmp_path: Path) -> None:
+def test_a_server_that_waits_for_its_database_takes_no_requests_and_handles_sigterm(tmp_path: Path) -> None:
+    # A proxy sends a refused request to another server; an accepted one would be lost if the start failed.
     # The first process of a container is not ended by a signal without a handler, and exits with this code by one.
+    port = free_port()
     settings = {"SIGNOFF_DATABASE_URL": f"postgresql://u:p@127.0.0.1:{free_ports(1)[0]}/x"}
-    with running_signoff(tmp_path, "serve", "--port", "0", **settings) as server:
+    with running_signoff(tmp_path, "serve", "--port", str(port), **settings) as server:
         assert server.stderr is not None
         assert any("database" in line.lower() for line in server.stderr)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
         assert stop(server, signal.SIGTERM)[0] == 128 + signal.SIGTERM
 
 

@@ -7,8 +7,12 @@ import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import product
+from typing import get_args
 
+from signoff.core.delivery import DeliveryKind, DeliveryState
 from signoff.core.job import Job
+from signoff.core.limits import LimitKind
 from signoff.core.metrics import (
     FIRST_BYTE_BUCKETS,
     LAG_BUCKETS,
@@ -17,6 +21,7 @@ from signoff.core.metrics import (
     WAIT_BUCKETS,
     DurationHistogram,
 )
+from signoff.core.transitions import TRANSITIONS
 from signoff.infra.arrival import ARRIVED_AT
 from signoff.runtime.attempt import Attempt
 from signoff.store import TransitionRequest
@@ -63,11 +68,13 @@ class Metrics:
         """HTTP responses, by status."""
         self.cache_lookups = Counter[str]()
         """Lookups in the response cache, by result."""
-        self.limits_refused = Counter[str]()
+        # From 0, because Prometheus sees no increase in the first value of a series.
+        self.limits_refused = Counter[str](dict.fromkeys(get_args(LimitKind), 0))
         """Refusals, by what the limit counts."""
-        self.transitions = Counter[str]()
+        self.transitions = Counter[str](dict.fromkeys(TRANSITIONS, 0))
         """Transitions, by verb."""
-        self.deliveries = Counter[tuple[str, str]]()
+        outcomes = product(get_args(DeliveryKind), get_args(DeliveryState))
+        self.deliveries = Counter[tuple[str, str]](dict.fromkeys(outcomes, 0))
         """Attempts at deliveries, by kind and outcome."""
         self.overhead = {phase: DurationHistogram(OVERHEAD_BUCKETS) for phase in ("admit", "reserve", "settle")}
         """Times of this server itself, by phase."""

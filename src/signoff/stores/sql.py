@@ -152,11 +152,19 @@ class SqlStore:
         now = asyncio.get_running_loop().time()
         if now < self._writable_until:
             return
-        # On a full disk, the few pages of this write would still fit into the write-ahead log.
-        if self._folder is not None and shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
-            raise Overloaded("The disk of the database is full.")
-        unchanged = sa.update(versions).where(versions.c.topic == "models").values(version=versions.c.version)
-        await self._database.write(lambda tx: tx.conn.execute(unchanged).rowcount)
+        row = versions.c.topic == "models"
+        # PostgreSQL refuses a lock, too, if it can only be read, and an update would leave a dead row each time.
+        statement: sa.Executable = sa.select(versions.c.topic).where(row).with_for_update()
+        if self._folder is not None:  # SQLite
+            # On a full disk, the few pages of this write would still fit into the write-ahead log.
+            if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
+                raise Overloaded("The disk of the database is full.")
+            statement = sa.update(versions).where(row).values(version=versions.c.version)
+
+        def write(tx: Tx) -> None:
+            tx.conn.execute(statement)
+
+        await self._database.write(write)
         self._writable_until = now + WRITABLE_SECONDS
 
     async def versions(self) -> dict[str, int]:
