@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from signoff.core.api_paths import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
 from signoff.core.pipelines import render
+from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.render import placeholder_values
 from signoff.errors import BadRequest
@@ -130,3 +131,12 @@ def test_a_prompt_is_refused_before_it_grows_beyond_its_maximum() -> None:
         BadRequest, match=r"at most 1000000 bytes \(setting `max_body_bytes`\); it would have 400000000"
     ):
         render.render_request(bomb, "m", CHAT, json.dumps(chat("A" * 20_000)).encode(), max_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("value", ["1e999", "9" * 5000, "-1e999"], ids=lambda value: value[:9])
+def test_a_number_out_of_range_is_refused_for_prompts_and_pipelines(value: str) -> None:
+    body = f'{{"messages": [{{"role": "user", "content": [{value}]}}], "more": {value}}}'.encode()
+    with pytest.raises(BadRequest, match="out of range"):
+        render_request(ONE, "m", CHAT, body)
+    with pytest.raises(BadRequest, match="out of range"):
+        parse_arguments(body, ("x",))

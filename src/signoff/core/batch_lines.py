@@ -92,10 +92,24 @@ class _LineFields(msgspec.Struct):
     body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _CheckedFields(msgspec.Struct):
+    custom_id: msgspec.Raw
+    body: msgspec.Raw
+
+
 _decode = msgspec.json.Decoder(_LineFields).decode
+_decode_checked = msgspec.json.Decoder(_CheckedFields).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_stream = msgspec.json.Decoder(bool | None).decode
-parse_line = msgspec.json.Decoder(BatchLine).decode
+
+
+def parse_line(content: bytes) -> BatchLine:
+    """Return the request of a line that was checked; of a member that occurs twice, the last one, as in the check.
+
+    Raises ValueError if it is not such a line.
+    """
+    fields = _decode_checked(content)
+    return BatchLine(_decode_text(fields.custom_id), fields.body)
 
 
 class LineChecker:

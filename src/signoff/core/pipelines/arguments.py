@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.names import join_names
-from signoff.core.pipelines.render import object_members, request_text, to_texts
+from signoff.core.pipelines.render import decode_request, object_members, request_text, to_texts
 from signoff.errors import BadRequest
 
 Names = tuple[str, ...]
@@ -26,8 +26,8 @@ def parse_arguments(body: bytes, names: Names) -> dict[str, str]:
     """
     try:
         text = request_text(msgspec.json.decode(body, type=_Chat).messages)
-    except msgspec.ValidationError:
-        return _arguments_from_value(msgspec.json.decode(body), names)
+    except (ValueError, RecursionError):
+        return _arguments_from_value(decode_request(body), names)
     members = object_members(text)
     if members is not None and (len(names) != 1 or members.keys() == {*names}):
         return _arguments_from_members(members, names)

@@ -26,7 +26,7 @@ def render_request(prompt: Prompt, model: str, path: str, body: bytes, *, max_by
     """
     if path not in _PATHS:
         raise BadRequest(f"{prompt.name!r} is a prompt; call it at {CHAT}, {COMPLETIONS}, {RESPONSES} or {MESSAGES}.")
-    decoded = msgspec.json.decode(body)
+    decoded = decode_request(body)
     members = cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
     text_member = next((name for name in _TEXT_MEMBERS if members.get(name) is not None), None)
     if text_member is not None:
@@ -57,6 +57,14 @@ def placeholder_values(prompt: Prompt, text: str) -> dict[str, str]:
         return dict.fromkeys(names, text)
     expected = f"{prompt.name!r} takes {join_names(names)}, as the members of one JSON object in the last user message"
     raise BadRequest(f"{expected} (got {'a text' if members is None else join_names(list(members)) or 'no members'}).")
+
+
+def decode_request(body: bytes) -> Any:
+    """Return the JSON value of a request. Raises BadRequest for a number out of range, or too deep nesting."""
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body cannot be read for a prompt or pipeline: {error}; correct this value.") from None
 
 
 def request_text(content: Any) -> str:

@@ -12,7 +12,7 @@ from signoff.core.batch import BATCH_PRIORITY, Batch, BatchTotals
 from signoff.core.batch_lines import BatchLine, Line
 from signoff.core.batch_results import metadata_of
 from signoff.core.job import Job
-from signoff.errors import BacklogFull, BlobMissing, SignoffError
+from signoff.errors import BacklogFull, BadRequest, BlobMissing, SignoffError
 from signoff.work.admit import admit
 from signoff.work.batches.callers import caller_of_batch
 from signoff.work.batches.read import checked_request, lost_contents, read_lines
@@ -137,17 +137,20 @@ async def _new_line(services: Services, caller: Caller, batch: Batch, number: in
         path=batch.endpoint,
         body=bytes(line.body),
         requires_members=True,
-        target=_model_of(line),
         priority=BATCH_PRIORITY,
         metadata=metadata_of(line.custom_id),
     )
     try:
+        ask = msgspec.structs.replace(ask, target=_model_of(line))
         job = await admit(services, ask)
         hit = await lookup_answer(services, ask, job)
     except SignoffError as error:
         if error.retryable or error.status >= 500:
             raise
         return NewLine(_refused_job(services, batch, ask, number, error), is_ended=True)
+    except (ValueError, RecursionError) as error:  # a value that no door could read must not stop the other lines
+        refusal = BadRequest(f"The request cannot be read: {error}.")
+        return NewLine(_refused_job(services, batch, ask, number, refusal), is_ended=True)
     job = job if hit is None else hit
     # The results of lines are read from the files of the batch, and not from Redis.
     placed = msgspec.structs.replace(job, batch_id=batch.id, batch_line=number, deliver=())
