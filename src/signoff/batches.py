@@ -165,6 +165,7 @@ class Batches(Protocol):
     ) -> Batch:
         """End a batch in `status`, with its output files, and create the delivery about its end; return the batch.
 
+        The input file of a message batch, which nobody can read or delete, is deleted.
         Raises Stale if the batch does not have the lease and the status of `batch` any more.
         """
         ...
@@ -194,6 +195,6 @@ class Batches(Protocol):
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         """Delete up to `limit` batches that ended longer ago than that, with their output; return how many.
 
-        Batches with a delivery that is due stay.
+        The input file of a message batch goes, too. Batches with a delivery that is due stay.
         """
         ...

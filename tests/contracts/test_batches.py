@@ -390,6 +390,29 @@ async def test_jobs_stay_until_their_batch_has_ended_and_old_batches_go_with_the
     assert [each.id for each in await store.files.garbage(10)] == [output.id]
 
 
+async def test_the_input_of_a_message_batch_is_deleted_at_its_end(store: AStore) -> None:
+    file = await stored_file(store, purpose="message_batch")
+    batch = await leased_batch(store, id=f"msgbatch_{next(NUMBERS)}", api="anthropic", input_file_id=file.id)
+    assert await store.files.garbage(10) == []
+    await store.batches.finish(batch, "completed", changes={})
+    assert [each.id for each in await store.files.garbage(10)] == [file.id]
+
+
+async def test_the_input_of_an_old_message_batch_goes_with_it(store: AStore) -> None:
+    file = await stored_file(store, purpose="message_batch")
+    # version 0.2.0 left the input of a batch that ended
+    await stored_batch(
+        store,
+        id=f"msgbatch_{next(NUMBERS)}",
+        api="anthropic",
+        input_file_id=file.id,
+        status="completed",
+        completed_at=1,
+    )
+    assert await store.batches.purge(3600, 10) == 1
+    assert [each.id for each in await store.files.garbage(10)] == [file.id]
+
+
 async def test_old_batches_stay_until_their_deliveries_have_ended(store: AStore) -> None:
     silent, batch = await leased_batch(store), await leased_batch(store, webhook=b"sealed", webhook_host="a.example")
     for each in (silent, batch):

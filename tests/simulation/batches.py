@@ -14,7 +14,7 @@ from signoff.core.job import Job, JobError
 from signoff.core.times import SECOND_US
 from signoff.errors import JobNotFound, Stale
 from signoff.store import TransitionRequest
-from signoff.stores.batches import _create_delivery
+from signoff.stores.batches import _create_delivery, _own_inputs
 from signoff.stores.files import UPLOAD_US
 from signoff.stores.jobs import KEY_LIFETIME_US, with_times
 from simulation.jobs import MemoryJobs
@@ -272,6 +272,7 @@ class MemoryBatches:
             for file in (output, errors):
                 if file is not None:
                     put_file(self._tables, tx, file, batch.output_seconds)
+            self._delete_files(tx, *_own_inputs(ended))
             _create_delivery(tx, ended)  # type: ignore[arg-type]
             return self._put(tx, ended)
 
@@ -335,9 +336,12 @@ class MemoryBatches:
 
     def _drop(self, tx: Tx, batch: Batch, *, with_input: bool) -> None:
         del self._tables.batches[batch.id]
-        inputs = [batch.input_file_id] if with_input else []
-        for file_id in (*inputs, batch.output_file_id, batch.error_file_id):
-            if file_id in self._tables.files:
-                self._tables.deleted_files.setdefault(file_id, tx.now)
+        inputs = [batch.input_file_id] if with_input else _own_inputs(batch)
+        self._delete_files(tx, *inputs, batch.output_file_id, batch.error_file_id)
         rows = self._tables.deliveries
         self._tables.deliveries = {name: row for name, row in rows.items() if row.job_id != batch.id}
+
+    def _delete_files(self, tx: Tx, *file_ids: str | None) -> None:
+        for file_id in file_ids:
+            if file_id in self._tables.files:
+                self._tables.deleted_files.setdefault(file_id, tx.now)

@@ -145,6 +145,7 @@ class SqlBatches:
             for file in (output, errors):
                 if file is not None:
                     insert_file(tx, file, lifetime_seconds=batch.output_seconds)
+            delete_files(tx, _own_inputs(ended))
             _create_delivery(tx, ended)
             return ended
 
@@ -345,12 +346,17 @@ def _delete(tx: Tx, condition: sa.ColumnElement[bool], *, with_input: bool) -> i
     """Delete batches with their deliveries and files, and return their number."""
     rows = tx.conn.execute(sa.delete(batches).where(condition).returning(*_COLUMNS)).all()
     deleted = [_batch_of(row) for row in rows]
-    inputs = [batch.input_file_id for batch in deleted] if with_input else []
+    inputs = [each for batch in deleted for each in ([batch.input_file_id] if with_input else _own_inputs(batch))]
     outputs = [each for batch in deleted for each in (batch.output_file_id, batch.error_file_id) if each is not None]
     delete_files(tx, [*inputs, *outputs])
     if deleted:
         tx.conn.execute(sa.delete(deliveries).where(deliveries.c.job_id.in_([batch.id for batch in deleted])))
     return len(deleted)
+
+
+def _own_inputs(batch: Batch) -> list[str]:
+    """Return the id of the input file if it belongs to the batch, as that of a message batch does."""
+    return [batch.input_file_id] if batch.api == "anthropic" else []
 
 
 def _batch_of(row: Row[Any]) -> Batch:
