@@ -33,7 +33,7 @@ class Files(Protocol):
         ...
 
     async def page(self, filters: FileFilter) -> Page[StoredFile]:
-        """Return a page of files; an empty one if there is no file of the cursor."""
+        """Return a page of files. The file of the cursor may have been deleted."""
         ...
 
     async def delete(self, file_id: str) -> bool:

@@ -154,6 +154,22 @@ async def test_files_are_listed_by_time_and_purpose_in_pages(store: AStore) -> N
     assert await store.files.page(FileFilter(user_id=8, after_id=files[0].id)) == []
 
 
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_a_page_of_files_goes_on_after_a_file_that_was_deleted(store: AStore, newest_first: bool) -> None:
+    files = [await stored_file(store) for _ in range(5)]
+    in_order = files[::-1] if newest_first else files
+    await store.files.delete(files[2].id)
+    assert (
+        list(await store.files.page(FileFilter(user_id=7, newest_first=newest_first, after_id=files[2].id)))
+        == (in_order[3:])
+    )
+    await store.files.purge([files[2].id])
+    assert (
+        list(await store.files.page(FileFilter(user_id=7, newest_first=newest_first, after_id=files[2].id)))
+        == (in_order[3:])
+    )
+
+
 # Batches
 
 

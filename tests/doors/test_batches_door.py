@@ -137,10 +137,21 @@ async def test_files_are_listed_in_pages_by_order_and_purpose(ai: openai.AsyncOp
     assert [file.id async for file in ai.files.list(limit=2, purpose="batch")] == ids[::-1]
     assert [file.id async for file in ai.files.list(limit=2, order="asc")] == [*ids, other]
     assert [file.id async for file in ai.files.list(after=ids[4], order="asc")] == [other]
-    for wrong in ({"limit": 0}, {"limit": 10_001}, {"order": "up"}, {"purpose": "nonsense"}):
+    for wrong in ({"limit": 0}, {"limit": 10_001}, {"order": "up"}, {"purpose": "nonsense"}, {"after": "file-"}):
         with pytest.raises(openai.BadRequestError) as caught:
             await ai.files.list(**wrong)  # type: ignore[arg-type]
         assert caught.value.param == next(iter(wrong))
+
+
+async def test_all_files_can_be_deleted_while_their_pages_are_read(ai: openai.AsyncOpenAI) -> None:
+    ids = [(await ai.files.create(file=b"x", purpose="batch")).id for _ in range(25)]
+    deleted = list[str]()
+    async for page in (await ai.files.list(limit=10)).iter_pages():
+        for file in page.data:
+            await ai.files.delete(file.id)
+            deleted.append(file.id)
+    assert deleted == ids[::-1]
+    assert [each async for each in ai.files.list()] == []
 
 
 async def test_files_and_batches_of_another_user_do_not_exist(server: Live, ai: openai.AsyncOpenAI) -> None:

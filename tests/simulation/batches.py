@@ -50,11 +50,11 @@ class MemoryFiles:
         def read(tx: Tx) -> Page[StoredFile]:
             purposes = LISTED_PURPOSES if filters.purpose is None else (filters.purpose,)
             own = [file for file in self._tables.files.values() if file.user_id == filters.user_id]
-            by_time = sorted(own, key=lambda file: (file.created_at, file.id), reverse=filters.newest_first)
             if filters.after_id is not None:
-                ids = [file.id for file in by_time]
-                by_time = by_time[ids.index(filters.after_id) + 1 :] if filters.after_id in ids else []
-            listed = [file for file in by_time if file.purpose in purposes and self._find(tx, file.id)]
+                own = [file for file in own if (file.id < filters.after_id) == filters.newest_first]
+                own = [file for file in own if file.id != filters.after_id]
+            own.sort(key=lambda file: file.id, reverse=filters.newest_first)
+            listed = [file for file in own if file.purpose in purposes and self._find(tx, file.id)]
             return Page(listed[: filters.limit], may_continue=len(listed) > filters.limit)
 
         return await self._connection.send(read, writes=False)

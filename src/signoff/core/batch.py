@@ -1,5 +1,6 @@
 """Batches of requests, and the files that they are read from and written to."""
 
+import re
 from typing import Literal
 
 import msgspec
@@ -33,6 +34,8 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 BATCH_INPUT, BATCH_OUTPUT = "batch", "batch_output"
 MESSAGES_INPUT, MESSAGES_OUTPUT = "message_batch", "message_batch_output"
 LISTED_PURPOSES = (*PURPOSES, BATCH_OUTPUT)
+
+_FILE_ID = re.compile(r"file-[0-9a-f]{32}(-[a-z]+)?")
 
 BATCH_EXPIRED = JobError(
     code="batch_expired",
@@ -198,15 +201,23 @@ def is_batch_id(text: str) -> bool:
     return text.startswith(("batch_", "msgbatch_"))
 
 
+def is_file_id(text: str) -> bool:
+    """Return True if `text` has the form of the ids of files."""
+    return _FILE_ID.fullmatch(text) is not None
+
+
 class FileFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Files of a user to list, in the order of their times."""
+    """Files of a user to list, in the order of their ids.
+
+    That is the order of their uploads; the output of a batch stands where the batch was created.
+    """
 
     user_id: int
     """Owner."""
     purpose: str | None = None
     """Purpose of the files; None for all of LISTED_PURPOSES."""
     after_id: str | None = None
-    """Cursor: the id of the last file of the previous page; None for the first page."""
+    """Cursor: the id of the last file of the previous page, which may be deleted; None for the first page."""
     newest_first: bool = True
     """False to order the list from the oldest file to the newest."""
     limit: int = 100

@@ -115,16 +115,9 @@ def _exists(now: int) -> list[sa.ColumnElement[bool]]:
 def _read_page(conn: Connection, filters: FileFilter, now: int) -> Page[StoredFile]:
     purposes = LISTED_PURPOSES if filters.purpose is None else (filters.purpose,)
     query = sa.select(*_COLUMNS).where(files.c.user_id == filters.user_id, files.c.purpose.in_(purposes), *_exists(now))
-    place = sa.tuple_(files.c.created_at, files.c.id)
     if filters.after_id is not None:
-        is_cursor = (files.c.id == filters.after_id) & (files.c.user_id == filters.user_id)
-        cursor = conn.execute(sa.select(files.c.created_at).where(is_cursor)).scalar_one_or_none()
-        if cursor is None:
-            return Page()
-        bound = sa.tuple_(sa.literal(cursor, sa.BigInteger), sa.literal(filters.after_id, sa.Text))
-        query = query.where(place < bound if filters.newest_first else place > bound)
-    order = (files.c.created_at, files.c.id)
-    query = query.order_by(*(column.desc() if filters.newest_first else column for column in order))
+        query = query.where(files.c.id < filters.after_id if filters.newest_first else files.c.id > filters.after_id)
+    query = query.order_by(files.c.id.desc() if filters.newest_first else files.c.id)
     rows = conn.execute(query.limit(filters.limit + 1)).all()
     return Page(map(_file_of, rows[: filters.limit]), may_continue=len(rows) > filters.limit)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote
 
 from signoff.core.access import Caller
-from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile
+from signoff.core.batch import LISTED_PURPOSES, FileFilter, StoredFile, is_file_id
 from signoff.core.upload_form import UploadForm
 from signoff.doors.http import (
     DoorSettings,
@@ -152,10 +152,13 @@ async def _page(services: Services, caller: Caller, scope: Scope) -> dict[str, A
     if purpose is not None and purpose not in LISTED_PURPOSES:
         known = ", ".join(map(repr, LISTED_PURPOSES))
         raise InvalidValue("purpose", f"Invalid value: {purpose[:100]!r}. Supported values are: {known}.")
+    after_id = query.get("after")
+    if after_id is not None and not is_file_id(after_id):
+        raise InvalidValue("after", f"`after` must be the `id` of a file, such as `file-…` (got {after_id[:100]!r}).")
     filters = FileFilter(
         user_id=caller.user_id,
         purpose=purpose,
-        after_id=query.get("after"),
+        after_id=after_id,
         newest_first=order == "desc",
         limit=limit_of(query, default=MAX_PAGE, maximum=MAX_PAGE),
     )
