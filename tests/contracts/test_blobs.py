@@ -23,6 +23,8 @@ from signoff.errors import BlobMissing, Overloaded
 
 pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
+# Seconds of a download, more than the 30 that `obstore` allows by itself.
+DRIPS = 33
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +220,23 @@ async def test_only_the_owner_can_read_blobs_whatever_their_folder_allows(existi
         assert oct((tmp_path / "blobs" / "files" / "a").stat().st_mode & 0o777) == "0o600"
     finally:
         os.umask(before)
+
+
+@pytest.mark.long
+async def test_a_download_lasts_as_long_as_bytes_come(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        times = b"Last-Modified: Tue, 01 Dec 2026 00:00:00 GMT\r\n"
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: "a"\r\n%b\r\n' % (DRIPS, times))
+        for _ in range(DRIPS):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(1)  # the server is slow
+        writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "a"), ("REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        assert await content(open_blobs("s3://slow", tmp_path), "a") == b"x" * DRIPS

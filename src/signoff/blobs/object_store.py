@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncGenerator, Generator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,16 @@ from signoff.errors import BlobMissing, Overloaded
 
 if TYPE_CHECKING:
     from obstore import AsyncWritableFile
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore
 
 BUFFER_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 # `LocalStore` writes a blob as `NAME#NUMBER` until it is complete.
 _PARTIAL = re.compile(r"[A-Za-z0-9._-]+#\d+")
 SCHEMES = ("s3", "gs", "az", "file")
+# A server that sends nothing for READ_TIMEOUT is given up. `timeout` ends a download even while bytes flow, and has no
+# value for none, so a slow reader of a large file gets a time that none needs.
+READ_TIMEOUT, TOTAL_TIMEOUT = timedelta(seconds=30), timedelta(days=365)
 _PROBE = "probe/signoff"
 
 
@@ -116,8 +120,9 @@ def open_blobs(url: str | None, folder: Path) -> ObjectBlobs:
         return ObjectBlobs(LocalStore(path), description=f"the folder {path}", folder=path)
     if url.partition("://")[0] not in SCHEMES:
         raise ValueError(f"`blob_url` must begin with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}.")
+    options: ClientConfig = {"allow_http": True, "timeout": TOTAL_TIMEOUT, "read_timeout": READ_TIMEOUT}
     try:
-        return ObjectBlobs(from_url(url, client_options={"allow_http": True}), description=url.partition("?")[0])
+        return ObjectBlobs(from_url(url, client_options=options), description=url.partition("?")[0])
     except Exception as error:  # noqa: BLE001 -- each provider has errors of its own
         raise ValueError(f"`blob_url` cannot be used: {str(error).splitlines()[0]}") from None
 
