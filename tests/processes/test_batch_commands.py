@@ -10,7 +10,11 @@ from typing import Any
 import openai
 import pytest
 
+from signoff.commands import batches
+from signoff.errors import BacklogFull
+from signoff.work.batches import manage
 from support.batches import CHAT, a_line, as_file
+from support.live_server import live
 from support.processes import (
     SIGNOFF,
     clean_environment,
@@ -65,6 +69,44 @@ def test_a_file_is_answered_beside_itself_and_an_interrupted_command_resumes(tmp
         code, text = command(environment, tmp_path, "batch", *words)
         assert "Created the batch" in text
         assert {batch.endpoint for batch in ai.batches.list().data} == {CHAT, "/v1/embeddings"}
+
+
+def test_a_batch_that_was_cancelled_is_a_failure_and_results_of_an_earlier_run_go(tmp_path: Path) -> None:
+    environment, port = migrated_environment(tmp_path / "data"), free_port()
+    (tmp_path / "in.jsonl").write_bytes(as_file(a_line("a")))
+    with served(environment, tmp_path, port):
+        ai = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=first_token(tmp_path), max_retries=0)
+        signoff(environment, "model", "add", "careful", "--kind", "echo", "--review", "always")
+        lines = as_file(a_line("held", model="careful"))
+        file = ai.files.create(file=("in.jsonl", lines), purpose="batch")
+        batch = ai.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        ai.batches.cancel(batch.id)
+        state = {"batch_id": batch.id, "sha256": hashlib.sha256(as_file(a_line("a"))).hexdigest()}
+        (tmp_path / "in.jsonl.batch").write_text(json.dumps(state))
+        (tmp_path / "in.output.jsonl").write_text("old")
+        code, text = command(environment, tmp_path, "batch", "in.jsonl", "--user", "admin@localhost")
+        assert (code, f"The batch {batch.id} is cancelled" in text) == (1, True), text
+        assert not (tmp_path / "in.output.jsonl").exists()
+        # and a batch whose requests are all answered leaves no old errors
+        (tmp_path / "in.errors.jsonl").write_text("old")
+        assert command(environment, tmp_path, "batch", "in.jsonl")[0] == 0
+        assert (tmp_path / "in.output.jsonl").exists()
+        assert not (tmp_path / "in.errors.jsonl").exists()
+        # while a file that no door takes is refused
+        code, text = command(environment | {"SIGNOFF_MAX_FILE_BYTES": "10"}, tmp_path, "batch", "in.jsonl")
+        assert (code, "FILE must not be larger than 10 bytes (setting `max_file_bytes`)" in text) == (1, True), text
+
+
+@pytest.mark.anyio
+async def test_a_user_with_too_many_batches_gets_no_further_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(as_file(a_line("a")))
+    monkeypatch.setattr(manage, "MAX_OPEN_BATCHES", 0)
+    async with live(tmp_path) as server:
+        with pytest.raises(BacklogFull):
+            await batches._run(server.services, tmp_path / "in.jsonl", CHAT, None)
+    assert not (tmp_path / "in.jsonl.batch").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from signoff.commands.terminal import OPERATOR, err, out, run, stop
 from signoff.core.access import Caller
 from signoff.core.api_paths import CHAT
 from signoff.core.batch import BATCH_INPUT, Batch
-from signoff.errors import NotFound
+from signoff.errors import NotFound, TooLarge
 from signoff.settings import load
 from signoff.work.batches.files import BlobWriter, UploadFields, find_file, read_file, store_upload
-from signoff.work.batches.manage import ENDPOINTS, create_batch, find_batch, new_batch_id, totals_of
+from signoff.work.batches.manage import ENDPOINTS, check_open_batches, create_batch, find_batch, new_batch_id, totals_of
 from signoff.work.services import Services
 
 POLL_SECONDS = 0.5
@@ -59,6 +59,8 @@ def batch(
             place = f"{file}" if fault.line is None else f"{file}:{fault.line}"
             err.print(f"{place}: {fault.message} ({fault.code})")
         stop(f"The batch {ended.id} failed; correct its file, and run the command again.")
+    if ended.status != "completed":
+        stop(f"The batch {ended.id} is {ended.status}; send the requests without an answer again, if you need them.")
 
 
 async def _run(services: Services, file: Path, endpoint: str, email: str | None) -> Batch:
@@ -67,6 +69,7 @@ async def _run(services: Services, file: Path, endpoint: str, email: str | None)
     digest = await asyncio.to_thread(_digest, file)
     batch = await _resumed(services, caller, state_path, digest)
     if batch is None or batch.endpoint != endpoint:
+        await check_open_batches(services, caller)
         batch_id = new_batch_id(services, "batch")
         _write_state(state_path, _State(batch_id, digest))  # first, so that a crash leaves no batch that nobody knows
         batch = await _create(services, caller, file, batch_id, endpoint)
@@ -75,8 +78,11 @@ async def _run(services: Services, file: Path, endpoint: str, email: str | None)
         err.print(f"Waiting for the batch {batch.id}, which was created before.")
     ended = await _wait(services, caller, batch)
     for file_id, kind in ((ended.output_file_id, "output"), (ended.error_file_id, "errors")):
-        if file_id is not None:
-            path = file.with_name(f"{file.stem}.{kind}.jsonl")
+        path = file.with_name(f"{file.stem}.{kind}.jsonl")
+        if file_id is None:
+            if ended.status != "failed":  # then an earlier run's results stay
+                path.unlink(missing_ok=True)
+        else:
             await _download(services, caller, file_id, path)
             out.print(str(path))
     state_path.unlink(missing_ok=True)
@@ -116,10 +122,14 @@ def _write_state(path: Path, state: _State) -> None:
 
 
 async def _create(services: Services, caller: Caller, file: Path, batch_id: str, endpoint: str) -> Batch:
+    limit = services.rules.max_file_bytes
+
     async def fill(writer: BlobWriter) -> UploadFields:
         with file.open("rb") as content:
             while chunk := await asyncio.to_thread(content.read, CHUNK_BYTES):
                 await writer.write(chunk)
+                if writer.size_bytes > limit:
+                    raise TooLarge(f"FILE must not be larger than {limit} bytes (setting `max_file_bytes`); split it.")
         return UploadFields(filename=file.name, purpose=BATCH_INPUT)
 
     stored = await store_upload(services, caller, fill)
