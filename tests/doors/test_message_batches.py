@@ -117,6 +117,21 @@ async def test_requests_that_are_invalid_or_fail_are_errored_one_by_one(ai: anth
     assert kinds == {"nobody": "not_found_error", "bad": "invalid_request_error", "empty": "invalid_request_error"}
 
 
+@pytest.mark.parametrize(("status", "kind"), [(402, "billing_error"), (529, "overloaded_error"), (500, "api_error")])
+async def test_the_type_of_an_error_is_that_of_a_direct_request(
+    status: int, kind: str, ai: anthropic.AsyncAnthropic, server: Live
+) -> None:
+    await server.model("faulty", attempts=1)
+    request = a_request("a", model=f"faulty/status={status}")
+    done = await ended(ai, await ai.messages.batches.create(requests=[request]))
+    [result] = [each.result async for each in await ai.messages.batches.results(done.id)]
+    assert result.type == "errored"
+    assert result.error.error.type == kind
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        await ai.messages.create(**request["params"])
+    assert caught.value.body["error"]["type"] == kind  # type: ignore[index,call-overload]
+
+
 async def test_a_cancelled_batch_keeps_what_is_done(ai: anthropic.AsyncAnthropic) -> None:
     requests = [a_request("done"), a_request("held", model="careful"), a_request("held-2", model="careful")]
     batch = await ai.messages.batches.create(requests=requests)

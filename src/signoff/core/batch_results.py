@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.batch import BATCH_CANCELLED, BATCH_EXPIRED, Batch, BatchTotals
+from signoff.core.dialects.messages import message_error_type
 from signoff.core.job import WITHOUT_ANSWER, Job, JobError
 from signoff.errors import kind_of
 
@@ -82,7 +83,7 @@ def result_of_job(batch: Batch, job: Job) -> bytes:
     if error.code in _CUT_OFF:
         return result_without_job(batch, batch_line_id(batch, job.batch_line or 0), custom_id, error)
     if batch.api == "anthropic":
-        fault = {"type": _anthropic_type(error.status), "message": error.message}
+        fault = {"type": message_error_type(error.status), "message": error.message}
         whole = {"type": "error", "error": fault, "request_id": job.id}
         return _encode({"custom_id": custom_id, "result": {"type": "errored", "error": whole}})
     param = None if error.param is msgspec.UNSET else error.param
@@ -116,9 +117,3 @@ def _encode(line: dict[str, Any]) -> bytes:
     return (
         encoded.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in encoded or b"\r" in encoded else encoded
     ) + b"\n"
-
-
-def _anthropic_type(status: int) -> str:
-    types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
-    types |= {429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
-    return types.get(status, "invalid_request_error" if status < 500 else "api_error")

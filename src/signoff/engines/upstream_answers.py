@@ -59,6 +59,7 @@ _STATUSES = {
     "invalid_request_error": 400,
     "context_length_exceeded": 400,
     "authentication_error": 401,
+    "billing_error": 402,
     "permission_error": 403,
     "not_found_error": 404,
     "model_not_found": 404,

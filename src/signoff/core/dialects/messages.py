@@ -22,6 +22,19 @@ _EVENT_TYPES = frozenset(
     + [f"content_block_{step}" for step in ("start", "delta", "stop")]
 )
 
+# Types of errors (Anthropic's API reference, "Errors").
+_ERROR_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
 
 class _Message(msgspec.Struct):
     type: Literal["message"]
@@ -30,6 +43,11 @@ class _Message(msgspec.Struct):
 
 class _TokenCount(msgspec.Struct):
     input_tokens: int
+
+
+def message_error_type(status: int) -> str:
+    """Return the type of an error of this status."""
+    return _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
 def is_message(body: bytes) -> bool:

@@ -8,20 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.api_paths import MESSAGES
-from signoff.core.dialects.messages import message_event
+from signoff.core.dialects.messages import message_error_type, message_event
 from signoff.errors import ModelAnswered, SignoffError
-
-_TYPES = {
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 
 
 class _Fault(msgspec.Struct):
@@ -44,7 +32,7 @@ def error_body(error: SignoffError, request_id: str | None) -> bytes:
     """Return the error with our code and the job's id, or a model's own error unchanged if it has this format."""
     if type(error) is ModelAnswered and _has_this_format(error.body):
         return error.body
-    fields: dict[str, Any] = {"type": error_type(error.status), "message": error.message, "code": error.code}
+    fields: dict[str, Any] = {"type": message_error_type(error.status), "message": error.message, "code": error.code}
     if error.job_id is not None:
         fields["job_id"] = error.job_id
     return msgspec.json.encode({"type": "error", "error": fields, "request_id": request_id})
@@ -54,11 +42,6 @@ def error_event(error: SignoffError) -> bytes:
     """Return the error as the last event of a stream."""
     body: dict[str, Any] = msgspec.json.decode(error_body(error, None))
     return message_event(body)
-
-
-def error_type(status: int) -> str:
-    """Return the type of an error of this status."""
-    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
 
 
 def _has_this_format(body: bytes) -> bool:
