@@ -107,7 +107,7 @@ class Batches(Protocol):
         ...
 
     async def cancel(self, batch_id: str) -> Batch:
-        """Begin to cancel a batch that is validated or in progress, and return it.
+        """Begin to cancel a batch that is validated or in progress, and return it; a cancelled one stays as it is.
 
         Raises Stale if it is in another state, and JobNotFound if there is none.
         """

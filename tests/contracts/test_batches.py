@@ -342,9 +342,14 @@ async def test_a_cancelled_batch_takes_no_lines_and_cancels_those_that_have_not_
 
 async def test_only_a_batch_that_is_validated_or_in_progress_can_be_cancelled(store: AStore) -> None:
     batch = await leased_batch(store)
-    await store.batches.cancel(batch.id)
-    with pytest.raises(Stale, match="Cannot cancel a batch with status 'cancelling'"):
-        await store.batches.cancel(batch.id)
+    cancelling = await store.batches.cancel(batch.id)
+    # again it stays as it is, at its end, too
+    assert await store.batches.cancel(batch.id) == cancelling
+    cancelled = await store.batches.finish(cancelling, "cancelled", changes={})
+    assert await store.batches.cancel(batch.id) == cancelled
+    completed = await store.batches.finish(await leased_batch(store), "completed", changes={})
+    with pytest.raises(Stale, match="Cannot cancel a batch with status 'completed'"):
+        await store.batches.cancel(completed.id)
     with pytest.raises(JobNotFound, match="No batch found"):
         await store.batches.cancel("batch_none")
 

@@ -174,6 +174,8 @@ class MemoryBatches:
             batch = self._tables.batches.get(batch_id)
             if batch is None:
                 raise JobNotFound(f"No batch found with id '{batch_id}'.")
+            if batch.status in {"cancelling", "cancelled"}:
+                return batch
             if batch.status not in {"validating", "in_progress"}:
                 raise Stale(f"Cannot cancel a batch with status '{batch.status}'.")
             changes = {"status": "cancelling", "cancelling_at": tx.now, "due_at": tx.now, "outcome": "cancelled"}

@@ -28,6 +28,7 @@ from signoff.stores.transitions import apply_transition
 _NAMES = Batch.__struct_fields__
 _COLUMNS = tuple(batches.c[name] for name in _NAMES)
 _CANCELLABLE = ("validating", "in_progress")
+_CANCELLED = ("cancelling", "cancelled")
 
 
 class SqlBatches:
@@ -297,6 +298,8 @@ def _cancel(tx: Tx, batch_id: str) -> Batch:
         present = tx.conn.execute(_BY_ID, {"batch": batch_id}).one_or_none()
         if present is None:
             raise JobNotFound(f"No batch found with id '{batch_id}'.")
+        if present.status in _CANCELLED:
+            return _batch_of(present)
         raise Stale(f"Cannot cancel a batch with status '{present.status}'.")
     tx.changes.append(("batch", batch_id))
     return _batch_of(row)

@@ -12,7 +12,7 @@ from signoff.doors.http import Send, header, scheme_of, send_json
 from signoff.doors.openai.body import BodyStream
 from signoff.doors.openai.files import LocalRequest, limit_of, query_of, send_blob
 from signoff.doors.openai.message_requests import read_requests
-from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
+from signoff.errors import BadRequest, Conflict, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.batches.manage import cancel_batch, delete_batch, find_batch, list_batches, totals_of
 from signoff.work.batches.messages import PREFIX, create_message_batch, results_file
 from signoff.work.services import Services
@@ -68,8 +68,10 @@ async def _create(services: Services, request: LocalRequest) -> Batch:
 
 async def _cancel(services: Services, caller: Caller, batch_id: str) -> Batch:
     """Cancel a batch; one that is cancelled or has ended stays as it is."""
-    batch = await find_batch(services, caller, batch_id)
-    return batch if batch.status != "in_progress" else await cancel_batch(services, caller, batch_id)
+    try:
+        return await cancel_batch(services, caller, batch_id)
+    except Conflict:
+        return await find_batch(services, caller, batch_id)
 
 
 async def _page(services: Services, request: LocalRequest) -> dict[str, Any]:

@@ -108,7 +108,7 @@ async def totals_of(services: Services, batch: Batch) -> BatchTotals:
 
 
 async def cancel_batch(services: Services, caller: Caller, batch_id: str) -> Batch:
-    """Begin to cancel a batch; what is answered already stays. Raises NotFound, Conflict."""
+    """Begin to cancel a batch, unless that has begun; what is answered already stays. Raises NotFound, Conflict."""
     await find_batch(services, caller, batch_id)
     try:
         return await services.store.batches.cancel(batch_id)
