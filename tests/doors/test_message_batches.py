@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -181,6 +182,20 @@ async def test_a_batch_that_has_ended_can_be_deleted(ai: anthropic.AsyncAnthropi
     for call in (ai.messages.batches.retrieve, ai.messages.batches.cancel, ai.messages.batches.delete):
         with pytest.raises(anthropic.NotFoundError):
             await call(batch.id)
+
+
+async def test_results_that_have_expired_are_archived(ai: anthropic.AsyncAnthropic, server: Live) -> None:
+    done = await ended(ai, await ai.messages.batches.create(requests=[a_request("a")]))
+    assert (done.results_url is not None, done.archived_at) == (True, None)
+    ids = sa.update(batches).where(batches.c.id == done.id)
+    await execute(server.services.store, ids.values(completed_at=1_000_000))  # type: ignore[arg-type]
+    archived = await ai.messages.batches.retrieve(done.id)
+    assert (archived.results_url, archived.ended_at) == (None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
+    assert archived.archived_at == datetime(1970, 1, 31, 0, 0, 1, tzinfo=UTC)
+    # and a batch without results has no address of them
+    await execute(server.services.store, ids.values(output_file_id=None))  # type: ignore[arg-type]
+    empty = await ai.messages.batches.retrieve(done.id)
+    assert (empty.results_url, empty.archived_at) == (None, None)
 
 
 async def test_results_are_missing_until_the_end(ai: anthropic.AsyncAnthropic, server: Live) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.job import JobError
+from signoff.core.times import SECOND_US
 
 BatchApi = Literal["openai", "anthropic"]
 BatchStatus = Literal[
@@ -189,6 +190,19 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def has_ended(self) -> bool:
         """True if the batch never changes again."""
         return self.status in ENDED
+
+    @property
+    def ended_at(self) -> int | None:
+        """Time at which the batch ended; None before it."""
+        ends = (self.completed_at, self.expired_at, self.cancelled_at, self.failed_at)
+        return next((at for at in ends if at is not None), None)
+
+    @property
+    def output_ends_at(self) -> int | None:
+        """Time from which the output files do not exist any more; None for no end, before it is known, and for none."""
+        if self.output_file_id is None or self.ended_at is None or self.output_seconds is None:
+            return None
+        return self.ended_at + self.output_seconds * SECOND_US
 
     @property
     def number(self) -> str:

@@ -97,9 +97,9 @@ async def _batch_json(services: Services, request: LocalRequest, batch: Batch) -
     if batch.totals is not None:
         ends = {"succeeded": totals.completed, "errored": totals.failed, "canceled": totals.cancelled}
         counts = {"processing": 0, **ends, "expired": totals.expired}
-    ended_at = next(
-        (at for at in (batch.completed_at, batch.expired_at, batch.cancelled_at, batch.failed_at) if at), None
-    )
+    archived_at = batch.output_ends_at
+    is_archived = archived_at is not None and archived_at <= services.clock()
+    has_results = batch.output_file_id is not None and not is_archived
     return {
         "id": batch.id,
         "type": "message_batch",
@@ -107,11 +107,15 @@ async def _batch_json(services: Services, request: LocalRequest, batch: Batch) -
         "request_counts": counts,
         "created_at": format_time(batch.created_at),
         "expires_at": format_time(batch.expires_at),
-        "ended_at": None if ended_at is None else format_time(ended_at),
-        "cancel_initiated_at": None if batch.cancelling_at is None else format_time(batch.cancelling_at),
-        "archived_at": None,
-        "results_url": _results_url(request, batch) if batch.has_ended else None,
+        "ended_at": _time(batch.ended_at),
+        "cancel_initiated_at": _time(batch.cancelling_at),
+        "archived_at": _time(archived_at) if is_archived else None,
+        "results_url": _results_url(request, batch) if has_results else None,
     }
+
+
+def _time(microseconds: int | None) -> str | None:
+    return None if microseconds is None else format_time(microseconds)
 
 
 def _results_url(request: LocalRequest, batch: Batch) -> str:

@@ -156,9 +156,9 @@ class MessageBatch(TypedDict):
     cancel_initiated_at: str | None
     """Request to cancel it."""
     archived_at: str | None
-    """Null."""
+    """Time from which the results do not exist any more; null before it."""
     results_url: str | None
-    """Address of the results, once it has ended."""
+    """Address of the results, once it has ended; null if there are none, or not any more."""
 
 
 class MessageBatchPage(TypedDict):
