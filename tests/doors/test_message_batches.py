@@ -184,6 +184,15 @@ async def test_a_batch_that_has_ended_can_be_deleted(ai: anthropic.AsyncAnthropi
             await call(batch.id)
 
 
+async def test_the_statuses_of_refusals_are_in_the_document(ai: anthropic.AsyncAnthropic, server: Live) -> None:
+    batch = await ai.messages.batches.create(requests=[a_request("a", model="careful")])
+    _, document = await server.ask("GET", "/schema/openapi.json")
+    headers, path = {"x-api-key": ai.api_key or ""}, "/v1/messages/batches/{batch_id}"
+    for method, rest in (("DELETE", ""), ("GET", "/results"), ("POST", "/cancel"), ("DELETE", "")):
+        status, _ = await server.ask(method, path.format(batch_id=batch.id) + rest, headers=headers)
+        assert str(status) in document["paths"][path + rest][method.lower()]["responses"]
+
+
 async def test_results_that_have_expired_are_archived(ai: anthropic.AsyncAnthropic, server: Live) -> None:
     done = await ended(ai, await ai.messages.batches.create(requests=[a_request("a")]))
     assert (done.results_url is not None, done.archived_at) == (True, None)

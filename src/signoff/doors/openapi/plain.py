@@ -157,7 +157,7 @@ _FILES = {
         compatible.OpenAIFile,
         _UPLOAD,
         (),
-        (400, 401, 413, 415),
+        (400, 401, 413, 415, 503),
         body_type="multipart/form-data",
     ),
     "GET /v1/files": AsgiOperation(
@@ -166,7 +166,7 @@ _FILES = {
         compatible.OpenAIPage[compatible.OpenAIFile],
         None,
         (_query("purpose", "Purpose of the files."), _query("order", "`asc` or `desc`, by age."), _AFTER, _LIMIT),
-        (400, 401, 404),
+        (400, 401),
     ),
     "GET /v1/files/{file_id}": AsgiOperation("Get a file", "files", compatible.OpenAIFile, None, (_FILE,), (401, 404)),
     "GET /v1/files/{file_id}/content": AsgiOperation(
@@ -179,7 +179,7 @@ _FILES = {
         ("application/octet-stream",),
     ),
     "DELETE /v1/files/{file_id}": AsgiOperation(
-        "Delete a file", "files", compatible.FileRemoval, None, (_FILE,), (401, 404, 409)
+        "Delete a file", "files", compatible.FileRemoval, None, (_FILE,), (401, 404)
     ),
     "POST /v1/batches": AsgiOperation(
         "Create a batch",
@@ -187,7 +187,7 @@ _FILES = {
         compatible.OpenAIBatch,
         NewBatch,
         (_CALL_HEADERS[0],),
-        (400, 401, 404, 409, 413, 415, 422, 429),
+        (400, 401, 413, 415, 422, 429),
     ),
     "GET /v1/batches": AsgiOperation(
         "List batches",
@@ -195,7 +195,7 @@ _FILES = {
         compatible.OpenAIPage[compatible.OpenAIBatch],
         None,
         (_AFTER, _LIMIT),
-        (400, 401, 404),
+        (400, 401),
     ),
     "GET /v1/batches/{batch_id}": AsgiOperation(
         "Get a batch", "batches", compatible.OpenAIBatch, None, (_BATCH,), (401, 404)
@@ -209,7 +209,7 @@ _FILES = {
         {"description": "The batch; if it is sent to an upstream, the answer of the upstream."},
         NewMessageBatch,
         (_CALL_HEADERS[0], _query("model", "Model whose upstream gets the batch, instead of this server.")),
-        (400, 401, 403, 404, 409, 413, 415, 422, 429),
+        (400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
         reference=_ANTHROPIC,
     ),
     "GET /v1/messages/batches": AsgiOperation(
@@ -222,14 +222,14 @@ _FILES = {
             _query("before_id", "Id of the first batch of the next page."),
             _LIMIT,
         ),
-        (400, 401, 404),
+        (400, 401),
         reference=_ANTHROPIC,
     ),
     "GET /v1/messages/batches/{batch_id}": AsgiOperation(
         "Get a batch of messages", "anthropic", compatible.MessageBatch, None, (_BATCH,), (401, 404)
     ),
     "DELETE /v1/messages/batches/{batch_id}": AsgiOperation(
-        "Delete a batch of messages", "anthropic", compatible.MessageBatchRemoval, None, (_BATCH,), (401, 404, 409)
+        "Delete a batch of messages", "anthropic", compatible.MessageBatchRemoval, None, (_BATCH,), (400, 401, 404)
     ),
     "POST /v1/messages/batches/{batch_id}/cancel": AsgiOperation(
         "Cancel a batch of messages", "anthropic", compatible.MessageBatch, None, (_BATCH,), (401, 404)
@@ -240,7 +240,7 @@ _FILES = {
         {"type": "string", "format": "binary"},
         None,
         (_BATCH,),
-        (401, 404, 409, 500, 503),
+        (401, 404, 500, 503),
         ("application/x-jsonl",),
     ),
 }
