@@ -143,6 +143,24 @@ async def test_files_are_listed_in_pages_by_order_and_purpose(ai: openai.AsyncOp
         assert caught.value.param == next(iter(wrong))
 
 
+async def test_values_of_enumerations_count_in_any_case(ai: openai.AsyncOpenAI) -> None:
+    lifetime: Any = {"anchor": "CREATED_AT", "seconds": 4000}
+    purpose: Any = "Batch"
+    content = as_file(a_line("a"))
+    file = await ai.files.create(file=("in.jsonl", content), purpose=purpose, expires_after=lifetime)
+    assert (file.purpose, file.expires_at) == ("batch", file.created_at + 4000)
+    listed = ai.files.list(purpose="BATCH", order="ASC")  # type: ignore[arg-type]
+    assert [each.id async for each in listed] == [file.id]
+    batch = await ai.batches.create(
+        input_file_id=file.id,
+        endpoint="/V1/Chat/Completions",  # type: ignore[arg-type]
+        completion_window="24H",  # type: ignore[arg-type]
+        output_expires_after=lifetime,
+    )
+    assert (batch.endpoint, batch.completion_window) == (CHAT, "24h")
+    assert (await ended(ai, batch)).status == "completed"
+
+
 async def test_all_files_can_be_deleted_while_their_pages_are_read(ai: openai.AsyncOpenAI) -> None:
     ids = [(await ai.files.create(file=b"x", purpose="batch")).id for _ in range(25)]
     deleted = list[str]()

@@ -15,6 +15,7 @@ from signoff.commands.terminal import OPERATOR, err, out, run, stop
 from signoff.core.access import Caller
 from signoff.core.api_paths import CHAT
 from signoff.core.batch import BATCH_INPUT, Batch
+from signoff.core.choices import choice_of
 from signoff.errors import NotFound, TooLarge
 from signoff.settings import load
 from signoff.work.batches.files import BlobWriter, UploadFields, find_file, read_file, store_upload
@@ -49,11 +50,12 @@ def batch(
 
     A server or a worker must run. Interrupted, the batch goes on; the same command waits for it again.
     """
-    if endpoint not in ENDPOINTS:
+    path = choice_of(endpoint, ENDPOINTS)
+    if path is None:
         stop(f"--endpoint must be one of {', '.join(ENDPOINTS)} (got {endpoint!r}).")
     if not file.is_file():
         stop(f"FILE {file} is not a file; give one that has a request on each line.")
-    ended = run(load(), lambda services: _run(services, file, endpoint, user))
+    ended = run(load(), lambda services: _run(services, file, path, user))
     if ended.status == "failed":
         for fault in ended.errors:
             place = f"{file}" if fault.line is None else f"{file}:{fault.line}"

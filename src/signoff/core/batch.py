@@ -26,7 +26,8 @@ MAX_MESSAGES = 100_000
 MAX_OPEN_BATCHES = 500
 # OpenAI deletes the files of batches after 30 days, unless the caller says otherwise.
 FILE_SECONDS = 30 * 24 * 3600
-# Lifetimes that a caller may set for a file.
+# Lifetimes that a caller may set for a file, and the times that they may begin at.
+EXPIRY_ANCHORS = ("created_at",)
 EXPIRY_SECONDS = range(3600, FILE_SECONDS + 1)
 
 # Purposes of OpenAI's API that a caller may give a file, that of the server's own output, and those of Anthropic's

@@ -6,12 +6,13 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.ask import check_idempotency_key
-from signoff.core.batch import EXPIRY_SECONDS, FILE_SECONDS, Batch, BatchFilter, BatchTotals
+from signoff.core.batch import EXPIRY_ANCHORS, EXPIRY_SECONDS, FILE_SECONDS, Batch, BatchFilter, BatchTotals
 from signoff.core.fingerprint import fingerprint
 from signoff.doors.http import Scope, Send, header, parse_json, send_json
 from signoff.doors.openai.files import LocalRequest, limit_of, page_json, query_of
 from signoff.doors.webhooks import DeliverTo, parse_webhook
 from signoff.errors import InvalidType, InvalidValue, MethodNotAllowed, MissingParameter, NotFound
+from signoff.work.batches.files import supported_value
 from signoff.work.batches.manage import (
     ENDPOINTS,
     cancel_batch,
@@ -83,10 +84,8 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
     for name in ("input_file_id", "endpoint", "completion_window"):
         if getattr(new, name) is None:
             raise MissingParameter(name)
-    if new.endpoint not in ENDPOINTS:
-        raise _invalid("endpoint", new.endpoint, ENDPOINTS)
-    if new.completion_window != WINDOW:
-        raise _invalid("completion_window", new.completion_window, (WINDOW,))
+    endpoint = supported_value("endpoint", new.endpoint or "", ENDPOINTS)
+    supported_value("completion_window", new.completion_window or "", (WINDOW,))
     key = header(scope, b"idempotency-key")
     check_idempotency_key(key)
     await check_open_batches(services, caller, key)
@@ -95,7 +94,7 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
         user_id=caller.user_id,
         api="openai",
         caller=caller,
-        endpoint=new.endpoint,
+        endpoint=endpoint,
         input_file_id=new.input_file_id or "",
         metadata=None if new.metadata is None else _checked_metadata(new.metadata),
         output_seconds=_output_seconds(new.output_expires_after),
@@ -103,11 +102,6 @@ async def _create(services: Services, scope: Scope, caller: Caller, body: bytes)
         fingerprint=fingerprint(msgspec.json.encode(new, order="sorted")),
     )
     return await create_batch(services, batch, parse_webhook(new.deliver))
-
-
-def _invalid(param: str, value: str | None, supported: tuple[str, ...]) -> InvalidValue:
-    known = ", ".join(map(repr, supported))
-    return InvalidValue(param, f"Invalid value for `{param}`: {(value or '')[:100]!r}. Supported values are: {known}.")
 
 
 def _checked_metadata(metadata: dict[str, Any]) -> dict[str, str]:
@@ -129,8 +123,7 @@ def _output_seconds(expires_after: ExpiresAfter | None) -> int:
     """Return the lifetime of the output files. Raises InvalidValue."""
     if expires_after is None:
         return FILE_SECONDS
-    if expires_after.anchor != "created_at":
-        raise _invalid("output_expires_after.anchor", expires_after.anchor, ("created_at",))
+    supported_value("output_expires_after.anchor", expires_after.anchor, EXPIRY_ANCHORS)
     if expires_after.seconds not in EXPIRY_SECONDS:
         limits = f"{EXPIRY_SECONDS.start} to {EXPIRY_SECONDS.stop - 1}"
         message = f"`output_expires_after.seconds` must be an integer from {limits} (got {expires_after.seconds})."

@@ -35,6 +35,7 @@ from signoff.work.batches.files import (
     list_files,
     read_file,
     store_upload,
+    supported_value,
 )
 from signoff.work.services import Services
 
@@ -146,12 +147,9 @@ class Upload:
 
 async def _page(services: Services, caller: Caller, scope: Scope) -> dict[str, Any]:
     query = query_of(scope)
-    purpose, order = query.get("purpose"), query.get("order", "desc")
-    if order not in {"asc", "desc"}:
-        raise InvalidValue("order", f"Invalid value: {order[:100]!r}. Supported values are: 'asc', 'desc'.")
-    if purpose is not None and purpose not in LISTED_PURPOSES:
-        known = ", ".join(map(repr, LISTED_PURPOSES))
-        raise InvalidValue("purpose", f"Invalid value: {purpose[:100]!r}. Supported values are: {known}.")
+    purpose, order = query.get("purpose"), supported_value("order", query.get("order", "desc"), ("asc", "desc"))
+    if purpose is not None:
+        purpose = supported_value("purpose", purpose, LISTED_PURPOSES)
     after_id = query.get("after")
     if after_id is not None and not is_file_id(after_id):
         raise InvalidValue("after", f"`after` must be the `id` of a file, such as `file-…` (got {after_id[:100]!r}).")

@@ -2,14 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import msgspec
 import structlog
 
 from signoff.blob import BlobWriter
 from signoff.core.access import Caller
-from signoff.core.batch import BATCH_INPUT, EXPIRY_SECONDS, FILE_SECONDS, PURPOSES, FileFilter, StoredFile
+from signoff.core.batch import (
+    BATCH_INPUT,
+    EXPIRY_ANCHORS,
+    EXPIRY_SECONDS,
+    FILE_SECONDS,
+    PURPOSES,
+    FileFilter,
+    StoredFile,
+)
+from signoff.core.choices import choice_of
 from signoff.core.filters import Page
 from signoff.errors import InvalidValue, MissingParameter, NotFound, SignoffError
 from signoff.runtime.file_sizes import UploadSize
@@ -54,9 +63,9 @@ async def store_upload(services: Services, caller: Caller, fill: Fill) -> Stored
 
     async def describe(writer: BlobWriter) -> tuple[StoredFile, float | None]:
         fields = await fill(writer)
-        lifetime_seconds = check_fields(fields)
+        purpose, lifetime_seconds = check_fields(fields)
         name = _plain_name(fields.filename or "")
-        return msgspec.structs.replace(file, filename=name, purpose=fields.purpose), lifetime_seconds
+        return msgspec.structs.replace(file, filename=name, purpose=purpose), lifetime_seconds
 
     return await store_file(services, file, describe)
 
@@ -113,21 +122,28 @@ async def _discard(services: Services, file: StoredFile) -> None:
         await services.store.files.purge([file.id])
 
 
-def check_fields(fields: UploadFields) -> float | None:
-    """Return the lifetime of a file in seconds, None for no end. Raises InvalidValue, MissingParameter."""
+def check_fields(fields: UploadFields) -> tuple[str, float | None]:
+    """Return the purpose of a file, and its lifetime in seconds, None for no end.
+
+    Raises InvalidValue, MissingParameter.
+    """
     if fields.filename is None:
         raise MissingParameter("file")
     if fields.purpose is None:
         raise MissingParameter("purpose")
-    if fields.purpose not in PURPOSES:
-        known = ", ".join(map(repr, PURPOSES))
-        raise InvalidValue("purpose", f"Invalid value: {fields.purpose[:100]!r}. Supported values are: {known}.")
+    purpose = supported_value("purpose", fields.purpose, PURPOSES)
     if fields.anchor is None and fields.seconds is None:
-        return FILE_SECONDS if fields.purpose == BATCH_INPUT else None
-    if fields.anchor != "created_at":
-        text = "`expires_after[anchor]` must be 'created_at'"
-        raise InvalidValue("expires_after.anchor", f"{text} (got {(fields.anchor or '')[:100]!r}).")
-    return float(expiry_seconds("expires_after", fields.seconds or ""))
+        return purpose, FILE_SECONDS if purpose == BATCH_INPUT else None
+    supported_value("expires_after.anchor", fields.anchor or "", EXPIRY_ANCHORS)
+    return purpose, float(expiry_seconds("expires_after", fields.seconds or ""))
+
+
+def supported_value(param: str, text: str, supported: Sequence[str]) -> str:
+    """Return the one of `supported` that a parameter is, in any case. Raises InvalidValue."""
+    if (choice := choice_of(text, supported)) is None:
+        known = ", ".join(map(repr, supported))
+        raise InvalidValue(param, f"Invalid value for `{param}`: {text[:100]!r}. Supported values are: {known}.")
+    return choice
 
 
 def expiry_seconds(param: str, text: str) -> int:
