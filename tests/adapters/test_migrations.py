@@ -190,6 +190,30 @@ async def test_functions_from_before_the_types_of_json_schema_are_kept(url: str)
     assert none.params == ()
 
 
+async def test_inputs_of_message_batches_that_have_ended_are_given_up(url: str) -> None:
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0039")
+        old = sa.MetaData()
+        old.reflect(conn)
+        batch = {"user_id": 1, "api": "anthropic", "caller": b"{}", "endpoint": "/v1/messages", "errors": b"[]"}
+        batch |= {"next_line": 1, "next_byte": 0, "created_at": 1, "expires_at": 2, "due_at": 1}
+        file = {"user_id": 1, "filename": "", "purpose": "message_batch", "size_bytes": 1, "created_at": 1}
+        rows = [file | {"id": name} for name in ("ended", "open", "purged", "theirs")]
+        rows[-1] |= {"purpose": "batch"}
+        conn.execute(sa.insert(old.tables["files"]), rows)
+        conn.execute(sa.insert(old.tables["files"]).values(file | {"id": "new", "created_at": 10**16}))
+        for name, status in (("ended", "completed"), ("open", "in_progress")):
+            conn.execute(
+                sa.insert(old.tables["batches"]).values(batch | {"id": name, "input_file_id": name, "status": status})
+            )
+
+    await with_connection(url, write_old_rows)
+    await with_connection(url, migrate_schema)
+
+    async with opened(url) as store:
+        assert {file.id for file in await store.files.garbage(10)} == {"ended", "purged"}
+
+
 async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:
     jobs = [
         a_job(created_at=hour * HOUR_US + 1, updated_at=9, status=status, model=model, prompt_tokens=number, **more)

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from signoff.core.batch import BatchFilter
+from signoff.core.batch import BatchFilter, FileFilter
 from signoff.core.filters import JobFilter
 from signoff.core.latency import LatencyQuery
 from signoff.core.reviews.figures import FigureQuery
@@ -19,6 +19,7 @@ from signoff.core.times import DAY_US
 from signoff.core.usage import UsageQuery
 from signoff.stores import deliveries, queue_depths
 from signoff.stores.batches import _page_statement as batches_statement
+from signoff.stores.files import _page_statement as files_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.latencies import latencies_statement
 from signoff.stores.limits import refusals_statement
@@ -31,7 +32,7 @@ from support.stores import AStore
 pytestmark = pytest.mark.anyio
 SINCE = 40 * DAY_US
 SCANNED = re.compile(
-    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|events|deliveries|(?:usage|latency)_(?:hours|days)"
+    r"(?:SCAN|Seq Scan on) (jobs|calls|batches|files|events|deliveries|(?:usage|latency)_(?:hours|days)"
     r"|(?:review|refusal)_hours)\b"
     r"(?! USING (?:COVERING )?INDEX sqlite_autoindex)"  # a walk by id, which the limit ends
 )
@@ -52,6 +53,10 @@ QUERIES: dict[str, Any] = {
     "jobs, of a user": page_statement(JobFilter(user_id=1, limit=250, newest_first=True)),
     "jobs, of a user by status": page_statement(JobFilter(user_id=1, status="success", limit=250, newest_first=True)),
     "policies and models": page_statement(JobFilter(limit=250, newest_first=True)),
+    "files": files_statement(FileFilter(user_id=1, limit=100), 10**15),
+    "files, after one": files_statement(
+        FileFilter(user_id=1, limit=100, after_id="file-1", newest_first=False), 10**15
+    ),
     "usage": _report_statement(UsageQuery(by=("prompt", "prompt_version"), since=SINCE, until=2 * SINCE, by_cost=True)),
     "people": _report_statement(UsageQuery(by=("token",), since=SINCE, by_cost=True)),
     "quality": figures_statement(FigureQuery(by=("prompt", "prompt_version"), since=SINCE)),

@@ -21,7 +21,7 @@ files = sa.Table(
     # Time at which the owner deleted it; its blob is deleted afterwards.
     sa.Column("deleted_at", sa.BigInteger),
 )
-sa.Index("files_by_user", files.c.user_id, files.c.created_at, files.c.id)
+sa.Index("files_in_order", files.c.user_id, files.c.id)
 partial_index("files_deleted", files.c.deleted_at, where=files.c.deleted_at.is_not(None))
 partial_index("files_expiring", files.c.expires_at, where=files.c.expires_at.is_not(None))
 partial_index("files_uploading", files.c.created_at, where=files.c.size_bytes.is_(None))

@@ -113,13 +113,17 @@ def _exists(now: int) -> list[sa.ColumnElement[bool]]:
 
 
 def _read_page(conn: Connection, filters: FileFilter, now: int) -> Page[StoredFile]:
+    rows = conn.execute(_page_statement(filters, now)).all()
+    return Page(map(_file_of, rows[: filters.limit]), may_continue=len(rows) > filters.limit)
+
+
+def _page_statement(filters: FileFilter, now: int) -> sa.Select[Any]:
+    """Select the files of a page, and one more if there is one."""
     purposes = LISTED_PURPOSES if filters.purpose is None else (filters.purpose,)
     query = sa.select(*_COLUMNS).where(files.c.user_id == filters.user_id, files.c.purpose.in_(purposes), *_exists(now))
     if filters.after_id is not None:
         query = query.where(files.c.id < filters.after_id if filters.newest_first else files.c.id > filters.after_id)
-    query = query.order_by(files.c.id.desc() if filters.newest_first else files.c.id)
-    rows = conn.execute(query.limit(filters.limit + 1)).all()
-    return Page(map(_file_of, rows[: filters.limit]), may_continue=len(rows) > filters.limit)
+    return query.order_by(files.c.id.desc() if filters.newest_first else files.c.id).limit(filters.limit + 1)
 
 
 def _garbage(conn: Connection, now: int, limit: int, skip: Collection[str]) -> list[StoredFile]:
