@@ -31,10 +31,15 @@ FULL = PLAIN | {
     "serviceMonitor": {"enabled": True},
     "settings": {"concurrency": 3, "cors_origins": ["https://a.example"], "access_log": True},
     "forwardedAllowIps": "*",
+    "networkPolicy": {"apiFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]},
     "blobUrl": "s3://bucket/files",
     "extraEnv": [{"name": "AWS_REGION", "value": "eu-central-1"}],
 }
-EXISTING = {"secret": {"existingSecret": "mine"}, "serviceMonitor": {"enabled": True}}
+EXISTING = {
+    "secret": {"existingSecret": "mine"},
+    "serviceMonitor": {"enabled": True},
+    "worker": {"metricsPort": 0},
+}
 REFUSED: dict[str, dict[str, Any]] = {
     "Set secret.secretKey": {},
     "'replica' not allowed": PLAIN | {"api": {"replica": 3}},
@@ -43,6 +48,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "/secret/secretKey": {"secret": SECRET | {"secretKey": "short"}},
     "invalid propertyName 'secret_key'": PLAIN | {"settings": {"secret_key": "x"}},
     "invalid propertyName 'metrics_token'": PLAIN | {"settings": {"metrics_token": "x"}},
+    "invalid propertyName 'metrics_port'": PLAIN | {"settings": {"metrics_port": 9464}},
 }
 Document = dict[str, Any]
 
@@ -90,7 +96,7 @@ def test_kubernetes_accepts_each_resource(version: str, results: list[Any]) -> N
 
     plain, full, existing = map(documents, results[:3])
     # those of KEDA and of the Prometheus operator have schemas of their own
-    extensions = {"ScaledObject", "ServiceMonitor"}
+    extensions = {"ScaledObject", "ServiceMonitor", "PodMonitor"}
     assert {each["kind"] for each in full} - {each["kind"] for each in plain} == extensions | {
         "HorizontalPodAutoscaler",
         "Ingress",
@@ -180,6 +186,26 @@ def test_prometheus_sends_the_metrics_token_of_the_secret(results: list[Any]) ->
     assert unknown_variables({"SIGNOFF_METRICS_TOKEN": ""}, Settings.model_fields) == []
 
 
+def test_prometheus_reads_the_metrics_of_each_worker(results: list[Any]) -> None:
+    plain, full, existing = results[:3]
+    for files in (plain, full):
+        pod = pods(files)["worker"]
+        [port] = pod["containers"][0]["ports"]
+        assert variables(pod)["SIGNOFF_METRICS_PORT"] == str(port["containerPort"])
+        assert variables(pod)["SIGNOFF_METRICS_HOST"] == "0.0.0.0"
+        [rule] = one(files, "NetworkPolicy", "-worker")["spec"]["ingress"]
+        assert rule["ports"] == [{"port": port["name"]}]
+        assert rule.get("from") == one(files, "NetworkPolicy", "-api")["spec"]["ingress"][0].get("from")
+    [endpoint] = one(full, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"], endpoint["interval"]) == ("metrics", "/metrics", "30s")
+    assert "authorization" not in endpoint
+    # without a port, nobody calls workers
+    assert "ports" not in pods(existing)["worker"]["containers"][0]
+    assert {each["kind"] for each in documents(existing)} & {"PodMonitor", "ServiceMonitor"} == {"ServiceMonitor"}
+    policies = [each["metadata"]["name"] for each in documents(existing) if each["kind"] == "NetworkPolicy"]
+    assert policies == ["demo-signoff", "demo-signoff-api"]
+
+
 def test_settings_are_variables_that_the_program_knows(results: list[Any]) -> None:
     for pod in pods(results[1]).values():
         settings = variables(pod)
@@ -214,5 +240,7 @@ def test_selectors_match_the_pods_they_are_for(results: list[Any]) -> None:
     for name in ("api", "worker"):
         assert matched(one(full, "Deployment", name)["spec"]["selector"]["matchLabels"]) == {name}
         assert matched(one(full, "PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"]) == {name}
-    assert matched(one(full, "NetworkPolicy", "-api")["spec"]["podSelector"]["matchLabels"]) == {"api"}
+    for name in ("api", "worker"):
+        assert matched(one(full, "NetworkPolicy", f"-{name}")["spec"]["podSelector"]["matchLabels"]) == {name}
+    assert matched(one(full, "PodMonitor")["spec"]["selector"]["matchLabels"]) == {"worker"}
     assert matched(one(full, "NetworkPolicy", "signoff")["spec"]["podSelector"]["matchLabels"]) == labels.keys()

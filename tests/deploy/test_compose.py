@@ -111,6 +111,19 @@ def test_the_health_check_asks_the_server_and_no_proxy(status: int, exit_code: i
     assert result.returncode == exit_code, result.stderr
 
 
+def test_prometheus_reads_the_metrics_of_each_container(services: dict[str, Any]) -> None:
+    assert document(**SECRETS)["networks"]["metrics"] == {"internal": True}
+    [job] = yaml.safe_load((DEPLOY / "observability" / "prometheus.compose.yml").read_text())["scrape_configs"]
+    [source] = job["dns_sd_configs"]
+    # several containers of one service have one name, with an address each
+    assert source["names"] == ["api-1", "api-2", "worker"]
+    for name in source["names"]:
+        assert "metrics" in services[name]["networks"]
+        assert services[name]["environment"]["SIGNOFF_METRICS_HOST"] == "0.0.0.0"
+        assert services[name]["environment"]["SIGNOFF_METRICS_PORT"] == str(source["port"])
+    assert "metrics" not in services["nginx"]["networks"]
+
+
 def test_a_stopping_container_is_not_killed_while_callers_wait_for_reviews(services: dict[str, Any]) -> None:
     for name in OURS:
         drain = int(services[name]["environment"]["SIGNOFF_DRAIN_SECONDS"])

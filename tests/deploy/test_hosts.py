@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES
 from signoff.setting_sources import unknown_variables
@@ -53,6 +54,22 @@ def test_the_target_starts_what_nginx_calls() -> None:
     upstream = (NGINX / "upstream.conf").read_text()
     assert set(re.findall(r"server 127\.0\.0\.1:(\d+) max_fails=0;", upstream)) == ports
     assert sum(name.startswith("signoff-worker@") for name in wanted) == 3
+
+
+def test_prometheus_reads_the_metrics_of_each_process() -> None:
+    processes = re.findall(r"\bsignoff\S*@\d+\.service", (SYSTEMD / "signoff.target").read_text())
+    first = int(setting("SIGNOFF_METRICS_PORT"))
+    [job] = yaml.safe_load((DEPLOY / "observability" / "prometheus.yml").read_text())["scrape_configs"]
+    # each process takes the first port that is free
+    targets = [f"127.0.0.1:{first + number}" for number in range(len(processes))]
+    assert job["static_configs"] == [{"targets": targets}]
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "prometheus.compose.yml"])
+def test_the_example_of_prometheus_reads_the_alert_rules(name: str) -> None:
+    example = yaml.safe_load((DEPLOY / "observability" / name).read_text())
+    [rules] = example["rule_files"]
+    assert (DEPLOY / "observability" / rules).is_file()
 
 
 def test_nginx_waits_longer_than_a_review_and_passes_on_each_event_at_once() -> None:
