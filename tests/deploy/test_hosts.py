@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES
+from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES, ROOT
 from signoff.setting_sources import unknown_variables
 from signoff.settings import Settings
 
 SYSTEMD, NGINX = DEPLOY / "systemd", DEPLOY / "nginx"
+GUIDE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 UNITS = sorted(SYSTEMD.glob("*.service"))
 
 
@@ -46,6 +49,27 @@ def test_a_stopping_unit_is_not_killed_while_callers_wait_for_reviews(name: str)
 
 def test_the_settings_of_the_units_exist() -> None:
     assert unknown_variables(directives(SYSTEMD / "signoff.env"), Settings.model_fields) == []
+
+
+def test_the_files_are_installed_where_no_folder_of_theirs_exists(tmp_path: Path) -> None:
+    commands = [line.strip() for line in GUIDE.splitlines() if line.strip().startswith("install ")]
+    (tmp_path / "etc").mkdir()
+    for command in commands:
+        subprocess.run(["sh", "-c", command.replace(" /etc/", f" {tmp_path}/etc/")], cwd=ROOT, check=True)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    units = {f"etc/systemd/system/{path.name}" for path in (*UNITS, SYSTEMD / "signoff.target")}
+    nginx = {"etc/nginx/conf.d/signoff.conf", "etc/nginx/conf.d/upstream.conf"}
+    assert files == {*units, *nginx, "etc/sysusers.d/signoff.conf", "etc/signoff/signoff.env"}
+    assert (tmp_path / "etc/signoff/signoff.env").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_guide_makes_the_accounts_of_the_settings_file() -> None:
+    settings = directives(SYSTEMD / "signoff.env")
+    database, broker = (urlsplit(settings[f"SIGNOFF_{name}_URL"]) for name in ("DATABASE", "AMQP"))
+    assert f"CREATE ROLE {database.username} LOGIN PASSWORD '{database.password}'" in GUIDE
+    assert f"CREATE DATABASE {database.path[1:]} OWNER {database.username}" in GUIDE
+    assert f"rabbitmqctl add_user {broker.username} {broker.password}" in GUIDE
+    assert f"rabbitmqctl set_permissions {broker.username} " in GUIDE
 
 
 def test_the_target_starts_what_nginx_calls() -> None:
