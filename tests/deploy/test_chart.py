@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS
+from deploy.paths import CALL_SECONDS, DEPLOY, HOLD_SECONDS, MARGIN_SECONDS
 from signoff.setting_sources import unknown_variables
 from signoff.settings import Settings
 
@@ -223,6 +223,12 @@ def test_what_scales_sets_the_number_of_pods_alone(results: list[Any]) -> None:
     assert scaled["scaleTargetRef"]["name"] == "demo-signoff-worker"
     queries = [trigger["metadata"]["query"] for trigger in scaled["triggers"]]
     assert queries == [(CHART / "queries" / name).read_text() for name in ("jobs.sql", "age.sql")]
+
+
+def test_the_ingress_waits_longer_than_a_call_and_a_review(results: list[Any]) -> None:
+    annotations = one(results[1], "Ingress")["metadata"]["annotations"]
+    seconds = int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"])
+    assert seconds > max(CALL_SECONDS, HOLD_SECONDS)
 
 
 def test_selectors_match_the_pods_they_are_for(results: list[Any]) -> None:

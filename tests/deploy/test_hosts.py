@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from deploy.paths import DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES, ROOT
+from deploy.paths import CALL_SECONDS, DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, MAX_FILE_BYTES, ROOT
 from signoff.setting_sources import unknown_variables
 from signoff.settings import Settings
 
@@ -96,9 +96,9 @@ def test_the_example_of_prometheus_reads_the_alert_rules(name: str) -> None:
     assert (DEPLOY / "observability" / rules).is_file()
 
 
-def test_nginx_waits_longer_than_a_review_and_passes_on_each_event_at_once() -> None:
+def test_nginx_waits_longer_than_a_call_and_a_review_and_passes_on_each_event_at_once() -> None:
     options = dict(re.findall(r"^\s+(\w+) (.+);$", (NGINX / "signoff.conf").read_text(), re.MULTILINE))
-    assert int(options["proxy_read_timeout"].removesuffix("s")) > HOLD_SECONDS
+    assert int(options["proxy_read_timeout"].removesuffix("s")) > max(CALL_SECONDS, HOLD_SECONDS)
     assert (options["proxy_buffering"], options["proxy_request_buffering"]) == ("off", "on")
     # a form around a file
     assert int(options["client_max_body_size"].removesuffix("m")) * 1024 * 1024 > MAX_FILE_BYTES
