@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.paths import DEPLOY
+from deploy.paths import DEPLOY, ROOT
+from support.certificates import make_certificate
 
 BODY = b'{"model": "echo"}'
 CONFIGURATION = """
@@ -80,19 +81,36 @@ def second() -> Iterator[Upstream]:
         yield server
 
 
-def post(folder: Path, first: int, second: int) -> int:
-    """Return the status of a POST through nginx, with shorter times than those of the file."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
+@pytest.fixture
+def program() -> str:
+    """Return the path of nginx; skip the test if there is none."""
+    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if path is None:
         pytest.skip("nginx is missing (on Debian: apt install nginx).")
+    return path
+
+
+def write_configuration(folder: Path, server: str, *, first: int = 8001, second: int = 8002) -> Path:
+    """Write a configuration of nginx with this server, and upstream servers at these ports; return its path."""
+    path = folder / "nginx.conf"
+    path.write_text(CONFIGURATION.format(folder=folder, first=first, second=second, server=server))
+    return path
+
+
+def post(program: str, folder: Path, first: int, second: int) -> int:
+    """Return the status of a POST through nginx, with shorter times than those of the file."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         server = (DEPLOY / "nginx" / "signoff.conf").read_text().replace("listen 8080;", f"listen 127.0.0.1:{port};")
         server = re.sub(r"(proxy_(?:connect|read)_timeout) \d+s;", r"\1 300ms;", server)
-        text = CONFIGURATION.format(folder=folder, first=first, second=second, server=server)
-        (folder / "nginx.conf").write_text(text)
         # nginx takes over the socket, so connections wait in it until nginx has started
-        command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        command = [
+            program,
+            "-p",
+            str(folder),
+            "-c",
+            str(write_configuration(folder, server, first=first, second=second)),
+        ]
         number = listener.fileno()
         process = subprocess.Popen(
             command, env={"NGINX": f"{number};"}, pass_fds=[number], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -106,15 +124,17 @@ def post(folder: Path, first: int, second: int) -> int:
         process.communicate()
 
 
-def test_a_request_goes_on_to_the_next_server_if_one_refuses_connections(tmp_path: Path, second: Upstream) -> None:
+def test_a_request_goes_on_to_the_next_server_if_one_refuses_connections(
+    program: str, tmp_path: Path, second: Upstream
+) -> None:
     closed = Upstream("answers")
     closed.close()
-    assert post(tmp_path, closed.port, second.port) == 200
+    assert post(program, tmp_path, closed.port, second.port) == 200
     assert second.requests == ["POST /api/jobs HTTP/1.1"]
 
 
 def test_a_request_goes_on_to_the_next_server_if_one_does_not_take_connections(
-    tmp_path: Path, second: Upstream
+    program: str, tmp_path: Path, second: Upstream
 ) -> None:
     with contextlib.ExitStack() as stack:
         busy = stack.enter_context(socket.socket())
@@ -124,13 +144,27 @@ def test_a_request_goes_on_to_the_next_server_if_one_does_not_take_connections(
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(busy.getsockname())
-        assert post(tmp_path, busy.getsockname()[1], second.port) == 200
+        assert post(program, tmp_path, busy.getsockname()[1], second.port) == 200
     assert second.requests == ["POST /api/jobs HTTP/1.1"]
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("closes the connection", 502), ("is silent", 504)])
-def test_a_post_that_was_sent_is_not_sent_again(behaviour: str, status: int, tmp_path: Path, second: Upstream) -> None:
+def test_a_post_that_was_sent_is_not_sent_again(
+    behaviour: str, status: int, program: str, tmp_path: Path, second: Upstream
+) -> None:
     with contextlib.closing(Upstream(behaviour)) as first:
-        assert post(tmp_path, first.port, second.port) == status
+        assert post(program, tmp_path, first.port, second.port) == status
         assert first.requests == ["POST /api/jobs HTTP/1.1"]
     assert second.requests == []
+
+
+def test_nginx_accepts_the_lines_of_the_guide_that_end_tls(program: str, tmp_path: Path) -> None:
+    make_certificate(tmp_path / "both.pem")
+    guide = (ROOT / "docs" / "how-to" / "deploy.md").read_text().partition("### End TLS in nginx")[2]
+    lines = re.sub(
+        r"/etc/ssl/signoff\.(pem|key)", f"{tmp_path}/both.pem", guide.split("```")[1].removeprefix("nginx\n")
+    )
+    server = (DEPLOY / "nginx" / "signoff.conf").read_text().replace("listen 8080;", lines)
+    command = [program, "-t", "-p", str(tmp_path), "-c", str(write_configuration(tmp_path, server))]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
