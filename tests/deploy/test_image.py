@@ -6,7 +6,10 @@ import fnmatch
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 from deploy.paths import DEPLOY, ROOT
 
@@ -44,6 +47,21 @@ def test_every_package_is_installed_with_its_hash() -> None:
     assert len(installs) == 5
     assert [line for line in installs if "--require-hashes" not in line] == [installs[2]]
     assert "--no-deps /wheel/*.whl" in installs[2]
+
+
+@pytest.mark.parametrize("name", ["image.txt", "image-local.txt"])
+def test_an_image_can_send_traces_with_the_packages_that_the_tests_use(name: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.split(r"[<>=]", requirement)[0] for requirement in extras["otel"]}
+    packages = pinned(name)
+    assert wanted <= packages.keys()
+    tested = pinned("dev.txt")
+    assert {each: version for each, version in packages.items() if tested.get(each) != version} == {}
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Return the versions of the packages in a lock, by name."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
 
 
 def test_what_is_copied_is_there_and_is_not_ignored() -> None:
