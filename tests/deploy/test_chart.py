@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,23 +16,31 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.paths import CALL_SECONDS, DEPLOY, HOLD_SECONDS, MARGIN_SECONDS
+from deploy.paths import CALL_SECONDS, DEPLOY, HOLD_SECONDS, MARGIN_SECONDS, ROOT
 from signoff.setting_sources import unknown_variables
 from signoff.settings import Settings
 
+PUBLIC = {"public_url": "https://signoff.example.com"}
 KUBERNETES = ("1.28", "1.37")
 CHART = DEPLOY / "helm" / "signoff"
+POOLED = "postgresql+asyncpg://u:p%2B@h:6432/d?pgbouncer=true&sslmode=require&pool_size=3"
 SECRET = {"secretKey": "A" * 43 + "=", "databaseUrl": "postgresql://u:p@h/d"}
 PLAIN = {"secret": SECRET}
 FULL = PLAIN | {
-    "secret": SECRET | {"amqpUrl": "amqp://u:p@h/", "redisUrl": "redis://h/0", "metricsToken": "m" * 16},
+    "secret": SECRET
+    | {"databaseUrl": POOLED, "amqpUrl": "amqp://u:p@h/", "redisUrl": "redis://h/0", "metricsToken": "m" * 16},
     "api": {"autoscaling": {"enabled": True}},
     "keda": {"enabled": True},
     "ingress": {"enabled": True, "className": "nginx", "tlsSecret": "tls"},
     "serviceMonitor": {"enabled": True},
-    "settings": {"concurrency": 3, "cors_origins": ["https://a.example"], "access_log": True},
+    "settings": {"concurrency": 3, "cors_origins": ["https://a.example"], "access_log": True} | PUBLIC,
     "forwardedAllowIps": "*",
-    "networkPolicy": {"apiFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]},
+    "serviceAccount": {"create": True, "annotations": {"example.com/role": "files"}},
+    "podLabels": {"example.com/use": "true"},
+    "networkPolicy": {
+        "blockedNetworks": ["169.254.169.254/32", "fd00:ec2::254/128"],
+        "apiFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
+    },
     "blobUrl": "s3://bucket/files",
     "extraEnv": [{"name": "AWS_REGION", "value": "eu-central-1"}],
 }
@@ -39,6 +48,8 @@ EXISTING = {
     "secret": {"existingSecret": "mine"},
     "serviceMonitor": {"enabled": True},
     "worker": {"metricsPort": 0},
+    "serviceAccount": {"name": "ours"},
+    "keda": {"enabled": True, "databaseUrlKey": "KEDA_URL"},
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "Set secret.secretKey": {},
@@ -100,6 +111,7 @@ def test_kubernetes_accepts_each_resource(version: str, results: list[Any]) -> N
     assert {each["kind"] for each in full} - {each["kind"] for each in plain} == extensions | {
         "HorizontalPodAutoscaler",
         "Ingress",
+        "ServiceAccount",
     }
     for resource in [*plain, *full, *existing]:
         if resource["kind"] not in extensions:
@@ -229,6 +241,60 @@ def test_the_ingress_waits_longer_than_a_call_and_a_review(results: list[Any]) -
     annotations = one(results[1], "Ingress")["metadata"]["annotations"]
     seconds = int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"])
     assert seconds > max(CALL_SECONDS, HOLD_SECONDS)
+
+
+def test_pods_reach_those_of_the_cluster_and_no_metadata(results: list[Any]) -> None:
+    [rule] = one(results[1], "NetworkPolicy", "signoff")["spec"]["egress"]
+    # some networks match blocks of addresses with what is outside of the cluster alone
+    assert rule["to"] == [
+        {"namespaceSelector": {}},
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128"]}},
+    ]
+    [standard] = one(results[0], "NetworkPolicy", "signoff")["spec"]["egress"]
+    assert standard == rule
+
+
+def test_pods_that_reach_the_bucket_have_the_service_account(results: list[Any]) -> None:
+    plain, full, existing = results[:3]
+    assert one(full, "ServiceAccount")["metadata"]["annotations"] == {"example.com/role": "files"}
+    for files, name in ((plain, None), (full, "demo-signoff"), (existing, "ours")):
+        assert [pods(files)[each].get("serviceAccountName") for each in ("api", "worker")] == [name, name]
+        # the account of the release is made after the migration
+        assert "serviceAccountName" not in pods(files)["migrate"]
+    for each in ("api", "worker"):
+        assert one(full, "Deployment", each)["spec"]["template"]["metadata"]["labels"]["example.com/use"] == "true"
+    assert [each for files in (plain, existing) for each in documents(files) if each["kind"] == "ServiceAccount"] == []
+
+
+def test_keda_gets_an_address_that_its_driver_understands(results: list[Any]) -> None:
+    _, full, existing = results[:3]
+    for files, variable in ((full, "KEDA_DATABASE_URL"), (existing, "KEDA_URL")):
+        triggers = one(files, "ScaledObject")["spec"]["triggers"]
+        assert {each["metadata"]["connectionFromEnv"] for each in triggers} == {variable}
+    secret = one(full, "Secret", "signoff")["stringData"]
+    assert secret["KEDA_DATABASE_URL"] == "postgresql://u:p%2B@h:6432/d?sslmode=require"
+    assert secret["SIGNOFF_DATABASE_URL"] == POOLED
+
+
+def test_the_notes_say_how_to_reach_the_link_to_sign_in(results: list[Any]) -> None:
+    plain, full = (files["signoff/templates/NOTES.txt"] for files in results[:2])
+    assert "kubectl -n default port-forward service/demo-signoff 8000:80" in plain
+    assert "port-forward" not in full
+
+
+def test_the_commands_of_the_guides_fit_the_chart(results: list[Any]) -> None:
+    guides = {name: (ROOT / "docs" / "how-to" / f"{name}.md").read_text() for name in ("deploy", "upgrade")}
+    deadline = one(results[0], "Job")["spec"]["activeDeadlineSeconds"]
+    for guide in guides.values():
+        commands = re.findall(r"^ *helm (?:install|upgrade) (?:.*\\\n)*.*$", guide, re.MULTILINE)
+        assert commands
+        for command in commands:
+            assert int(re.findall(r"--timeout (\d+)m", command)[0]) * 60 > deadline
+            assert "--reuse-values" not in command
+    # the pod of a migration that failed stays
+    [selector] = re.findall(r"kubectl wait pod -l '(.*?)'", guides["upgrade"])
+    assert "app.kubernetes.io/component in (api,worker)" in selector
 
 
 def test_selectors_match_the_pods_they_are_for(results: list[Any]) -> None:

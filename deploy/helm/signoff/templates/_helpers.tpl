@@ -22,6 +22,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- with .Values.secret }}
 SIGNOFF_SECRET_KEY: {{ required "Set secret.secretKey, or name a Secret in secret.existingSecret." .secretKey | quote }}
 SIGNOFF_DATABASE_URL: {{ required "Set secret.databaseUrl, or name a Secret in secret.existingSecret." .databaseUrl | quote }}
+{{- if $.Values.keda.enabled }}
+KEDA_DATABASE_URL: {{ include "signoff.kedaDatabaseUrl" .databaseUrl | quote }}
+{{- end }}
 {{- with .amqpUrl }}
 SIGNOFF_AMQP_URL: {{ . | quote }}
 {{- end }}
@@ -38,6 +41,16 @@ SIGNOFF_WEBHOOK_SECRET: {{ . | quote }}
 SIGNOFF_METRICS_TOKEN: {{ . | quote }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The address of the database without what KEDA's driver, pgx, does not know. */}}
+{{- define "signoff.kedaDatabaseUrl" -}}
+{{- $parts := splitList "?" . }}
+{{- $known := list }}
+{{- range rest $parts | join "?" | splitList "&" }}
+{{- if regexMatch "^(sslmode|sslrootcert|connect_timeout|target_session_attrs|host|port)=" . }}{{ $known = append $known . }}{{ end }}
+{{- end }}
+{{- regexReplaceAll "^[^:]+" (first $parts) "postgresql" }}{{ with $known }}?{{ join "&" . }}{{ end }}
 {{- end }}
 
 {{/* What the pods of the API, the workers and the migration have in common. */}}
@@ -58,6 +71,11 @@ volumes:
     emptyDir: {}
   - name: tmp
     emptyDir: {}
+{{- end }}
+
+{{/* The migration has no account of its own: it runs before those of the release are made, and needs no bucket. */}}
+{{- define "signoff.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "signoff.name" .) "" .Values.serviceAccount.create) }}
 {{- end }}
 
 {{- define "signoff.container" -}}
