@@ -297,6 +297,18 @@ def test_the_commands_of_the_guides_fit_the_chart(results: list[Any]) -> None:
     assert "app.kubernetes.io/component in (api,worker)" in selector
 
 
+def test_kubernetes_accepts_the_pod_that_restores_a_backup() -> None:
+    import kubernetes_validate
+
+    guide = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+    [text] = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    pod = yaml.safe_load(text)
+    kubernetes_validate.validate(pod, KUBERNETES[0], strict=True)
+    [container] = pod["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "signoff"}}]
+    assert unknown_variables({each["name"]: "" for each in container["env"]}, Settings.model_fields) == []
+
+
 def test_selectors_match_the_pods_they_are_for(results: list[Any]) -> None:
     labels = {
         each["metadata"]["name"].rpartition("-")[2]: each["spec"]["template"]["metadata"]["labels"]

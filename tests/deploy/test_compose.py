@@ -124,6 +124,13 @@ def test_prometheus_reads_the_metrics_of_each_container(services: dict[str, Any]
     assert "metrics" not in services["nginx"]["networks"]
 
 
+def test_a_restore_begins_without_the_volumes_that_have_data_or_a_password() -> None:
+    guide = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+    [removed] = re.findall(r"^docker volume rm (.*)$", guide, re.MULTILINE)
+    volumes = {f"signoff_{name}" for name in document(**SECRETS)["volumes"]}
+    assert set(removed.split()) == volumes - {"signoff_redis"}
+
+
 def test_a_stopping_container_is_not_killed_while_callers_wait_for_reviews(services: dict[str, Any]) -> None:
     for name in OURS:
         drain = int(services[name]["environment"]["SIGNOFF_DRAIN_SECONDS"])

@@ -72,6 +72,21 @@ def test_the_guide_makes_the_accounts_of_the_settings_file() -> None:
     assert f"rabbitmqctl set_permissions {broker.username} " in GUIDE
 
 
+@pytest.mark.parametrize(("guide", "commands"), [("deploy", 1), ("upgrade", 1), ("back-up-and-restore", 2)])
+def test_commands_of_the_guides_have_the_settings_and_the_account_of_the_units(guide: str, commands: int) -> None:
+    text = (ROOT / "docs" / "how-to" / f"{guide}.md").read_text()
+    lines = re.findall(r"systemd-run (?:.*\\\n)+.*", text)
+    unit = directives(SYSTEMD / "signoff-migrate.service")
+    wanted = [
+        f"--uid={unit['User']}",
+        f"--working-directory={unit['WorkingDirectory']}",
+        f"--property=EnvironmentFile={unit['EnvironmentFile']}",
+        f"--setenv={unit['Environment'].split()[0]}",
+        unit["ExecStart"].split()[0],
+    ]
+    assert [[word for word in wanted if word not in command.split()] for command in lines] == [[]] * commands
+
+
 def test_the_target_starts_what_nginx_calls() -> None:
     wanted = re.findall(r"\b(signoff\S*)\.service", (SYSTEMD / "signoff.target").read_text())
     ports = {name.partition("@")[2] for name in wanted if name.startswith("signoff@")}
