@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ def document(**variables: str) -> dict[str, Any]:
         assert kind == "-" or name in variables, f"{name}: {rest}"
         return variables.get(name, rest)
 
-    return yaml.load(VARIABLE.sub(value, (DEPLOY / "compose.yaml").read_text()), yaml.CSafeLoader)
+    text = VARIABLE.sub(value, (DEPLOY / "compose.yaml").read_text()).replace("$$", "$")
+    return yaml.load(text, yaml.CSafeLoader)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,8 @@ def test_a_service_starts_when_what_it_needs_is_there(services: dict[str, Any]) 
     others = {name for each in waits.values() for name, condition in each if condition == "healthy"}
     assert [name for name in others if "test" not in services[name].get("healthcheck", {})] == []
     # and that of the API is the image's
-    assert services["api-1"]["healthcheck"]["test"][-1] in (DEPLOY / "Dockerfile").read_text()
+    [command] = re.findall(r"^HEALTHCHECK .*\\\n +CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert services["api-1"]["healthcheck"]["test"] == ["CMD", *json.loads(command)]
     assert services["migrate"]["restart"] == "no"
     assert {service["restart"] for name, service in services.items() if name != "migrate"} == {"unless-stopped"}
 
@@ -101,12 +104,14 @@ def test_the_health_check_asks_the_server_and_no_proxy(status: int, exit_code: i
 
         def log_message(self, *values: Any) -> None: ...
 
-    [*_, code] = services["api-1"]["healthcheck"]["test"]
+    [_, *command] = services["api-1"]["healthcheck"]["test"]
+    # it runs every ten seconds
+    assert "python" not in command
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = code.replace(":8000", f":{server.server_port}")
-        environment = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
-        result = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True)
+        command = [word.replace("/8000", f"/{server.server_port}") for word in command]
+        environment = {"PATH": os.defpath, "http_proxy": "http://127.0.0.1:1"}
+        result = subprocess.run(command, env=environment, check=False, capture_output=True)
         server.shutdown()
     assert result.returncode == exit_code, result.stderr
 
@@ -146,6 +151,18 @@ def test_containers_have_no_rights_that_they_do_not_need(services: dict[str, Any
     # nginx reaches neither the database nor the broker
     assert services["nginx"]["networks"] == ["proxy"]
     assert [services[name]["networks"] for name in ("postgres", "rabbitmq", "redis")] == [["services"]] * 3
+
+
+def test_redis_does_not_run_as_root(services: dict[str, Any]) -> None:
+    # the image's entrypoint gives up the rights of root for this command alone
+    assert services["redis"]["command"][0] == "redis-server"
+    assert "entrypoint" not in services["redis"]
+
+
+def test_functions_of_an_operator_outlive_the_containers(services: dict[str, Any]) -> None:
+    for name in ("api-1", "api-2", "worker"):
+        volumes = [volume.partition(":")[2] for volume in services[name]["volumes"]]
+        assert Path(services[name]["environment"]["SIGNOFF_FUNCTIONS_DIR"]).parent in map(Path, volumes)
 
 
 def test_each_setting_exists_and_its_value_is_valid(services: dict[str, Any]) -> None:
