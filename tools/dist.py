@@ -56,7 +56,7 @@ def build(folder: Path) -> Path:
 
 
 def write_python_parts(wheel: Path, environment: Path) -> None:
-    """Write the list of the Python packages that the wheel needs, as the lock has them, with their licenses."""
+    """Write the list of the Python packages of the wheel and its extra `otel`, as the lock has them, with licenses."""
     python = environment / "bin" / "python"
     run(UV, "venv", "--quiet", "--python", sys.executable, environment)
     install = (UV, "pip", "install", "--quiet", "--python", python)
