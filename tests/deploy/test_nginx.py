@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import shutil
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from deploy.paths import DEPLOY, ROOT
 from support.certificates import make_certificate
+from support.service_supervisor import MissingError, installed
 
 BODY = b'{"model": "echo"}'
 CONFIGURATION = """
@@ -83,11 +85,20 @@ def second() -> Iterator[Upstream]:
 
 @pytest.fixture
 def program() -> str:
-    """Return the path of nginx; skip the test if there is none."""
-    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if path is None:
-        pytest.skip("nginx is missing (on Debian: apt install nginx).")
-    return path
+    """Return the path of nginx; skip the test if it is missing and cannot be installed."""
+    try:
+        path = installed("nginx-light", find_nginx)
+    except MissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    return str(path)
+
+
+def find_nginx() -> Path | None:
+    """Return the path of nginx, which is not on the PATH of every user; None if it is missing."""
+    path = shutil.which("nginx", path=f"{os.defpath}:/usr/sbin")
+    return None if path is None else Path(path)
 
 
 def write_configuration(folder: Path, server: str, *, first: int = 8001, second: int = 8002) -> Path:

@@ -90,4 +90,4 @@ class RabbitMQ(Server):
 def program_of(name: str) -> Path:
     """Return the path of a server program, and install it if possible. Raises MissingError."""
     service = services.SERVICES[name]
-    return service.binary() or services.installed(service)
+    return services.installed(service.package, service.binary)

@@ -81,7 +81,7 @@ def log_to(path: Path) -> None:
 def have(service: Service, name: str, folder: Path, served: ExitStack) -> dict[str, str]:
     """Start the service inside `served`; return the answer to write down."""
     try:
-        binary = service.binary() or installed(service)
+        binary = installed(service.package, service.binary)
         # Before this line SIGTERM just ends us: an interrupted apt-get is left to finish on its own.
         signal.signal(signal.SIGTERM, leave)
         return {"url": start(service, binary, folder / name, served)}
@@ -95,21 +95,26 @@ def leave(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def installed(service: Service) -> Path:
-    """Install the service's package if this machine allows it, and return its binary."""
+def installed(package: str, program: Callable[[], Path | None]) -> Path:
+    """Return the path of a program; install its package if it is missing and this machine allows it.
+
+    Raises MissingError.
+    """
+    if path := program():
+        return path
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        message = f"{service.package} is not installed, and only root with apt-get could install it here"
+        message = f"{package} is not installed, and only root with apt-get could install it here"
         raise MissingError(message)
     with one_apt_at_a_time() as lock:
-        if not (binary := service.binary()):
+        if not (path := program()):
             # apt-get inherits the lock, so it stays taken even if this process is ended meanwhile.
             apt_get("update", lock=lock)
-            apt_get("install", "--yes", "--no-install-recommends", service.package, lock=lock)
-            binary = service.binary()
-    if not binary:
-        message = f"apt-get could not install {service.package}"
+            apt_get("install", "--yes", "--no-install-recommends", package, lock=lock)
+            path = program()
+    if not path:
+        message = f"apt-get could not install {package}"
         raise MissingError(message)
-    return binary
+    return path
 
 
 @contextmanager
