@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.batches import NewLine
+from signoff.budgets import PassRequest
 from signoff.core.access import Caller
 from signoff.core.batch import (
     BATCH_CANCELLED,
@@ -23,6 +24,12 @@ from signoff.core.batch import (
     StoredFile,
 )
 from signoff.core.delivery import DeliveryOutcome
+from signoff.core.filters import JobFilter
+from signoff.core.reviews.budget_period import BudgetTerms
+from signoff.core.reviews.coin import Coin
+from signoff.core.reviews.planted import PlantedItem
+from signoff.core.reviews.policy import JobPolicy
+from signoff.core.reviews.ruling import Ruling
 from signoff.errors import JobNotFound, Stale
 from signoff.stores.batches_schema import batches
 from support.stores import ANSWER, AStore, a_job, a_step, execute, together
@@ -338,6 +345,32 @@ async def test_a_cancelled_batch_takes_no_lines_and_cancels_those_that_have_not_
     ended = await store.batches.lines(batch.id, after_line=0, limit=10, max_bytes=10**6)
     assert [job.status for job in ended] == ["success", "fail", "fail", "fail"]
     assert {job.error for job in ended[1:]} == {BATCH_CANCELLED}
+
+
+async def test_a_cancelled_batch_leaves_the_audits_of_its_lines_to_reviewers(store: AStore) -> None:
+    batch = await leased_batch(store)
+    lines = [line_of(batch, number, policy=JobPolicy(review="always")) for number in (1, 2)]
+    batch = await store.batches.add_lines(batch, lines, actor="batch", next_line=3, next_byte=30)
+    [job, _] = await store.jobs.claim(actor="w", lease="w", limit=9, lease_seconds=60)
+    terms = BudgetTerms(answers=1000, share=0.05, audit_rate=0.2)
+    await store.budgets.take_passes(
+        PassRequest(policy="p", group=None, version=1, terms=terms, lease="passes", most=1, seconds=60)
+    )
+    coin = Coin(value=0.1, look_rate=0.2, audit_rate=0.2, policy="p", period=1, lease="passes")
+    changes = {"response": ANSWER, "ruling": Ruling(outcome="hold", coin=coin)}
+    held = await store.jobs.transition(job.id, a_step("hold", lease="w", changes=changes))
+    await store.budgets.plant(PlantedItem(policy="p", path=held.path, body=b"{}", response=ANSWER))
+    planted = await store.budgets.present_planted("p", held, "planted-1", actor="w")
+    assert planted is not None
+    await store.batches.cancel(batch.id)
+    assert await store.batches.cancel_lines(batch, BATCH_CANCELLED, actor="batch", limit=9) == 2
+    counts = await store.batches.unended(batch.id, at_most=9)
+    assert (counts.queued, counts.held) == (0, 0)
+    assert [each.id for each in await store.batches.lines(batch.id, after_line=0, limit=9, max_bytes=10**6)] == [
+        line.job.id for line in lines
+    ]
+    [copy] = [each for each in await store.jobs.list(JobFilter(status="human")) if each.id != planted.id]
+    assert (copy.copy_of, copy.batch_id, planted.batch_id) == (held.id, None, None)
 
 
 async def test_only_a_batch_that_is_validated_or_in_progress_can_be_cancelled(store: AStore) -> None:

@@ -38,9 +38,12 @@ from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
 from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.store import CachedTopic, Listener, Topic, TransitionRequest
+from signoff.stores.batches_schema import jobs as jobs_table
 from signoff.stores.calls import event_of_call, job_of_call
 from simulation.receipts import Chain, append_receipts
 
+# Columns of the unique indexes of jobs; a row that has NULL in one of them is in no such index.
+UNIQUE = [tuple(column.name for column in index.columns) for index in jobs_table.indexes if index.unique]
 Key = tuple[int, str]
 Round = tuple[str, int]
 CallKey = tuple[str, int, str]
@@ -175,6 +178,7 @@ class Tables:
         self.keys: dict[Key, str] = {}
         self.calls: dict[CallKey, FunctionCall] = {}
         self.by_client_id: dict[tuple[int, str, str], Job] = {}
+        self.unique: dict[tuple[Any, ...], str] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
         self.provider_accounts: dict[tuple[str, str], int] = {}
@@ -247,12 +251,19 @@ class Tables:
         return request.settled_steps == sum(1 for step in self.steps(job) if step.is_terminal)
 
     def _check_ids(self, tx: Tx) -> None:
-        """Raise IntegrityError if a primary key exists already. Jobs and calls are tables of their own."""
+        """Raise IntegrityError if a primary or unique key exists already. Jobs and calls are tables of their own."""
         is_duplicate = any(
             job.id in self.jobs and (job.id in self.logged) == (job.id in tx.logged) for job, _ in tx.inserted
         ) or any(job_round in self.decisions for job_round in tx.decisions)
         if is_duplicate:
             raise sa.exc.IntegrityError("insert", {}, Exception("this primary key is used already"))
+        added = dict[tuple[Any, ...], str]()
+        for job in tx.jobs.values():
+            for key in _unique_keys(job):
+                holder = added.setdefault(key, self.unique.get(key, job.id))
+                if holder != job.id:
+                    message = f"this value of {key[0]} is that of {holder} already"
+                    raise sa.exc.IntegrityError("insert", {}, Exception(message))
 
     def _commit(self, tx: Tx) -> None:
         for job in tx.jobs.values():
@@ -282,6 +293,7 @@ class Tables:
 
     def _store_job(self, job: Job) -> None:
         self.jobs[job.id] = job
+        self.unique |= dict.fromkeys(_unique_keys(job), job.id)
         if job.client_id is not None:
             self.by_client_id[job.user_id, job.client_id, job.door] = job
         if job.is_terminal:
@@ -301,10 +313,17 @@ class Tables:
         self.departures = {name: left_at for name, left_at in self.departures.items() if name not in purged}
         self.deliveries = {name: row for name, row in self.deliveries.items() if row.job_id not in purged}
         self.by_client_id = {name: row for name, row in self.by_client_id.items() if row.id not in purged}
+        self.unique = {key: job_id for key, job_id in self.unique.items() if job_id not in purged}
         self.calls = {key: row for key, row in self.calls.items() if key[0] not in purged}
         self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in purged}
         salts = self.receipts.salts
         self.receipts.salts = {key: salt for key, salt in salts.items() if key[0] not in purged}
+
+
+def _unique_keys(job: Job) -> list[tuple[Any, ...]]:
+    """Return the names and values of the columns of each unique index that `job` is in."""
+    keys = [(names, *(getattr(job, name) for name in names)) for names in UNIQUE]
+    return [key for key in keys if None not in key]
 
 
 def bump(tables: Tables, tx: Tx, topic: Topic) -> None:

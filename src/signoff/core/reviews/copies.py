@@ -4,6 +4,7 @@ A copy has no caller: it is delivered to nobody, its owner does not see it, and 
 """
 
 import uuid
+from typing import Any
 
 import msgspec
 
@@ -12,35 +13,15 @@ from signoff.core.job import Job
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.tokens import Usage
 
-# What belongs to the caller of a job, to its attempts, or to a verdict.
-_RESET = {
-    "status": "human",
-    "error": None,
-    "client_id": None,
-    "idempotency_key": None,
-    "fingerprint": None,
-    "upstream_object_id": None,
-    "retry_of": None,
-    "key_id": None,
-    "headers": None,
-    "deliver": (),
-    "lease": None,
-    "lease_until": None,
-    "draft": None,
-    "review_lease": None,
-    "review_lease_until": None,
-    "review_deadline": None,
-    "decision": None,
-    "assignee": None,
-    "escalated_at": None,
-    "release_at": None,
-    "parent_id": None,
-    "parent_round": None,
-    "node": None,
-    "pipeline_id": None,
-    "pipeline_version": None,
-    "parked_at": None,
-}
+# Columns that a copy takes from its job. Any other has a value of its own, or its default, because it belongs to the
+# caller of the job, to its place in a batch or in a run, to its attempts, or to a verdict.
+COPIED = (
+    *("door", "lane", "user_id", "token_id", "target", "model", "path", "body", "response", "usage", "metadata"),
+    *("priority", "policy", "prompt", "prompt_version", "attempt", "max_attempts"),
+    *("ruling", "review_queue", "review_priority"),
+    *("prompt_tokens", "cached_tokens", "completion_tokens", "cost_nanodollars"),
+    *("queued_us", "ttft_us", "generation_us", "cache", "cache_key"),
+)
 
 
 def copy_for_reviewers(job: Job, now: int) -> Job:
@@ -48,8 +29,7 @@ def copy_for_reviewers(job: Job, now: int) -> Job:
 
     Its round is the first one, and its id is made from that of the job.
     """
-    changes = {"id": _id_after(job.id, now), "copy_of": job.id, "round": 1, "seq": first_seq(job)}
-    return msgspec.structs.replace(job, **(_RESET | changes | _times(now)))
+    return _copy(job, now, id=_id_after(job.id, now))
 
 
 def first_seq(job: Job) -> int:
@@ -60,21 +40,19 @@ def first_seq(job: Job) -> int:
 def planted_copy(item: PlantedItem, like: Job, job_id: str, now: int) -> Job:
     """Return the job with the id `job_id` that presents `item` to reviewers, beside the job `like`."""
     ruling = None if like.ruling is None else msgspec.structs.replace(like.ruling, coin=None)
-    changes = {
-        "id": job_id,
-        "copy_of": like.id,
-        "path": item.path,
-        "body": item.body,
-        "response": item.response,
-        "usage": Usage(prompt_tokens=like.prompt_tokens, completion_tokens=like.completion_tokens),
-        "ruling": ruling,
-        "attempt": 1,
-        "round": 1,
-        "seq": first_seq(like),
-        "review_queue": None if ruling is None else ruling.queue,
-        "review_priority": like.priority if ruling is None or ruling.priority is None else ruling.priority,
-    }
-    return msgspec.structs.replace(like, **(_RESET | changes | _times(now)))
+    return _copy(
+        like,
+        now,
+        id=job_id,
+        path=item.path,
+        body=item.body,
+        response=item.response,
+        usage=Usage(prompt_tokens=like.prompt_tokens, completion_tokens=like.completion_tokens),
+        ruling=ruling,
+        attempt=1,
+        review_queue=None if ruling is None else ruling.queue,
+        review_priority=like.priority if ruling is None or ruling.priority is None else ruling.priority,
+    )
 
 
 def is_planted(job: Job) -> bool:
@@ -82,8 +60,12 @@ def is_planted(job: Job) -> bool:
     return job.copy_of is not None and job.id != _id_after(job.copy_of, job.created_at)
 
 
-def _times(now: int) -> dict[str, int]:
-    return {"created_at": now, "updated_at": now, "due_at": now, "held_at": now}
+def _copy(job: Job, now: int, **changes: Any) -> Job:
+    """Return a copy of `job` that is held since `now`, with other values for the columns in `changes`."""
+    columns: dict[str, Any] = {name: getattr(job, name) for name in COPIED}
+    columns |= {"status": "human", "copy_of": job.id, "round": 1, "seq": first_seq(job)}
+    columns |= dict.fromkeys(("created_at", "updated_at", "due_at", "held_at"), now)
+    return Job(**(columns | changes))
 
 
 def _id_after(job_id: str, now: int) -> str:
