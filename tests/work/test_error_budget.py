@@ -23,6 +23,7 @@ from signoff.core.reviews.feedback import FeedbackQuery
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.policy import JobPolicy, PolicyVersion
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
+from signoff.errors import Overloaded
 from signoff.stores.budgets_schema import budget_audits, budget_leases
 from signoff.work.admin.erasure import erase_user
 from signoff.work.admin.people import UserChange, change_user
@@ -290,6 +291,26 @@ async def test_new_terms_start_a_new_period_for_the_answers_that_follow(tmp_path
         [audit, *_] = [job for job in old if is_audit(job)]
         await here.decide(audit, "reject")
         assert (await here.period()).wrong == 0
+
+
+async def test_an_audit_stays_one_if_the_store_fails_to_present_a_planted_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(tmp_path, msgspec.structs.replace(BUDGET, planted_rate=1)) as here:
+        attempts = list[Job]()
+
+        async def fail(_policy: str, like: Job, *_: object, **__: object) -> None:
+            attempts.append(like)
+            raise Overloaded("The database does not answer.")
+
+        monkeypatch.setattr(here.services.store.budgets, "present_planted", fail)
+        jobs = await here.ask(20)
+        audits = [job for job in jobs if here.coin(job) < BUDGET.audit_rate]
+        assert 0 < len(audits) < 20
+        assert {job.id for job in jobs if job.status == "human"} == {job.id for job in audits}
+        assert {row["job_id"] for row in await here.audits()} == {job.id for job in audits}
+        assert (await here.period()).audits_open == len(audits)
+        assert {job.id for job in attempts} == {job.id for job in audits}
 
 
 MARKS = ("careful-coin", "copy_of", '"coin"', '"rule"', "is_look", "audit_rate", "planted", "present")

@@ -11,7 +11,7 @@ from signoff.core.reviews.ruling import Ruling
 from signoff.errors import PassLapsed, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.metering import usage_columns
-from signoff.work.reviews.budget import held_without_pass
+from signoff.work.reviews.budget import held_without_pass, plant_beside
 from signoff.work.services import Services
 
 REJECTED = "The policy of the server rejected the answer."
@@ -21,11 +21,14 @@ async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -
     """Make the transition that `outcome` leads to, and store the usage of `job`; return None if the lease was lost."""
     request = _on_answer(services, job, outcome) if isinstance(outcome, Answer) else _on_failure(services, job, outcome)
     try:
-        return await services.store.jobs.transition(job.id, request)
+        settled = await services.store.jobs.transition(job.id, request)
     except PassLapsed:
         return await settle(services, held_without_pass(job), outcome)
     except Stale:
         return None
+    if settled.status == "human":
+        await plant_beside(services, settled)
+    return settled
 
 
 def job_error(error: SignoffError) -> JobError:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
 from signoff.core.job import Job
 from signoff.core.reviews.budget_group import group_of
@@ -14,6 +15,7 @@ from signoff.runtime.passes import Pass
 from signoff.work.services import Services
 
 _PLANT, _DISGUISE = b"signoff planted coin 1", b"signoff audit disguise 1"
+log = structlog.get_logger()
 
 
 async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: Sequence[ReviewPolicy]) -> Job:
@@ -33,9 +35,9 @@ async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: S
         if ruling.outcome == "hold":
             ruling = _disguised(services, job, ruling, budgeted or policies)
     job = msgspec.structs.replace(job, ruling=ruling)
-    if ruling.outcome == "hold":
-        await _plant(services, job, budgeted)
-    elif budgeted and job.cache == "miss":  # an answer that nobody has approved must not be given again
+    if (
+        ruling.outcome != "hold" and budgeted and job.cache == "miss"
+    ):  # an answer that nobody has approved must not be given again
         job = msgspec.structs.replace(job, cache="bypass")
     return job
 
@@ -107,15 +109,23 @@ def _disguised(services: Services, job: Job, ruling: Ruling, policies: Sequence[
     )
 
 
-async def _plant(services: Services, job: Job, budgeted: Sequence[ReviewPolicy]) -> None:
-    """Present a planted item beside a held answer, with the probability that the budget says."""
-    budgets: list[tuple[str, Budget]] = [(each.name, each.budget) for each in budgeted if each.budget is not None]
-    if not budgets:
-        return
-    policy, budget = budgets[-1]
-    if _toss(services, _PLANT, job) < budget.planted_rate:
-        job_id = services.ids.new_id()
-        await services.store.budgets.present_planted(policy, job, job_id, actor=services.ids.actor)
+async def plant_beside(services: Services, job: Job) -> None:
+    """Present a planted item beside `job`, which is held now, with the probability that its error budget says.
+
+    A failure is logged: nothing that happens after a coin was tossed may change what becomes of its answer.
+    """
+    try:
+        versions = [await services.caches.policies.version(version) for version in job.policy.named]
+        policies = [each.policy for each in versions if each is not None]
+        budgets: list[tuple[str, Budget]] = [(each.name, each.budget) for each in policies if each.budget is not None]
+        if not budgets:
+            return
+        policy, budget = budgets[-1]
+        if _toss(services, _PLANT, job) < budget.planted_rate:
+            job_id = services.ids.new_id()
+            await services.store.budgets.present_planted(policy, job, job_id, actor=services.ids.actor)
+    except Exception:
+        log.exception("planting_failed", job_id=job.id)
 
 
 def _toss(services: Services, purpose: bytes, job: Job) -> float:
