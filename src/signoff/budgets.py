@@ -99,11 +99,11 @@ class Budgets(Protocol):
         """Remove an item, which is then presented no more. Return False if the policy has none with this id."""
         ...
 
-    async def present_planted(self, policy: str, like: Job, job_id: str, *, actor: str) -> Job | None:
+    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
         """Present the item of the policy that was presented the longest time ago; return its job, None without items.
 
-        The job has the id `job_id` and looks like the held job `like`. It has no caller: it is not delivered, not
-        counted, and the owner of `like` does not see it.
+        The job looks like the held job `like`; its id is made from `secret`, a random text. It has no caller: it is not
+        delivered, not counted, and the owner of `like` does not see it.
         """
         ...
 

@@ -145,7 +145,7 @@ class MemoryBudgets:
 
         return await self._connection.send(drop, writes=True)
 
-    async def present_planted(self, policy: str, like: Job, job_id: str, *, actor: str) -> Job | None:
+    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
         def present(tx: Tx) -> Job | None:
             items = self._tables.planted_items
             oldest = min((at, each.id) for at, each in items.values() if each.policy == policy) if items else None
@@ -153,8 +153,8 @@ class MemoryBudgets:
                 return None
             _, item = items[oldest[1]]
             items[item.id] = tx.now, item
-            self._tables.planted_jobs[job_id] = policy, digest_answer(item.response)
-            job = planted_copy(item, like, job_id, tx.now)
+            job = planted_copy(item, like, secret, tx.now)
+            self._tables.planted_jobs[job.id] = policy, digest_answer(item.response)
             add_copy(tx, job, actor)
             return job
 

@@ -20,7 +20,7 @@ from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionListener, TransitionRequest
-from signoff.stores.audits import END_OF_COPY
+from signoff.stores.audits import end_of_copy
 from signoff.stores.calls import encode_call, insert_call
 from signoff.stores.changes import TransitionFeed
 from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
@@ -270,8 +270,10 @@ class MemoryJobs:
             draft = draft_of(request.verb, before, job, decision)
             tx.drafts += [] if draft is None else [draft]
         if is_redone_copy(job):
-            job = self._apply_one(tx, job, END_OF_COPY)
-            self._record(tx, job, END_OF_COPY)
+            [(submitted, _), *_] = self._tables.events.get(job.copy_of or "") or [(None, None)]
+            end = end_of_copy(None if submitted is None else submitted.actor)
+            job = self._apply_one(tx, job, end)
+            self._record(tx, job, end)
         if job.is_terminal:
             self._propagate_end(tx, job, requests[-1].actor)
         return job

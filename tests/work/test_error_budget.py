@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from signoff.core.reviews.error_budget import upper_bound
 from signoff.core.reviews.feedback import FeedbackQuery
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.policy import JobPolicy, PolicyVersion
+from signoff.core.reviews.queues import ReviewFilter
 from signoff.core.reviews.rules import Action, Budget, ReviewPolicy, Rule
+from signoff.core.wire import parse_time
 from signoff.errors import Overloaded
 from signoff.stores.budgets_schema import budget_audits, budget_leases
 from signoff.work.admin.erasure import erase_user
@@ -30,6 +34,7 @@ from signoff.work.admin.people import UserChange, change_user
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import get_job, list_events, list_jobs
 from signoff.work.jobs.retry import retry_job
+from signoff.work.reviews.bulk import BulkSelection, select_bulk
 from signoff.work.reviews.desk import VerdictRequest, decide
 from signoff.work.reviews.feedback import export_end, export_feedback
 from support.live_server import Live, live, until
@@ -357,6 +362,104 @@ async def test_no_route_tells_a_reviewer_which_items_are_audited_or_planted(tmp_
             assert ("present" in {each["verb"] for each in events["data"]}) == is_visible
         for path in ("budget", "planted", "catch-rates"):
             assert (await here.server.ask("GET", f"/api/policies/careful/{path}", token))[0] == 403
+
+
+async def test_an_ordinary_an_audited_and_a_planted_item_look_alike_to_a_reviewer(tmp_path: Path) -> None:
+    holding = "request.tags.risky && answer.length > 0"
+    rule = Rule(if_=holding, then="hold", priority=8, deadline_seconds=3600, on_deadline="reject")
+    budget = msgspec.structs.replace(BUDGET, planted_rate=1)
+    async with desk(tmp_path, budget, rules=(rule,)) as here:
+        wrong = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "No"}, "finish_reason": "stop"}]}
+        body = b'{"model":"echo","messages":[{"role":"user","content":"Is it?"}]}'
+        response = msgspec.json.encode(wrong)
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=body, response=response)
+        await here.services.store.budgets.plant(item)
+        [ordinary] = await here.ask(metadata=b'{"risky":true}')
+        audit, gone, *_ = [job for job in await here.ask(20, metadata=b'{"risky":false}') if is_audit(job)]
+        await cancel(here.services, OWNER, gone.id)
+        held = await here.on_desk()
+        [copy] = [job for job in held if job.copy_of == gone.id and not is_planted(job)]
+        planted = [job for job in held if is_planted(job)]
+        assert {job.copy_of for job in planted} >= {ordinary.id, audit.id, gone.id}
+        token, lists = await here.server.token("reviewer"), "/api/reviews?limit=200"
+        listed = {each["job_id"]: each for each in (await here.server.ask("GET", lists, token))[1]["data"]}
+        opened = dict[str, Any]()
+        for _ in held:
+            status, taken = await here.server.ask("POST", "/api/reviews/next", token, json={"skip": [*opened]})
+            assert status == 200
+            opened[taken["job_id"]] = taken
+        seen = dict[str, Any]()
+        for job in (ordinary, audit, copy, *planted):
+            _, shown = await here.server.ask("GET", f"/api/reviews/{job.id}", token)
+            _, native = await here.server.ask("GET", f"/api/jobs/{job.id}", token)
+            _, page = await here.server.ask("GET", f"/api/jobs/{job.id}/events", token)
+            events = [each for each in page["data"] if each["verb"] != "open"]
+            forms = [form_of(each) for each in (listed[job.id], opened[job.id], shown, native, *events)]
+            seen[job.id] = forms, order_of_times(shown, native, events)
+            assert shown["signals"]["answer.length"] == len(shown["answer"])
+        assert [job_id for job_id in seen if seen[job_id] != seen[ordinary.id]] == []
+        assert [job.id for job in (copy, *planted) if uuid.UUID(job.id).int >> 80 != job.created_at // 1000] == []
+
+
+def form_of(value: Any) -> Any:
+    """Return the names of all members, and the kinds of their values; of an answer and a request only the kind."""
+    if isinstance(value, dict):
+        texts = ("payload", "response", "transcript", "error")
+        return {name: form_of(None if name in texts else member) for name, member in value.items()}
+    return [form_of(each) for each in value[:1]] if isinstance(value, list) else type(value).__name__
+
+
+def order_of_times(shown: Any, native: Any, events: Any) -> dict[str, bool]:
+    """Return how the times of an item that a reviewer reads stand to each other."""
+    created, held, deadline = (micros(shown[name]) for name in ("created_at", "held_at", "deadline"))
+    times, first = [each["at"] for each in events], events[0]["data"]
+    return {
+        "created before it was held": created < held,
+        "submitted when it was created": times[0] == created == micros(native["created_at"]) == first["created_at"],
+        "due when it was created": first["due_at"] == created,
+        "held when it was held": times[-1] == held,
+        "events in order": times == sorted(times),
+        "claimed before it was held": times[-2] < held,
+        "changed when it was opened": micros(native["updated_at"]) > held,
+        "due by its deadline": deadline - held == 3600 * 1_000_000,
+    }
+
+
+def micros(text: str) -> int:
+    return parse_time(datetime.fromisoformat(text))
+
+
+async def test_a_copy_that_is_sent_back_ends_as_a_job_that_its_caller_cancels(tmp_path: Path) -> None:
+    async with desk(tmp_path, msgspec.structs.replace(BUDGET, planted_rate=1)) as here:
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=b'{"messages":[]}', response=ANSWER)
+        await here.services.store.budgets.plant(item)
+        gone, *_ = [job for job in await here.ask(20) if is_audit(job)]
+        await cancel(here.services, OWNER, gone.id)
+        held = await here.on_desk()
+        copies = [job for job in held if job.copy_of == gone.id]
+        assert {is_planted(job) for job in copies} == {True, False}
+        token = await here.server.token("reviewer")
+        ends = list[Any]()
+        for job in (gone, *copies):
+            if job is not gone:
+                await here.decide(job, "redo")
+            _, native = await here.server.ask("GET", f"/api/jobs/{job.id}", token)
+            _, events = await here.server.ask("GET", f"/api/jobs/{job.id}/events", token)
+            last = events["data"][-1]
+            ends.append((native["status"], native["error"], last["verb"], last["actor"], sorted(last["data"])))
+        assert ends[1:] == [ends[0]] * len(copies)
+
+
+async def test_a_repeated_selection_for_a_bulk_decision_leaves_out_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signoff.work.reviews.bulk.SINGLE_SHARE", 0.5)
+    async with desk(tmp_path, default=Action(then="hold")) as here:
+        jobs = await here.ask(20)
+        selection = BulkSelection(filters=ReviewFilter(queues=("",), limit=100), verdict="approve")
+        bulks = [await select_bulk(here.services, REVIEWER, selection) for _ in range(5)]
+        [chosen] = {tuple(each.job_id for each in bulk.items) for bulk in bulks}
+        assert 0 < len(chosen) < len(jobs)
 
 
 async def test_the_marks_are_in_no_member_of_a_job_that_a_reviewer_gets(tmp_path: Path) -> None:

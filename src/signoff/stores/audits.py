@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
-from signoff.core.job import Decision, Job
+from signoff.core.job import Decision, Job, JobError
 from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.budget_period import BudgetTerms
 from signoff.core.reviews.coin import Coin
@@ -22,13 +22,11 @@ from signoff.stores.budgets_schema import (
     catch_counts,
     planted_jobs,
 )
-from signoff.stores.schema import decisions
+from signoff.stores.schema import decisions, events
 from signoff.stores.statements import insert_into
 from signoff.stores.transaction import Tx
 
 VERDICTS = frozenset({"approve", "redo", "reject"})
-END_OF_COPY = TransitionRequest(verb="cancel", actor="policy")
-"""End of a copy that a reviewer sends back: no model is asked for it."""
 
 
 def check_pass(tx: Tx, request: TransitionRequest) -> None:
@@ -38,6 +36,22 @@ def check_pass(tx: Tx, request: TransitionRequest) -> None:
         return
     if tx.conn.execute(_LOCK_LEASE, {"lease_id": coin.lease}).first() is None:
         raise PassLapsed
+
+
+def end_of_copy(asker: str | None) -> TransitionRequest:
+    """Return the end of a copy that a reviewer sends back: no model is asked for it.
+
+    Its error is that of a job whose caller has cancelled it, because reviewers see it. `asker` is the actor who has
+    submitted the job of the copy; None if that is not known.
+    """
+    by = "an admin" if asker is None else asker.removeprefix("user:")
+    error = JobError(code="cancelled", message=f"Cancelled by {by}.", status=409)
+    return TransitionRequest(verb="cancel", actor="policy", changes={"error": error})
+
+
+def asker_of(tx: Tx, copy: Job) -> str | None:
+    """Return the actor who has submitted the job of a copy; None if the job was deleted."""
+    return tx.conn.execute(_ASKER, {"original": copy.copy_of}).scalar_one_or_none()
 
 
 def coin_in(changes: Mapping[str, object]) -> Coin | None:
@@ -133,6 +147,7 @@ def _count_planted(tx: Tx, job: Job, verb: str) -> None:
     tx.conn.execute(statement.on_conflict_do_update(index_elements=["policy", "reviewer"], set_=sums))
 
 
+_ASKER = sa.select(events.c.actor).where(events.c.job_id == sa.bindparam("original", type_=sa.Text), events.c.seq == 1)
 _LEASE = budget_leases.c.id == sa.bindparam("lease_id", type_=sa.Text)
 _LOCK_LEASE = sa.select(budget_leases.c.id).where(_LEASE).with_for_update()
 _USE_PASS = sa.update(budget_leases).where(_LEASE).values(used=budget_leases.c.used + 1)

@@ -111,7 +111,7 @@ class SqlBudgets:
 
         return await self._database.write(drop)
 
-    async def present_planted(self, policy: str, like: Job, job_id: str, *, actor: str) -> Job | None:
+    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
         """See `budgets.Budgets`."""
         oldest = (
             sa.select(*_ITEM)
@@ -128,9 +128,9 @@ class SqlBudgets:
             item = PlantedItem(**row)
             update = sa.update(planted_items).where(planted_items.c.id == item.id)
             tx.conn.execute(update.values(presented_at=tx.now))
-            mark = {"job_id": job_id, "policy": policy, "digest": digest_answer(item.response)}
+            job = planted_copy(item, like, secret, tx.now)
+            mark = {"job_id": job.id, "policy": policy, "digest": digest_answer(item.response)}
             tx.conn.execute(sa.insert(planted_jobs), mark)
-            job = planted_copy(item, like, job_id, tx.now)
             add_copy(tx, job, actor)
             return job
 

@@ -19,7 +19,7 @@ from signoff.core.times import SECOND_US
 from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
-from signoff.stores.audits import END_OF_COPY, check_pass, coin_in, record_coin, record_verdict
+from signoff.stores.audits import asker_of, check_pass, coin_in, end_of_copy, record_coin, record_verdict
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.decisions import added_decision, record_decision, record_vote
 from signoff.stores.json_column import JsonColumn
@@ -85,8 +85,9 @@ def _finish(tx: Tx, versions: list[Job], requests: Sequence[TransitionRequest]) 
     for job, request in zip(versions, requests, strict=True):
         record_transition(tx, job, request)
     if is_redone_copy(versions[-1]):
-        versions.append(_apply_one(tx, versions[-1].id, END_OF_COPY))
-        record_transition(tx, versions[-1], END_OF_COPY)
+        end = end_of_copy(asker_of(tx, versions[-1]))
+        versions.append(_apply_one(tx, versions[-1].id, end))
+        record_transition(tx, versions[-1], end)
     if versions[-1].is_terminal:
         _propagate_end(tx, versions[-1], requests[-1].actor)
     return versions[-1]
@@ -310,8 +311,6 @@ _STATE = (
     .select_from(jobs.outerjoin(decisions, _OF_ROUND))
     .where(jobs.c.id == sa.bindparam("job"))
 )
-
-
 _STATUS_OF_CALL = sa.select(calls.c.status).where(calls.c.id == sa.bindparam("job", type_=sa.Text))
 
 

@@ -17,7 +17,7 @@ OWN = frozenset(
         *("id", "status", "copy_of", "round", "seq", "created_at", "updated_at", "due_at", "held_at"),
         *("error", "client_id", "idempotency_key", "fingerprint", "upstream_object_id", "retry_of"),
         *("key_id", "headers", "deliver", "lease", "lease_until", "parked_at"),
-        *("draft", "review_lease", "review_lease_until", "review_deadline", "decision", "release_at"),
+        *("attempt", "draft", "review_lease", "review_lease_until", "review_deadline", "decision", "release_at"),
         *("assignee", "escalated_at"),
         *("parent_id", "parent_round", "node", "pipeline_id", "pipeline_version", "batch_id", "batch_line"),
     )

@@ -12,7 +12,14 @@ from signoff.core.job import Event, Job
 _RULING_MARKS = ("rule", "coin", "audit")
 # Members of events that belong to a job and not to its copy. Callers who do not see marks see them in the events of no
 # job, because events without them would show that a job is a copy.
-_OWN = frozenset({"client_id", "idempotency_key", "fingerprint", "deliver", "retry_of", "lease", "lease_until", "id"})
+_OWN = frozenset(
+    (
+        *("client_id", "idempotency_key", "fingerprint", "deliver", "retry_of", "lease", "lease_until", "id"),
+        *("parent_id", "parent_round", "node", "batch_id", "batch_line"),
+    )
+)
+# Columns in which a copy can differ from its job, and which events before the hold show.
+_OF_COPY = ("created_at", "due_at", "path", "attempt", "cache_key", "queued_us")
 # Columns that the transition `hold` changes.
 _OF_HOLD = frozenset(
     (
@@ -65,9 +72,33 @@ def events_as_held(job: Job, original: Sequence[Event], events: Sequence[Event])
         original: Events of the job that it is a copy of.
         events: Events of the copy, which begin with `present`.
     """
-    seq, first = (events[0].seq, events[0]) if events else (1, None)
-    earlier = [replace(event, job_id=job.id, data=data_without_marks(event.data)) for event in original[: seq - 1]]
-    if first is None:
-        return earlier
+    if not events:
+        return []
+    first, number = events[0], events[0].seq - 1
+    own = {name: getattr(job, name) for name in _OF_COPY}
+    earlier = [
+        replace(event, job_id=job.id, at=at, data=data_without_marks(event.data) | _common(own, event.data))
+        for event, at in zip(original[:number], _times_of_copy(job, original, first), strict=False)
+    ]
     data = {name: value for name, value in first.data.items() if name in _OF_HOLD}
-    return [*earlier, replace(first, verb="hold", data=data), *events[1:]]
+    later = [_as_cancelled(event, original) for event in events[1:]]
+    return [*earlier, replace(first, verb="hold", data=data), *later]
+
+
+def _times_of_copy(job: Job, original: Sequence[Event], hold: Event) -> list[int]:
+    """Return the times of the events of `original`, moved and stretched from the creation of the copy to its hold."""
+    if not original:
+        return []
+    begin, end = original[0].at, original[min(hold.seq, len(original)) - 1].at
+    scale = (hold.at - job.created_at) / max(1, end - begin)
+    return [min(hold.at, job.created_at + round((event.at - begin) * scale)) for event in original]
+
+
+def _common(own: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in own.items() if name in data}
+
+
+def _as_cancelled(event: Event, original: Sequence[Event]) -> Event:
+    """Return the end of a copy that was sent back as the cancellation by the caller of the job."""
+    is_end = event.verb == "cancel" and original
+    return replace(event, actor=original[0].actor) if is_end else event

@@ -35,10 +35,8 @@ async def apply_budget(services: Services, job: Job, ruling: Ruling, policies: S
         if ruling.outcome == "hold":
             ruling = _disguised(services, job, ruling, budgeted or policies)
     job = msgspec.structs.replace(job, ruling=ruling)
-    if (
-        ruling.outcome != "hold" and budgeted and job.cache == "miss"
-    ):  # an answer that nobody has approved must not be given again
-        job = msgspec.structs.replace(job, cache="bypass")
+    if ruling.outcome != "hold" and budgeted and job.cache == "miss":
+        job = msgspec.structs.replace(job, cache="bypass")  # an answer that nobody has approved must not be given again
     return job
 
 
@@ -122,8 +120,8 @@ async def plant_beside(services: Services, job: Job) -> None:
             return
         policy, budget = budgets[-1]
         if _toss(services, _PLANT, job) < budget.planted_rate:
-            job_id = services.ids.new_id()
-            await services.store.budgets.present_planted(policy, job, job_id, actor=services.ids.actor)
+            secret = services.ids.new_id()
+            await services.store.budgets.present_planted(policy, job, secret, actor=services.ids.actor)
     except Exception:
         log.exception("planting_failed", job_id=job.id)
 

@@ -15,6 +15,7 @@ from signoff.core.reviews.bulk import (
     SignalsCondition,
     stays_out_of_bulk,
 )
+from signoff.core.reviews.coin import toss
 from signoff.core.reviews.queues import ReviewFilter, place_of
 from signoff.core.reviews.ruling import Ruling
 from signoff.errors import BadRequest, Conflict, NotFound, SignoffError
@@ -26,6 +27,7 @@ from signoff.work.services import Services
 MAX_EXAMINED = 2000
 PAGE = 250
 MAX_EXAMINED_BYTES = 32 * 1024 * 1024
+_SINGLE = b"signoff single decision coin 1"
 # Number of answers in a bulk for which the time to undo it is longer by `release_after_seconds`.
 ITEMS_PER_UNDO = 100
 
@@ -49,12 +51,14 @@ async def select_bulk(services: Services, caller: Caller, selection: BulkSelecti
     """Select the answers for a bulk decision, and return it for a preview; nothing is decided yet.
 
     Left out are answers that others have open, that the caller asked for, that have a draft, and that need single
-    decisions. A random share of the other answers is left out too, so that reviewers cannot tell which need them.
+    decisions. A random share of the other answers is left out too, so that reviewers cannot tell which need them. It is
+    the same share in each selection: else those that stay away from repeated ones would be the others.
     """
     check_may_review(caller)
     verdict, reason, filters = selection.verdict, selection.reason, selection.filters
     if verdict == "reject" and not reason:
         raise BadRequest("`reason` is needed to reject answers: their callers get it.")
+    key = services.adapters.vault.derive_key(_SINGLE)
     left_out, now = await user_left_out(services, caller), services.clock()
     items, examined, size_bytes, is_whole = list[BulkItem](), 0, 0, False
     while not is_whole and len(items) < filters.limit and examined < MAX_EXAMINED and size_bytes < MAX_EXAMINED_BYTES:
@@ -62,7 +66,7 @@ async def select_bulk(services: Services, caller: Caller, selection: BulkSelecti
         for job in page:
             examined, size_bytes = examined + 1, size_bytes + len(job.body) + len(job.response or b"")
             is_chosen = job.user_id != left_out and is_free(job, caller, now) and _matches(job, selection)
-            if is_chosen and services.ids.random_float() >= SINGLE_SHARE and len(items) < filters.limit:
+            if is_chosen and toss(key, job.id, job.round, job.attempt) >= SINGLE_SHARE and len(items) < filters.limit:
                 items.append(BulkItem(job_id=job.id, round=job.round))
         is_whole = not page or not page.may_continue
         if page:
