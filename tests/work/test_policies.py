@@ -223,6 +223,20 @@ async def test_a_retry_and_a_rerun_are_judged_by_the_policy_then_and_now(tmp_pat
         assert await status_of_retry(server, token, held.id) == "human"
 
 
+async def test_a_retry_has_the_votes_the_deadline_and_the_audit_of_the_stricter_version(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True, review_deadline_seconds=None) as server:
+        token = await server.token()
+        of_then = {"deadline_seconds": 60, "on_deadline": "approve"}
+        await save(server, "one", "echo", rule("true", "hold", **of_then))
+        assert (await say(server, token, "word"))[0] == 504
+        held = await last_job(server)
+        await decide(server.services, REVIEWER, held.id, VerdictRequest(verdict="approve"))
+        await save(server, "one", "echo", rule("true", "hold", votes=2))
+        assert await status_of_retry(server, token, held.id) == "human"
+        retried = await last_job(server)
+        assert (retried.ruling.version, retried.ruling.votes, retried.review_deadline) == (2, 2, None)  # type: ignore[union-attr]
+
+
 async def status_of_retry(server: Live, token: str, job_id: str) -> str:
     _, retry = await server.ask("POST", f"/api/jobs/{job_id}/retry", token)
     job = await server.job_when(token, retry["job_id"], lambda job: job["status"] in {"success", "fail", "human"})

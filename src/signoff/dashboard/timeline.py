@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from signoff.core.job import Event, Job
+from signoff.core.reviews.policy import Escalation
+from signoff.core.reviews.strictness import deadline_of
 from signoff.core.transitions import TRANSITIONS
 from signoff.core.wire import format_time
 from signoff.dashboard.shell import format_duration, format_unit
@@ -146,5 +148,6 @@ def _deadline(job: Job, now: int) -> str:
     if job.review_deadline is None:
         return ""
     ways = {"stay": "it stays in review", "approve": "it is approved", "reject": "it is rejected"}
-    way = ways.get(job.policy.on_deadline, "it moves on")
+    outcome = deadline_of(job.ruling, job.policy).outcome
+    way = "it moves to another review queue" if isinstance(outcome, Escalation) else ways[outcome]
     return f" Without a verdict, {way} {_in(job.review_deadline, now)} ({format_time(job.review_deadline)})."

@@ -10,6 +10,7 @@ import structlog
 from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.core.reviews.marks import needs_single_decision
 from signoff.core.reviews.policy import Escalation
+from signoff.core.reviews.strictness import deadline_of
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.infra.tasks import repeat
 from signoff.store import TransitionRequest
@@ -136,9 +137,7 @@ def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
 
 def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]:
     actor = services.ids.actor
-    ruling = job.ruling
-    on_deadline = job.policy.on_deadline if ruling is None or ruling.on_deadline is None else ruling.on_deadline
-    match "stay" if needs_single_decision(job) else on_deadline:
+    match "stay" if needs_single_decision(job) else deadline_of(job.ruling, job.policy).outcome:
         case Escalation(escalate=queue):
             changes = {"review_queue": queue or None, "assignee": None, "review_lease": None}
             after = {"escalated_at": 0.0}

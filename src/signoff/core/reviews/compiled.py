@@ -14,8 +14,6 @@ from signoff.core.reviews.ruling import Ruling
 # Values that can differ between requests that share a cached answer.
 OF_CALLER = frozenset({"request.user", "request.door", "request.tags"})
 HOLD = Action(then="hold")
-# From the most lenient to the strictest.
-STRICTNESS = ("pass", "audit", "ask", "hold", "reject")
 
 
 class BadRuleError(ValueError):
@@ -124,11 +122,6 @@ def ruling_of(policy: ReviewPolicy, match: Match, signals: dict[str, Any]) -> Ru
         code=action.code,
         message=action.message,
     )
-
-
-def strictness(match: Match) -> int:
-    """Return the rank of an action; a higher one is stricter."""
-    return STRICTNESS.index(match.action.then)
 
 
 class PolicyIndex:

@@ -75,22 +75,3 @@ def policy_for(target_review: Review | None, door_review: Review, base: JobPolic
     """Return `base` with the review rule of the target, or of the door if the target has none."""
     review = target_review or door_review
     return base if base.review == review else msgspec.structs.replace(base, review=review)
-
-
-def stricter(policy: JobPolicy, other: JobPolicy) -> JobPolicy:
-    """Return `policy` with what `other` demands besides: its review mode, and its named policies.
-
-    The deadline and the time to undo are those of `other` if only `other` can hold answers. With more than MAX_VERSIONS
-    named policies, every answer is held.
-    """
-    named = (*policy.named, *(each for each in other.named if each not in policy.named))
-    if (other.may_hold and not policy.may_hold) or len(named) > MAX_VERSIONS:
-        policy = msgspec.structs.replace(policy, deadline_seconds=other.deadline_seconds, on_deadline=other.on_deadline)
-        policy = msgspec.structs.replace(policy, undo_seconds=other.undo_seconds)
-    is_always = "always" in {policy.review, other.review} or len(named) > MAX_VERSIONS
-    return msgspec.structs.replace(
-        policy,
-        review="always" if is_always else "never",
-        named=named[:MAX_VERSIONS],
-        is_judged=policy.is_judged or other.is_judged,
-    )

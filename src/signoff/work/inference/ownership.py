@@ -13,7 +13,8 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.api_paths import parse_route
 from signoff.core.job import Job
-from signoff.core.reviews.policy import policy_for, review_for, stricter
+from signoff.core.reviews.policy import policy_for, review_for
+from signoff.core.reviews.strictness import stricter
 from signoff.core.upstream_objects import can_change, ids_in_route, is_stateless, referenced_ids
 from signoff.engine import Sink
 from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld

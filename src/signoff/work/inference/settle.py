@@ -8,6 +8,7 @@ from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
 from signoff.core.reviews.ruling import Ruling
+from signoff.core.reviews.strictness import deadline_of
 from signoff.errors import PassLapsed, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.metering import usage_columns
@@ -71,8 +72,8 @@ def _on_hold(services: Services, job: Job, ruling: Ruling, changes: dict[str, An
         "review_queue": ruling.queue,
         "review_priority": job.priority if ruling.priority is None else ruling.priority,
     }
-    deadline = job.policy.deadline_seconds if ruling.deadline_seconds is None else ruling.deadline_seconds
-    after = {"held_at": 0.0} if deadline is None else {"held_at": 0.0, "review_deadline": deadline}
+    seconds = deadline_of(ruling, job.policy).seconds
+    after = {"held_at": 0.0} if seconds is None else {"held_at": 0.0, "review_deadline": seconds}
     return TransitionRequest(
         verb="hold", actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after
     )

@@ -11,7 +11,7 @@ from signoff.core.job import FunctionCall, Job, JobError, StepCall
 from signoff.core.pipelines.nodes import ancestors, calls_by_node
 from signoff.core.pipelines.tree import Call
 from signoff.core.price import NANO, dollars
-from signoff.core.reviews.policy import stricter
+from signoff.core.reviews.strictness import stricter
 from signoff.core.usage import UsageTotals
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
 from signoff.work.inference.ownership import tighten_policy

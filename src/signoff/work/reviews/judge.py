@@ -1,6 +1,6 @@
 """Judgement: what the policies of a job say about an answer that has come, before anything of it leaves."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -8,11 +8,11 @@ import structlog
 
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
-from signoff.core.reviews.compiled import HOLD, CompiledPolicy, Match, ruling_of, strictness
+from signoff.core.reviews.compiled import HOLD, CompiledPolicy, Match, ruling_of
 from signoff.core.reviews.logprobs import without_logprobs
-from signoff.core.reviews.policy import JobPolicy, stricter
 from signoff.core.reviews.rules import ReviewPolicy
 from signoff.core.reviews.ruling import Ruling
+from signoff.core.reviews.strictness import stricter, strictest_ruling
 from signoff.errors import ModelNotFound
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.ownership import names_held_object
@@ -52,12 +52,12 @@ async def judge(services: Services, attempt: Attempt, perform: Perform, ask_othe
 
 async def _judged_job(services: Services, attempt: Attempt, perform: Perform, ask_other: AskOther) -> Job:
     """Return the job of `attempt` with its ruling. The model of a rule that asks another one is asked first."""
-    judgement = await _judge_answer(services, attempt, perform)
-    if judgement is not None and judgement.match.action.then == "ask":
-        is_answered = await ask_other(judgement.match.action.ask or "")
-        if is_answered:  # once more, with the other answer
-            judgement = await _judge_answer(services, attempt, perform)
-    ruling = None if judgement is None else _ruling(judgement)
+    judgements = await _judge_answer(services, attempt, perform)
+    other_model = _model_to_ask(judgements)
+    if other_model is not None and await ask_other(other_model):  # once more, with the other answer
+        judgements = await _judge_answer(services, attempt, perform)
+    rulings = [ruling_of(each.compiled.policy, each.match, each.signals.seen) for each in judgements]
+    ruling = strictest_ruling(rulings, attempt.job.policy) if rulings else None
     if ruling is None or (ruling.outcome == "pass" and await _must_hold(services, attempt.job)):
         ruling = msgspec.structs.replace(ruling, outcome="hold") if ruling is not None else Ruling(outcome="hold")
     return await apply_budget(services, attempt.job, ruling, await _policies_of(services, attempt.job))
@@ -68,8 +68,8 @@ def _take_out_logprobs(attempt: Attempt) -> None:
         attempt.outcome = msgspec.structs.replace(attempt.outcome, body=without_logprobs(attempt.outcome.body))
 
 
-async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) -> _Judgement | None:
-    """Return what the strictest named policy says, also one of the model that has answered; None if none applies."""
+async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) -> list[_Judgement]:
+    """Return what each named policy says, also one of the model that has answered; nothing if one is lost."""
     assert isinstance(attempt.outcome, Answer)  # noqa: S101 -- the caller has checked it
     job = attempt.job
     if job.model != attempt.initial_job.model and job.pipeline_id is None:
@@ -81,9 +81,20 @@ async def _judge_answer(services: Services, attempt: Attempt, perform: Perform) 
         compiled = await services.caches.policies.version(version)
         if compiled is None:
             log.error("policy_version_lost", job_id=job.id, policy=version.name, version=version.version)
-            return None
+            return []
         judgements.append(_Judgement(compiled, await match_answer(compiled, signals), signals))
-    return max(judgements, key=lambda each: strictness(each.match), default=None)
+    return judgements
+
+
+def _model_to_ask(judgements: Sequence[_Judgement]) -> str | None:
+    """Return the model that a rule asks before it decides; None if none does, or another policy withholds the answer.
+
+    Of several, it is the model of the policy that came last.
+    """
+    actions = [each.match.action for each in judgements]
+    if any(action.then in {"hold", "reject"} for action in actions):
+        return None
+    return next((action.ask for action in reversed(actions) if action.ask is not None), None)
 
 
 async def match_answer(compiled: CompiledPolicy, signals: AnswerSignals) -> Match:
@@ -99,10 +110,6 @@ async def match_answer(compiled: CompiledPolicy, signals: AnswerSignals) -> Matc
         if match is not None:
             return match
     return Match(compiled.policy.default)
-
-
-def _ruling(judgement: _Judgement) -> Ruling:
-    return ruling_of(judgement.compiled.policy, judgement.match, judgement.signals.seen)
 
 
 async def _must_hold(services: Services, job: Job) -> bool:
@@ -128,5 +135,6 @@ async def _under_policies_of(services: Services, job: Job) -> Job:
     review = "never" if model is None else model.review or "never"
     index = await services.caches.policies.index()
     named = tuple(each.version for each in index.find_all((job.model,)))
-    policy = stricter(job.policy, JobPolicy(review=review, named=named, is_judged=True))
+    present = msgspec.structs.replace(services.rules.policy, review=review, named=named, is_judged=True)
+    policy = stricter(job.policy, present)
     return msgspec.structs.replace(job, policy=policy)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.job import Job
-from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of, strictness
-from signoff.core.reviews.policy import JobPolicy, PolicyVersion, stricter
+from signoff.core.reviews.compiled import CompiledPolicy, Match, ruling_of
+from signoff.core.reviews.policy import JobPolicy, PolicyVersion
 from signoff.core.reviews.request_values import RequestContext, context_of, request_values
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.reviews.stored_signals import storable_signals
+from signoff.core.reviews.strictness import stricter, strictest_ruling
 from signoff.errors import AnswerRejected
 from signoff.work.services import Services
 
@@ -50,9 +51,11 @@ async def govern(services: Services, context: RequestContext, policy: JobPolicy)
     policy = msgspec.structs.replace(policy, is_judged=not is_passed)
     if not rejections and (not is_passed or policy.may_hold):
         return PolicyAdmission(policy, is_cacheable=is_cacheable)
-    deciding, match = max(rejections or decided, key=lambda each: strictness(each[1]))
-    signals = storable_signals(request_values(context, deciding.reads))
-    return PolicyAdmission(policy, ruling_of(deciding.policy, match, signals), is_cacheable)
+    rulings = [
+        ruling_of(each.policy, match, storable_signals(request_values(context, each.reads)))
+        for each, match in rejections or decided
+    ]
+    return PolicyAdmission(policy, strictest_ruling(rulings, policy), is_cacheable)
 
 
 def _decide(compiled: CompiledPolicy, context: RequestContext) -> Match | None:

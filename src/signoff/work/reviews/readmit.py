@@ -6,8 +6,8 @@ from signoff.core.access import Caller, lower_role
 from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
 from signoff.core.job import Job, NewTarget
-from signoff.core.reviews.policy import stricter
 from signoff.core.reviews.request_values import context_of
+from signoff.core.reviews.strictness import stricter
 from signoff.errors import BadRequest
 from signoff.work.admit import admit
 from signoff.work.reviews.policies import govern
