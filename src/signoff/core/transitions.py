@@ -131,7 +131,7 @@ TRANSITIONS: dict[str, Transition] = {
         _reviewer("decide", "the reviewer gives a verdict, or the last vote does", *_REVIEW_LEASE),
         Transition(
             verb="undo",
-            meaning="the reviewer withdraws the verdict; a new round begins",
+            meaning="the reviewer withdraws the verdict; a new round begins, and a deadline with it",
             sources=("human",),
             targets=("human",),
             guards=(Guard.ROUND, Guard.DECIDED, Guard.UNRELEASED),

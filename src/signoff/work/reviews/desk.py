@@ -9,6 +9,7 @@ from signoff.core.access import Caller
 from signoff.core.dialects.edited_answer import check_edit, edited_answer, written_usage
 from signoff.core.job import Decision, Draft, Edit, Event, Job, JobError, Verdict
 from signoff.core.reviews.instruction import with_instruction
+from signoff.core.reviews.strictness import deadline_of
 from signoff.core.reviews.votes import votes_needed
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
@@ -180,11 +181,16 @@ async def decide_on_desk(
 
 
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
-    """Withdraw a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
+    """Withdraw a verdict that has not taken effect. The new round has the full time until a deadline that the old had.
+
+    Raises Forbidden, JobNotFound, Stale.
+    """
     job = await load_held(services, caller, job_id)
     if caller.role != "admin" and job.decision is not None and job.decision.reviewer != caller.email:
         raise Forbidden(f"Only {job.decision.reviewer} or an admin may undo this verdict.")
-    request = TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
+    seconds = None if job.review_deadline is None else deadline_of(job.ruling, job.policy).seconds
+    after = {} if seconds is None else {"review_deadline": seconds}
+    request = TransitionRequest(verb="undo", actor=caller.actor, round=job.round, after_seconds=after)
     return await services.store.jobs.transition(job_id, request)
 
 

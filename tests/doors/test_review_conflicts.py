@@ -1,0 +1,56 @@
+"""Verdicts that come late, at the same time as others, or are withdrawn, over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from doors.test_reviews_door import Office, desk, ruled
+from signoff.stores.schema import jobs
+from signoff.work.sweep import sweep
+from support.stores import execute
+
+pytestmark = pytest.mark.anyio
+
+
+async def pass_deadlines(it: Office) -> None:
+    """Let the deadlines of all held answers be in the past."""
+    has_deadline = jobs.c.review_deadline.is_not(None)
+    await execute(it.server.services.store, sa.update(jobs).where(has_deadline).values(review_deadline=1))
+
+
+@pytest.mark.parametrize("on_deadline", ["approve", "reject"])
+async def test_an_undo_gives_the_full_time_for_a_verdict_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_deadline: str
+) -> None:
+    monkeypatch.setattr("signoff.work.reviews.bulk.SINGLE_SHARE", 0.0)
+    ruled(monkeypatch, deadline_seconds=600, on_deadline=on_deadline)
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        single = await it.held()
+        assert (await it.decide("ann", single, "reject", reason="rude"))[0] == 200
+        in_bulk = await it.held()
+        _, bulk = await it.ask("ann", "POST", "/bulk", {"verdict": "approve"})
+        assert (await it.ask("ann", "POST", f"/bulk/{bulk['id']}/apply"))[1]["decided"] == 1
+        await pass_deadlines(it)
+        assert (await it.ask("ann", "POST", f"/{single}/undo"))[0] == 200
+        assert (await it.ask("ann", "POST", f"/bulk/{bulk['id']}/undo"))[1]["undone"] == 1
+        await sweep(it.server.services)
+        for job_id in (single, in_bulk):
+            job = await it.server.services.store.jobs.get(job_id)
+            assert (job.status, job.round, job.decision) == ("human", 2, None)
+            assert job.review_deadline - job.updated_at == 600_000_000
+
+
+async def test_an_undo_gives_no_deadline_to_an_answer_that_has_passed_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruled(monkeypatch, deadline_seconds=600, on_deadline="stay")
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        job_id = await it.held()
+        await pass_deadlines(it)
+        await sweep(it.server.services)
+        assert (await it.decide("ann", job_id, "approve"))[0] == 200
+        assert (await it.ask("ann", "POST", f"/{job_id}/undo"))[0] == 200
+        assert (await it.server.services.store.jobs.get(job_id)).review_deadline is None
