@@ -15,6 +15,34 @@ from support.stores import execute
 pytestmark = pytest.mark.anyio
 
 
+async def test_a_vote_on_an_answer_that_another_has_open_is_refused_with_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruled(monkeypatch, votes=2)
+    async with desk(tmp_path) as it:
+        job_id = await it.held()
+        assert (await it.ask("ann", "POST", f"/{job_id}/open"))[0] == 200
+        status, error = await it.decide("bob", job_id, "approve")
+        assert (status, "ann@x.org has it open" in error["detail"]) == (409, True)
+
+
+async def test_a_vote_after_the_last_one_is_refused_with_the_name_of_who_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ruled(monkeypatch, votes=2)
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        job_id = await it.held()
+        for name in ("ann", "bob"):
+            assert (await it.decide(name, job_id, "approve"))[0] == 200
+        for name in ("ann", "cyd"):
+            status, error = await it.decide(name, job_id, "reject", reason="rude")
+            assert (status, "bob@x.org decided: approve" in error["detail"]) == (409, True)
+        # a new round has the same words for a vote on the earlier one
+        assert (await it.ask("bob", "POST", f"/{job_id}/undo"))[0] == 200
+        status, error = await it.decide("cyd", job_id, "approve")
+        assert (status, "bob@x.org decided: approve; this is round 2, not 1" in error["detail"]) == (409, True)
+
+
 async def pass_deadlines(it: Office) -> None:
     """Let the deadlines of all held answers be in the past."""
     has_deadline = jobs.c.review_deadline.is_not(None)

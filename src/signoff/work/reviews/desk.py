@@ -15,7 +15,7 @@ from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.ballot import cast_vote
-from signoff.work.reviews.held import check_not_own, load_held
+from signoff.work.reviews.held import check_current, check_not_own, check_undecided, load_held
 from signoff.work.reviews.readmit import readmit
 from signoff.work.services import Services
 
@@ -51,21 +51,25 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     """
     job = await load_held(services, caller, job_id)
     await check_not_own(services, caller, job)
+    review_round = job.round if request.round is None else request.round
+    await check_current(services, job, review_round)
     decision = await _decision(services, caller, job, request)
-    request = msgspec.structs.replace(request, round=job.round if request.round is None else request.round)
+    request = msgspec.structs.replace(request, round=review_round)
     for _ in range(MAX_VOTE_TRIES):
         transitions = await _transitions(services, caller, job, decision, request)
         try:
             decided = await services.store.jobs.transition(job_id, *transitions)
         except Stale:
-            if votes_needed(job) == 1:
+            latest = job if votes_needed(job) == 1 else await load_held(services, caller, job_id)
+            if latest.seq == job.seq:  # no vote of another came between
                 raise
+            await check_current(services, latest, review_round)
+            job = latest
         else:
             store_answer(services, decided)
             if decided.status == "bot":
                 services.adapters.broker.notify(decided.id, decided.priority)
             return decided
-        job = await load_held(services, caller, job_id)
     raise Stale(
         f"Other votes changed the job in each of {MAX_VOTE_TRIES} tries; send the verdict again.", job_id=job_id
     )
@@ -97,11 +101,6 @@ async def _transitions(
     """Return the vote if one is needed, the decision if it completes the round, and its effect if that is immediate."""
     votes = list[TransitionRequest]()
     if votes_needed(job) > 1:
-        if request.round != job.round:
-            raise Stale(
-                f"`round` must be {job.round} (got {request.round}); get the job again, and review its present answer.",
-                job_id=job.id,
-            )
         vote, result = await cast_vote(services, caller, job, decision)
         if result is None:
             return [vote]
@@ -142,8 +141,7 @@ async def decide_with_draft(services: Services, caller: Caller, job_id: str, req
     Raises Stale also if somebody else saved the draft, as nothing is signed off unseen.
     """
     job = await load_held(services, caller, job_id)
-    if job.decision is not None and job.release_at is not None:
-        raise Stale(f"{job.decision.reviewer} decided: {job.decision.verdict}.", job_id=job_id)
+    check_undecided(job)
     complete = with_draft(job, request)
     if complete.edit != request.edit and request.verdict != "reject":
         drafts = [event for event in await services.store.jobs.events(job_id) if event.verb == "draft"]

@@ -70,6 +70,29 @@ def is_free(job: Job, caller: Caller, now: int) -> bool:
     return not is_open and job.assignee in {None, caller.email}
 
 
+def check_undecided(job: Job) -> None:
+    """Raise Stale with the name of the reviewer who has decided, if a verdict on `job` waits to take effect."""
+    if job.release_at is not None and job.decision is not None:
+        raise Stale(f"{job.decision.reviewer} decided: {job.decision.verdict}.", job_id=job.id)
+
+
+async def check_current(services: Services, job: Job, review_round: int) -> None:
+    """Raise Stale unless `review_round` is the round of the held `job`, and nobody has decided in it.
+
+    The message names the reviewer who has.
+    """
+    check_undecided(job)
+    if review_round == job.round:
+        return
+    records = await services.store.reviews.decisions([job.id])
+    decision = next((each.decision for each in records if each.round == review_round), None)
+    decided = "" if decision is None else f"{decision.reviewer} decided: {decision.verdict}; "
+    raise Stale(
+        f"{decided}this is round {job.round}, not {review_round}; get the job again, and review its present answer.",
+        job_id=job.id,
+    )
+
+
 async def check_not_own(services: Services, caller: Caller, job: Job) -> None:
     """Raise Forbidden if `caller` would decide on an answer to a request of their own."""
     if job.user_id == await user_left_out(services, caller):

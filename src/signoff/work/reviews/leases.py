@@ -15,6 +15,7 @@ from signoff.store import TransitionRequest
 from signoff.work.reviews.held import (
     MAX_QUEUES_READ,
     check_queue_of,
+    check_undecided,
     is_free,
     load_held,
     queues_of,
@@ -142,8 +143,7 @@ def _transition(
     changes: Mapping[str, object] | None = None,
     after_seconds: Mapping[str, float] | None = None,
 ) -> TransitionRequest:
-    if job.release_at is not None and job.decision is not None:
-        raise Stale(f"{job.decision.reviewer} decided: {job.decision.verdict}.", job_id=job.id)
+    check_undecided(job)
     return TransitionRequest(
         verb=verb,
         actor=caller.actor,
