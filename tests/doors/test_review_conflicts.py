@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from doors.test_bulk_page import held
 from doors.test_reviews_door import Office, desk, ruled
 from signoff.stores.schema import jobs
 from signoff.work.sweep import sweep
+from support.live_server import live
+from support.pages import signed_in
 from support.stores import execute
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +47,29 @@ async def test_a_vote_after_the_last_one_is_refused_with_the_name_of_who_decided
         assert (await it.ask("bob", "POST", f"/{job_id}/undo"))[0] == 200
         status, error = await it.decide("cyd", job_id, "approve")
         assert (status, "bob@x.org decided: approve; this is round 2, not 1" in error["detail"]) == (409, True)
+
+
+ACTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "approve": ("decide", {"verdict": "approve"}, "decided: approve"),
+    "approve edited": ("decide", {"verdict": "approve", "response": "Better"}, "decided: approve"),
+    "send back": ("decide", {"verdict": "redo", "instruction": "Shorter."}, r"decided(?: in round 1)?: redo"),
+    "save a draft": ("draft", {"response": "Better"}, "changed the draft"),
+    "open": ("open", {}, "has it open"),
+}
+
+
+@pytest.mark.parametrize("release_after_seconds", [0, 3600])
+@pytest.mark.parametrize("act", ACTS)
+async def test_the_page_names_who_was_first(tmp_path: Path, act: str, release_after_seconds: int) -> None:
+    path, body, words = ACTS[act]
+    async with live(tmp_path, release_after_seconds=release_after_seconds) as server:
+        job = await held(server)
+        ann, bob = await signed_in(server, "reviewer", "ann"), await signed_in(server, "reviewer", "bob")
+        page = await ann.open(f"/dashboard/review/{job.id}")
+        form = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        await bob.api("POST", f"/api/reviews/{job.id}/{path}", json=({"round": 1} | body) if body else None)
+        refused = await ann.submit("/dashboard/decide", status=409, **(form | {"answer": "x", "verdict": "approve"}))
+        assert re.search(f"bob@example.com {words}", html.unescape(refused))
 
 
 async def pass_deadlines(it: Office) -> None:

@@ -8,9 +8,8 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Template
 
 from signoff.core.access import Caller
-from signoff.core.job import Edit, Verdict
+from signoff.core.job import Edit, Job, Verdict
 from signoff.core.reviews.item import question_of
-from signoff.core.reviews.votes import as_seen_by
 from signoff.dashboard.desk_card import HeldCard, digest_of, held_card, opener_of
 from signoff.dashboard.desk_edits import FormEdit, is_savable, read_edit
 from signoff.dashboard.desk_queue import (
@@ -32,7 +31,7 @@ from signoff.doors.reviews import DecideRequest
 from signoff.errors import BadRequest, Forbidden, JobNotFound, Stale
 from signoff.work.jobs.query import get_job
 from signoff.work.reviews.desk import VerdictRequest, decide_on_desk, save_draft, undo_verdict
-from signoff.work.reviews.held import load_held
+from signoff.work.reviews.held import check_current, load_held
 from signoff.work.reviews.leases import lock_for_review
 from signoff.work.reviews.queues import list_queues, list_reasons
 from signoff.work.services import Services
@@ -181,14 +180,14 @@ async def post_verdict(
     verdict = VERDICTS.get(form.get("verdict", ""))
     if verdict is None:
         raise BadRequest("The form needs a valid `verdict`; reload the page and try again.")
-    job = as_seen_by(await get_job(services, caller, form.get("id", "")), caller.email)
+    job = await load_held(services, caller, form.get("id", ""))
     reason, note = form.get("reason", "").strip(), form.get("note", "").strip()
     if verdict == "reject":
         reason = ": ".join(filter(None, (reason, note)))
         if not reason:
             raise BadRequest("`reason` is needed to reject an answer: its caller gets it. Go back and fill it in.")
-    if form.get("seen") != digest_of(job):
-        raise Stale("The answer or its draft changed since the page was loaded; reload it, and look again.")
+    await check_current(services, job, _round(form))
+    _check_seen(services, caller, job, form)
     desk_edit = read_edit(job, form) if verdict == "approve" else FormEdit()
     if desk_edit.faults:
         card = await held_card(services, caller, job, form, desk_edit.faults)
@@ -204,6 +203,18 @@ async def post_verdict(
     )
     await decide_on_desk(services, caller, job.id, verdict_request, uses_draft=False)
     return await _to_next(services, caller, form, decided=job.id)
+
+
+def _check_seen(services: Services, caller: Caller, job: Job, form: dict[str, str]) -> None:
+    """Raise Stale, with the name of who is the cause, if another has `job` open, or the page showed another draft."""
+    opener = opener_of(services, job)
+    if opener not in {None, caller.email}:
+        raise Stale(f"{opener} has it open.", job_id=job.id)
+    if form.get("seen") == digest_of(job):
+        return
+    author = None if job.draft is None else job.draft.author
+    who = "You" if author == caller.email else author or "A reviewer"
+    raise Stale(f"{who} changed the draft since the page was loaded; reload it, and look again.", job_id=job.id)
 
 
 async def _form(request: AnyRequest) -> dict[str, str]:
