@@ -54,7 +54,7 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     reviewer: str | None = None
     """The reviewer, for `Guard.UNOPENED` and `Guard.OPENED`. None fails them while another has the job open."""
     seq: int | None = None
-    """The `seq` of the job that the actor saw, for `Guard.SEEN`. None fails that guard."""
+    """The `seq` of the job that the actor saw, for `Guard.SEEN`; None for any."""
     settled_steps: int | None = None
     """Number of steps of the run's current round that the actor saw ended, for `Guard.QUIET`. None fails that guard."""
     changes: Mapping[str, Any] = {}

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 
 from doors.test_bulk_page import held
 from doors.test_reviews_door import Office, desk, ruled
+from signoff.core.job import Job
+from signoff.store import TransitionRequest
 from signoff.stores.schema import jobs
 from signoff.work.sweep import sweep
 from support.live_server import live
@@ -70,6 +72,49 @@ async def test_the_page_names_who_was_first(tmp_path: Path, act: str, release_af
         await bob.api("POST", f"/api/reviews/{job.id}/{path}", json=({"round": 1} | body) if body else None)
         refused = await ann.submit("/dashboard/decide", status=409, **(form | {"answer": "x", "verdict": "approve"}))
         assert re.search(f"bob@example.com {words}", html.unescape(refused))
+
+
+async def a_bulk(it: Office, verdict: str = "approve", **more: Any) -> tuple[str, list[str]]:
+    """Select answers as ann for a bulk decision; return its path, and the ids of the jobs."""
+    status, bulk = await it.ask("ann", "POST", "/bulk", {"verdict": verdict} | more)
+    assert status == 201
+    return f"/bulk/{bulk['id']}", [item["job_id"] for item in bulk["items"]]
+
+
+@pytest.fixture(name="whole_bulks")
+def select_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no random share out of bulk decisions."""
+    monkeypatch.setattr("signoff.work.reviews.bulk.SINGLE_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("whole_bulks")
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "at the same moment"])
+async def test_a_bulk_decision_drops_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_late: bool
+) -> None:
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        job_id = await it.held()
+        path, selected = await a_bulk(it)
+        assert selected == [job_id]
+        store, draft = it.server.services.store, {"round": 1, "response": "Better"}
+        transition = store.jobs.transition
+
+        async def transition_after_a_draft(job_id: str, *steps: TransitionRequest) -> Job:
+            if steps[0].verb == "decide":
+                monkeypatch.setattr(store.jobs, "transition", transition)
+                assert (await it.ask("bob", "POST", f"/{job_id}/draft", draft))[0] == 200
+            return await transition(job_id, *steps)
+
+        if is_late:
+            monkeypatch.setattr(store.jobs, "transition", transition_after_a_draft)
+        else:
+            assert (await it.ask("bob", "POST", f"/{job_id}/draft", draft))[0] == 200
+        _, applied = await it.ask("ann", "POST", f"{path}/apply")
+        assert (applied["decided"], applied["skipped"]) == (0, 1)
+        reason = "it has changed since" if is_late else "bob@x.org saved a draft"
+        assert reason in applied["items"][0]["message"]
+        job = await store.jobs.get(job_id)
+        assert (job.decision, job.draft.response) == (None, '"Better"')
 
 
 async def pass_deadlines(it: Office) -> None:

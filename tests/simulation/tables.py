@@ -140,7 +140,7 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
         job.lease is not None and job.lease_until is not None and job.lease_until < now
     ),
     Guard.ROUND: lambda job, request, now: request.round is not None and job.round == request.round,
-    Guard.SEEN: lambda job, request, now: job.seq == request.seq,
+    Guard.SEEN: lambda job, request, now: request.seq in {None, job.seq},
     Guard.OPENED: lambda job, request, now: job.review_lease is not None and job.review_lease == request.reviewer,
     Guard.UNOPENED: lambda job, request, now: (
         job.review_lease is None

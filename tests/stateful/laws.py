@@ -32,10 +32,10 @@ def is_lawful(  # noqa: C901 -- one case for each law
             lawful = (job.lease_until or now) < now and step.to == ("fail" if was_last else "bot")
         case "renew":
             lawful = job.review_lease == step.reviewer and not is_decided and is_its_round
-        case "vote":
-            is_seen = step.seq == job.seq
+        case "vote" | "decide":
+            is_seen = step.seq in {None, job.seq}
             lawful = is_seen and reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round
-        case "open" | "leave" | "draft" | "decide" | "assign" | "escalate":
+        case "open" | "leave" | "draft" | "assign" | "escalate":
             lawful = reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round
         case "undo":
             lawful = is_decided and is_its_round and (job.release_at or 0) > now

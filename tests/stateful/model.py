@@ -36,7 +36,7 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, Model], bool]] = {
     Guard.LEASE: lambda job, step, model: job.lease is not None and job.lease == step.lease,
     Guard.LAPSED: lambda job, step, model: job.lease_until is not None and job.lease_until < model.now,
     Guard.ROUND: lambda job, step, model: job.round == step.round,
-    Guard.SEEN: lambda job, step, model: job.seq == step.seq,
+    Guard.SEEN: lambda job, step, model: step.seq in {None, job.seq},
     Guard.OPENED: lambda job, step, model: job.review_lease is not None and job.review_lease == step.reviewer,
     Guard.UNOPENED: lambda job, step, model: reviewer_of(job, model.now) in {None, step.reviewer},
     Guard.UNDECIDED: lambda job, step, model: job.release_at is None,

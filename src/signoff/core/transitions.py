@@ -21,7 +21,7 @@ class Guard(Enum):
     LEASE = "the actor names the lease token of the job"
     LAPSED = "the lease has expired, by the database's clock"
     ROUND = "the round is the one that the actor saw"
-    SEEN = "the job has not changed since the actor saw it"
+    SEEN = "the job has not changed since the actor saw it, if the request says what that was"
     UNOPENED = "no other reviewer holds a live review lease"
     OPENED = "the actor has the review lease"
     UNDECIDED = "there is no verdict"
@@ -128,7 +128,12 @@ TRANSITIONS: dict[str, Transition] = {
             "draft",
             guards=(Guard.SEEN, Guard.UNOPENED),
         ),
-        _reviewer("decide", "the reviewer gives a verdict, or the last vote does", *_REVIEW_LEASE),
+        _reviewer(
+            "decide",
+            "the reviewer gives a verdict, or the last vote does",
+            *_REVIEW_LEASE,
+            guards=(Guard.SEEN, Guard.UNOPENED),
+        ),
         Transition(
             verb="undo",
             meaning="the reviewer withdraws the verdict; a new round begins, and a deadline with it",

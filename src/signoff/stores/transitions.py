@@ -241,6 +241,7 @@ def guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement
 
 _ACTOR = frozenset({Guard.LEASE, Guard.ROUND})
 _REVIEWER = sa.bindparam("reviewer", type_=sa.Text)
+_SEQ = sa.bindparam("actor_seq", type_=sa.Integer)
 _STEPS = jobs.alias("steps")
 _SETTLED_STEPS = (
     sa.select(sa.func.count())
@@ -260,7 +261,7 @@ _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.LEASE: jobs.c.lease == sa.bindparam("actor_lease", type_=sa.Text),
     Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < NOW),
     Guard.ROUND: jobs.c.round == sa.bindparam("actor_round", type_=sa.Integer),
-    Guard.SEEN: jobs.c.seq == sa.bindparam("actor_seq", type_=sa.Integer),
+    Guard.SEEN: _SEQ.is_(None) | (jobs.c.seq == _SEQ),
     Guard.OPENED: jobs.c.review_lease == _REVIEWER,
     Guard.UNOPENED: sa.or_(
         jobs.c.review_lease.is_(None),
@@ -292,22 +293,18 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
     has_moved_on = Guard.ROUND in TRANSITIONS[request.verb].guards and request.round not in {None, row.round}
     in_round = f"; this is round {row.round}, not {request.round}" if has_moved_on else ""
     is_open = row.review_lease not in {None, request.reviewer} and row.review_lease_until >= tx.now
-    opened = f"; {row.review_lease} has it open" if is_open else ""
+    changed = "; it has changed since" if request.seq not in {None, row.seq} else ""
+    opened = f"; {row.review_lease} has it open" if is_open else changed
     return Stale(
-        f"The job is {row.status}{decided}{in_round}{opened}; `{request.verb}` is not possible now.", job_id=job_id
+        f"The job is {row.status}{decided}{in_round}{opened}; `{request.verb}` is not possible now.",
+        job_id=job_id,
     )
 
 
 _OF_ROUND = (decisions.c.job_id == jobs.c.id) & (decisions.c.round == sa.bindparam("actor_round", type_=sa.Integer))
 _STATE = (
-    sa.select(
-        jobs.c.status,
-        jobs.c.round,
-        jobs.c.review_lease,
-        jobs.c.review_lease_until,
-        jobs.c.decision,
-        decisions.c.decision.label("round_decision"),
-    )
+    sa.select(jobs.c.status, jobs.c.round, jobs.c.seq, jobs.c.review_lease, jobs.c.review_lease_until, jobs.c.decision)
+    .add_columns(decisions.c.decision.label("round_decision"))
     .select_from(jobs.outerjoin(decisions, _OF_ROUND))
     .where(jobs.c.id == sa.bindparam("job"))
 )

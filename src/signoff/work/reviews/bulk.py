@@ -109,6 +109,7 @@ async def apply_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
             reason=bulk.reason,
             round=item.round,
             release_seconds=services.rules.release_after_seconds * factor,
+            bulk_id=bulk.id,
         )
         return await decide(services, caller, item.job_id, request)
 

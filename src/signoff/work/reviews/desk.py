@@ -38,6 +38,9 @@ class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Words to the model that is asked again (redo); None for none."""
     release_seconds: float | None = None
     """Time for which the verdict can be undone before it takes effect; None for `undo_seconds` of the policy."""
+    bulk_id: str | None = None
+    """Id of the bulk decision that this verdict is a part of; None for one by itself. It is refused if the answer has a
+    draft, which nobody would look at."""
 
 
 async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
@@ -53,6 +56,8 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     await check_not_own(services, caller, job)
     review_round = job.round if request.round is None else request.round
     await check_current(services, job, review_round)
+    if request.bulk_id is not None and job.draft is not None:
+        raise Stale(f"{job.draft.author or 'A reviewer'} saved a draft; decide on this answer alone.", job_id=job_id)
     decision = await _decision(services, caller, job, request)
     request = msgspec.structs.replace(request, round=review_round)
     for _ in range(MAX_VOTE_TRIES):
@@ -114,6 +119,8 @@ async def _transitions(
         changes={"decision": decision},
         after_seconds={"release_at": seconds},
         decision=decision,
+        seq=None if request.bulk_id is None else job.seq,
+        note={} if request.bulk_id is None else {"bulk_id": request.bulk_id},
     )
     immediate = [] if seconds > 0 else [verdict_transition(job, decision, caller.actor)]
     return [*votes, transition, *immediate]
@@ -178,8 +185,10 @@ async def decide_on_desk(
     return await decide_with_draft(services, caller, job_id, request)
 
 
-async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
-    """Withdraw a verdict that has not taken effect. The new round has the full time until a deadline that the old had.
+async def undo_verdict(services: Services, caller: Caller, job_id: str, review_round: int | None = None) -> Job:
+    """Withdraw the verdict of a round, None for the current one, that has not taken effect.
+
+    The new round has the full time until a deadline that the old one had.
 
     Raises Forbidden, JobNotFound, Stale.
     """
@@ -188,7 +197,8 @@ async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
         raise Forbidden(f"Only {job.decision.reviewer} or an admin may undo this verdict.")
     seconds = None if job.review_deadline is None else deadline_of(job.ruling, job.policy).seconds
     after = {} if seconds is None else {"review_deadline": seconds}
-    request = TransitionRequest(verb="undo", actor=caller.actor, round=job.round, after_seconds=after)
+    review_round = job.round if review_round is None else review_round
+    request = TransitionRequest(verb="undo", actor=caller.actor, round=review_round, after_seconds=after)
     return await services.store.jobs.transition(job_id, request)
 
 
