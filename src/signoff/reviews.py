@@ -60,8 +60,8 @@ class Reviews(Protocol):
         """Return a bulk decision; None if there is none with this id."""
         ...
 
-    async def update_bulk(self, bulk: Bulk) -> None:
-        """Replace the stored bulk decision with the same id."""
+    async def advance_bulk(self, bulk: Bulk) -> Bulk:
+        """Store the states of the items of a bulk decision, as `advanced` does, and return it as it is stored then."""
         ...
 
 

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from signoff.core.audit import AuditFilter
 from signoff.core.job import Decision, Edit, Job, Verdict
-from signoff.core.reviews.bulk import Bulk, BulkItem
+from signoff.core.reviews.bulk import Bulk, BulkItem, BulkState
 from signoff.core.reviews.notices import Notice, NoticeOutcome
 from signoff.core.reviews.queues import (
     NextReview,
@@ -304,14 +304,25 @@ async def test_reasons_are_replaced_as_a_whole(store: AStore) -> None:
     assert await store.review_queues.reasons() == ["rude", "too long"]
 
 
-async def test_a_bulk_decision_is_stored_and_replaced(store: AStore) -> None:
-    bulk = Bulk(id="b1", reviewer="ann", verdict="approve", reason=None, items=(BulkItem(job_id="j", round=1),))
-    await store.reviews.add_bulk(bulk)
-    assert await store.reviews.bulk("b1") == bulk
-    changed = Bulk(id="b1", reviewer="ann", verdict="approve", reason=None, items=())
-    await store.reviews.update_bulk(changed)
-    assert await store.reviews.bulk("b1") == changed
+async def test_states_of_a_bulk_decision_only_advance(store: AStore, other: AStore) -> None:
+    def bulk_of(first: BulkState, second: BulkState, message: str | None = None) -> Bulk:
+        items = (
+            BulkItem(job_id="j", round=1, state=first),
+            BulkItem(job_id="k", round=1, state=second, message=message),
+        )
+        return Bulk(id="b1", reviewer="ann", verdict="approve", reason=None, items=items)
+
+    selected = bulk_of("selected", "selected")
+    await store.reviews.add_bulk(selected)
+    assert await store.reviews.bulk("b1") == selected
     assert await store.reviews.bulk("b2") is None
+    # two calls at the same moment, each of which has seen the selection alone
+    applied, undone = bulk_of("decided", "decided"), bulk_of("undone", "selected")
+    await together([store.reviews.advance_bulk(applied), other.reviews.advance_bulk(undone)])
+    assert await store.reviews.bulk("b1") == bulk_of("undone", "decided")
+    assert await store.reviews.advance_bulk(bulk_of("skipped", "skipped", "late")) == bulk_of("undone", "decided")
+    failed = bulk_of("decided", "decided", "gone")
+    assert await store.reviews.advance_bulk(failed) == bulk_of("undone", "decided", "gone")
 
 
 async def test_a_digest_reports_each_answer_once(store: AStore, other: AStore) -> None:

@@ -531,7 +531,7 @@ async def test_a_transition_is_made_if_its_guards_hold(store: AStore, verb: str)
     async def check(source: str, target: str, columns: dict[str, Any]) -> None:
         before = await inserted(store, status=source, attempt=3, draft=Draft(response='"d"'), **columns)
         job = await store.jobs.transition(
-            before.id, a_step(verb, to=target, changes={"priority": 9}, note={"why": "so"})
+            before.id, a_step(verb, seq=1, to=target, changes={"priority": 9}, note={"why": "so"})
         )
 
         [_, event] = await store.jobs.events(job.id)
@@ -568,7 +568,7 @@ async def test_a_transition_from_any_other_status_is_stale_and_changes_nothing(s
 async def test_a_transition_whose_guard_fails_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
     async def check(source: str, columns: dict[str, Any]) -> None:
         job = await inserted(store, status=source, **columns)
-        assert await is_refused(store, job, a_step(verb)), columns
+        assert await is_refused(store, job, a_step(verb, seq=1)), columns
 
     await together(check(source, columns) for source in TRANSITIONS[verb].sources for columns in failing(verb))
 

@@ -117,6 +117,55 @@ async def test_a_bulk_decision_drops_no_draft(
         assert (job.decision, job.draft.response) == (None, '"Better"')
 
 
+@pytest.mark.usefixtures("whole_bulks")
+async def test_a_bulk_undo_withdraws_only_what_the_bulk_decided(tmp_path: Path) -> None:
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        single, again, other = [await it.held() for _ in range(3)]
+        _, bulk = await it.ask("ann", "POST", "/bulk", {"verdict": "approve"})
+        path = f"/bulk/{bulk['id']}"
+        # ann decides on the first by itself, and the bulk on the others
+        assert (await it.decide("ann", single, "approve"))[0] == 200
+        assert (await it.ask("ann", "POST", f"{path}/undo"))[0] == 409
+        _, applied = await it.ask("ann", "POST", f"{path}/apply")
+        assert {item["job_id"]: item["state"] for item in applied["items"]} == {
+            single: "skipped",
+            again: "decided",
+            other: "decided",
+        }
+        # one of these is undone, and decided by a single verdict
+        assert (await it.ask("ann", "POST", f"/{again}/undo"))[0] == 200
+        assert (await it.decide("ann", again, "approve", round=2))[0] == 200
+        _, undone = await it.ask("ann", "POST", f"{path}/undo")
+        assert (undone["undone"], undone["decided"]) == (1, 1)
+        decided = [await it.server.services.store.jobs.get(job_id) for job_id in (single, again, other)]
+        assert [job.decision is not None for job in decided] == [True, True, False]
+
+
+@pytest.mark.usefixtures("whole_bulks")
+async def test_a_bulk_that_is_applied_and_undone_at_the_same_moment_tells_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        first, second = await it.held(), await it.held()
+        path, _ = await a_bulk(it)
+        store = it.server.services.store
+        transition = store.jobs.transition
+
+        async def transition_after_an_undo(job_id: str, *steps: TransitionRequest) -> Job:
+            if job_id == second and steps[0].verb == "decide":
+                monkeypatch.setattr(store.jobs, "transition", transition)
+                assert (await it.ask("ann", "POST", f"{path}/undo"))[1]["undone"] == 1
+            return await transition(job_id, *steps)
+
+        monkeypatch.setattr(store.jobs, "transition", transition_after_an_undo)
+        for _ in range(2):
+            _, applied = await it.ask("ann", "POST", f"{path}/apply")
+            states = {item["job_id"]: item["state"] for item in applied["items"]}
+            assert states == {first: "undone", second: "decided"}
+        decided = [await store.jobs.get(job_id) for job_id in (first, second)]
+        assert [job.decision is not None for job in decided] == [False, True]
+
+
 async def pass_deadlines(it: Office) -> None:
     """Let the deadlines of all held answers be in the past."""
     has_deadline = jobs.c.review_deadline.is_not(None)

@@ -11,7 +11,7 @@ import msgspec
 from signoff.core.audit import AuditChange, change_of
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
-from signoff.core.reviews.bulk import Bulk
+from signoff.core.reviews.bulk import Bulk, advanced
 from signoff.core.reviews.notices import MAX_NAMED, NewsItem, Notice, NoticeOutcome, QueueNews
 from signoff.core.reviews.queues import (
     MAX_QUEUES,
@@ -148,12 +148,15 @@ class MemoryReviews:
         row = await self._connection.send(lambda _: self._tables.bulks.get(bulk_id), writes=False)
         return None if row is None else row[0]
 
-    async def update_bulk(self, bulk: Bulk) -> None:
-        def update(_: Tx) -> None:
-            if bulk.id in self._tables.bulks:
-                self._tables.bulks[bulk.id] = (bulk, self._tables.bulks[bulk.id][1])
+    async def advance_bulk(self, bulk: Bulk) -> Bulk:
+        def advance(_: Tx) -> Bulk:
+            if bulk.id not in self._tables.bulks:
+                return bulk
+            stored, created_at = self._tables.bulks[bulk.id]
+            self._tables.bulks[bulk.id] = (advanced(stored, bulk), created_at)
+            return self._tables.bulks[bulk.id][0]
 
-        await self._connection.send(update, writes=True)
+        return await self._connection.send(advance, writes=True)
 
 
 class MemoryReviewQueues:

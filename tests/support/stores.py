@@ -96,7 +96,6 @@ def a_step(verb: str, **more: Any) -> TransitionRequest:
         "lease": "mine",
         "round": 1,
         "reviewer": "ann",
-        "seq": 1,
         "settled_steps": 0,
     }
     return TransitionRequest(**(plain | more))

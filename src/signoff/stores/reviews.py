@@ -11,7 +11,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.filters import Page, page_length
 from signoff.core.job import Job, Vote
-from signoff.core.reviews.bulk import Bulk
+from signoff.core.reviews.bulk import Bulk, advanced
 from signoff.core.reviews.queues import DecisionRecord, NextReview, ReviewFilter, VoteRecord
 from signoff.core.times import DAY_US, SECOND_US
 from signoff.stores.database import Database
@@ -102,10 +102,18 @@ class SqlReviews:
         query = sa.select(review_bulks.c.bulk).where(review_bulks.c.id == bulk_id)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
 
-    async def update_bulk(self, bulk: Bulk) -> None:
+    async def advance_bulk(self, bulk: Bulk) -> Bulk:
         """See `reviews.Reviews`."""
-        update = sa.update(review_bulks).where(review_bulks.c.id == bulk.id).values(bulk=bulk)
-        await self._database.write(lambda tx: tx.conn.execute(update).rowcount)
+        is_this = review_bulks.c.id == bulk.id
+        query = sa.select(review_bulks.c.bulk).where(is_this).with_for_update()
+
+        def advance(tx: Tx) -> Bulk:
+            stored: Bulk | None = tx.conn.execute(query).scalar_one_or_none()
+            changed = bulk if stored is None else advanced(stored, bulk)
+            tx.conn.execute(sa.update(review_bulks).where(is_this).values(bulk=changed))
+            return changed
+
+        return await self._database.write(advance)
 
 
 def _queue_is(name: str) -> ColumnElement[bool]:

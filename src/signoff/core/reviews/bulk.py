@@ -15,6 +15,10 @@ SINGLE_SHARE = 0.05
 BulkState = Literal["selected", "decided", "skipped", "undone"]
 
 
+# The states of an item in the order in which it can have them.
+_STATES: tuple[BulkState, ...] = ("selected", "skipped", "decided", "undone")
+
+
 class SignalsCondition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Condition on a signal of an answer. An answer without the signal does not match, nor one where it is null."""
 
@@ -72,6 +76,21 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     """Number of held answers that the selection looked at."""
     is_whole: bool = True
     """False if there were more held answers, which the selection did not look at."""
+
+
+def advanced(stored: Bulk, new: Bulk) -> Bulk:
+    """Return `stored` with each item of `new`, the same bulk, whose state is later, or as late with a reason.
+
+    So of two calls at the same time, such as to apply and to undo, neither takes back what the other has done.
+    """
+    items = {item.job_id: item for item in new.items}
+    changed = [_later(item, items.get(item.job_id, item)) for item in stored.items]
+    return msgspec.structs.replace(stored, items=tuple(changed))
+
+
+def _later(stored: BulkItem, new: BulkItem) -> BulkItem:
+    before, after = _STATES.index(stored.state), _STATES.index(new.state)
+    return new if after > before or (after == before and new.message is not None) else stored
 
 
 def stays_out_of_bulk(job: Job) -> bool:

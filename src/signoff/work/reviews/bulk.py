@@ -127,7 +127,11 @@ async def undo_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
     bulk = msgspec.structs.replace(bulk, items=tuple(items))
     if bulk.items and all(item.state == "selected" for item in bulk.items):
         raise Conflict("The bulk decision was not applied, so there is nothing to undo.")
-    return await _apply(services, bulk, "decided", "undone", lambda item: undo_verdict(services, caller, item.job_id))
+
+    async def undo_one(item: BulkItem) -> Job:
+        return await undo_verdict(services, caller, item.job_id, item.round)
+
+    return await _apply(services, bulk, "decided", "undone", undo_one)
 
 
 async def _apply(
@@ -149,9 +153,7 @@ async def _apply(
                 is_done = before == "selected" and bool(await _decided_ids(services, bulk, [item]))
                 state, message = (after, None) if is_done else (_failed(before), error.message)
         items.append(msgspec.structs.replace(item, state=state, message=message))
-    bulk = msgspec.structs.replace(bulk, items=tuple(items))
-    await services.store.reviews.update_bulk(bulk)
-    return bulk
+    return await services.store.reviews.advance_bulk(msgspec.structs.replace(bulk, items=tuple(items)))
 
 
 def _failed(before: BulkState) -> BulkState:
@@ -160,14 +162,18 @@ def _failed(before: BulkState) -> BulkState:
 
 
 async def _decided_ids(services: Services, bulk: Bulk, items: Sequence[BulkItem]) -> set[str]:
-    """Return the jobs of `items` on which an earlier attempt to apply the bulk has decided, and not noted it."""
+    """Return the jobs of `items` on which another call to apply the bulk has decided, and not noted it."""
     rounds = {item.job_id: item.round for item in items if item.state == "selected"}
-    return {
-        each.job_id
-        for each in await services.store.reviews.decisions([*rounds])
-        if (each.round, each.decision.reviewer, each.decision.verdict)
-        == (rounds[each.job_id], bulk.reviewer, bulk.verdict)
-    }
+    decisions = await services.store.reviews.decisions([*rounds])
+    of_reviewer = [each for each in decisions if each.decision.reviewer == bulk.reviewer]
+    ids = [each.job_id for each in of_reviewer if each.round == rounds[each.job_id]]
+    return {job_id for job_id in ids if await _is_decided_by(services, bulk, job_id)}
+
+
+async def _is_decided_by(services: Services, bulk: Bulk, job_id: str) -> bool:
+    """Return True if `bulk` has decided on the job, and not its reviewer by a single verdict."""
+    events = await services.store.jobs.events(job_id)
+    return any(event.verb == "decide" and event.data.get("bulk_id") == bulk.id for event in events)
 
 
 async def get_bulk(services: Services, caller: Caller, bulk_id: str) -> Bulk:
