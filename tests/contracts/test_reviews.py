@@ -304,6 +304,28 @@ async def test_reasons_are_replaced_as_a_whole(store: AStore) -> None:
     assert await store.review_queues.reasons() == ["rude", "too long"]
 
 
+@pytest.mark.parametrize("loss", [{"active": False}, {"role": "user"}], ids=["disabled", "demoted"])
+async def test_who_may_review_no_more_gives_everything_back(store: AStore, loss: dict[str, Any]) -> None:
+    ann = await store.people.put_user("ann@example.com", "reviewer")
+    assigned = await on_desk(store, assignee=ann.email)
+    both = await on_desk(store, assignee=ann.email, review_lease=ann.email, review_lease_until=2**52)
+    opened = await on_desk(store, review_lease=ann.email, review_lease_until=2**52)
+    others = [
+        await on_desk(store, assignee="cyd@example.com"),
+        await on_desk(store, review_lease="cyd@example.com", review_lease_until=2**52),
+    ]
+    assert await take(store, "bob@example.com") is None
+    await store.people.change_user(ann.id, role="admin")  # may still review
+    assert await take(store, "bob@example.com") is None
+    await store.people.put_user("ada@example.com", "admin")
+    await store.people.change_user(ann.id, **loss)
+    taken = {await take(store, "bob@example.com") for _ in range(4)}
+    assert taken == {assigned.id, both.id, opened.id, None}
+    assert [event.verb for event in await store.jobs.events(both.id)][-2:] == ["assign", "open"]
+    assert [event.verb for event in await store.jobs.events(opened.id)][-2:] == ["leave", "open"]
+    assert [await store.jobs.get(job.id) for job in others] == others
+
+
 async def test_states_of_a_bulk_decision_only_advance(store: AStore, other: AStore) -> None:
     def bulk_of(first: BulkState, second: BulkState, message: str | None = None) -> Bulk:
         items = (

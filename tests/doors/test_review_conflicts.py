@@ -166,6 +166,28 @@ async def test_a_bulk_that_is_applied_and_undone_at_the_same_moment_tells_the_tr
         assert [job.decision is not None for job in decided] == [False, True]
 
 
+async def test_an_answer_comes_back_to_all_if_its_assignee_has_left_meanwhile(tmp_path: Path) -> None:
+    async with desk(tmp_path, release_after_seconds=3600) as it:
+        job_id, people = await it.held(), it.server.services.store.people
+        assert (await it.ask("ada", "POST", f"/{job_id}/assign", {"assignee": "ann@x.org"}))[0] == 200
+        assert (await it.decide("ann", job_id, "approve"))[0] == 200
+        ann = await people.user("ann@x.org")
+        await people.change_user(ann.id, active=False)
+        assert (await it.ask("ada", "POST", f"/{job_id}/undo"))[0] == 200
+        assert (await it.ask("bob", "POST", "/next", {}))[1]["job_id"] == job_id
+        # so it does from the model, which it was sent back to
+        assert (await it.ask("bob", "POST", f"/{job_id}/assign", {"assignee": "cyd@x.org"}))[0] == 200
+        store = it.server.services.store.jobs
+        job = await store.get(job_id)
+        assert (await it.decide("cyd", job_id, "redo", round=job.round))[0] == 200
+        cyd = await people.user("cyd@x.org")
+        await people.change_user(cyd.id, role="user")
+        await execute(it.server.services.store, sa.update(jobs).where(jobs.c.id == job_id).values(release_at=1))
+        await sweep(it.server.services)
+        await it.job(job_id, lambda job: job["status"] == "human" and job["round"] == 3)
+        assert (await it.ask("bob", "POST", "/next", {}))[1]["job_id"] == job_id
+
+
 async def pass_deadlines(it: Office) -> None:
     """Let the deadlines of all held answers be in the past."""
     has_deadline = jobs.c.review_deadline.is_not(None)

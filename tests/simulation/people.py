@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from signoff.core.access import Role, Token, TokenKind, User, check_token_count, email_taken, has_fewer_rights
+from signoff.core.access import (
+    Role,
+    Token,
+    TokenKind,
+    User,
+    check_token_count,
+    email_taken,
+    has_fewer_rights,
+    may_review,
+)
 from signoff.core.audit import (
     Actor,
     account_bound,
@@ -20,10 +29,14 @@ from signoff.core.cache import CacheRule
 from signoff.core.oidc import ProviderAccount, ProviderSettings, role_at_sign_in, sign_in_kind
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
 from signoff.core.times import SECOND_US
+from signoff.core.transitions import TRANSITIONS
 from signoff.errors import Conflict, TokenExpired
 from signoff.infra.actor import current_actor
+from signoff.store import TransitionRequest
 from signoff.stores.people import UserValues
-from simulation.tables import Connection, Tables, Tx, bump, record
+from signoff.stores.schema import events
+from signoff.stores.transitions import changed_columns, changes_of, event_of
+from simulation.tables import Connection, Tables, Tx, bump, next_state, record
 
 
 class MemoryPeople:
@@ -298,10 +311,25 @@ class MemoryPeople:
         if new_hash != user.password_hash or has_fewer_rights(role, user.role) or not active:
             self._end(lambda token: token.user_id == user.id and token.kind != "api")
         changed = msgspec.structs.replace(user, role=role, active=active, password_hash=new_hash)
+        if may_review(user) and not may_review(changed):
+            self._end_reviews(tx, user.email, actor.name)
         self._tables.users[user.email] = changed
         record(self._tables, tx, actor, change_of("user", user.email, user, changed))
         bump(self._tables, tx, "people")
         return changed
+
+    def _end_reviews(self, tx: Tx, email: str, actor: str) -> None:
+        for job in [job for job in self._tables.jobs.values() if job.status == "human" and job.release_at is None]:
+            if job.assignee == email:
+                request = TransitionRequest(verb="assign", actor=actor, changes={"assignee": None})
+            elif job.assignee is None and job.review_lease == email:
+                request = TransitionRequest(verb="leave", actor=actor)
+            else:
+                continue
+            changed = next_state(TRANSITIONS[request.verb], job, request, tx.now)
+            tx.add(events, event_of(changed, request.verb, actor, changed_columns(changed, request)))
+            tx.jobs[job.id] = changed
+            tx.changes.extend(changes_of(changed))
 
     def _end(self, is_meant: Callable[[Token], bool]) -> list[Token]:
         ended = [token for token in self._tables.tokens.values() if token.active and is_meant(token)]

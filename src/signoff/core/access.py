@@ -120,9 +120,10 @@ def check_identified(caller: Caller) -> None:
         raise Unauthorized("A caller without a token cannot do this; send `Authorization: Bearer TOKEN`.")
 
 
-def may_review(caller: Caller) -> bool:
-    """Return True if `caller` may see held answers and decide on them."""
-    return caller.role in {"admin", "reviewer"}
+def may_review(caller: Caller | User) -> bool:
+    """Return True if `caller`, or an active user, may see held answers and decide on them."""
+    is_active = caller.active if isinstance(caller, User) else True
+    return is_active and caller.role in {"admin", "reviewer"}
 
 
 def check_may_review(caller: Caller) -> None:

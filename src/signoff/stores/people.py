@@ -7,10 +7,18 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.access import Role, Token, TokenKind, User, check_token_count, email_taken, has_fewer_rights
+from signoff.core.access import (
+    Role,
+    Token,
+    TokenKind,
+    User,
+    check_token_count,
+    email_taken,
+    has_fewer_rights,
+    may_review,
+)
 from signoff.core.audit import (
     Actor,
-    account_bound,
     accounts_unbound,
     change_of,
     sessions_ended,
@@ -24,6 +32,8 @@ from signoff.infra.actor import current_actor
 from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.people_schema import provider_accounts, tokens, users
+from signoff.stores.provider_accounts import bind_account, has_account, user_of_account
+from signoff.stores.review_rights import end_reviews
 from signoff.stores.transaction import Tx
 from signoff.stores.versions import bump, change, lock
 
@@ -118,7 +128,7 @@ class SqlPeople:
 
     async def user_of_account(self, issuer: str, subject: str) -> User | None:
         """See `accounts.People`."""
-        return await self._database.read(lambda conn, _: _user_of_account(conn, issuer, subject))
+        return await self._database.read(lambda conn, _: user_of_account(conn, issuer, subject))
 
     async def sign_in(self, account: ProviderAccount, settings: ProviderSettings) -> User:
         """See `accounts.People`."""
@@ -140,11 +150,11 @@ class SqlPeople:
         def bind(tx: Tx) -> None:
             lock(tx, "people")
             user = User(**tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one())
-            if (other := _user_of_account(tx.conn, issuer, subject)) is not None:
+            if (other := user_of_account(tx.conn, issuer, subject)) is not None:
                 raise Conflict(f"The account is bound to {other.email} already; unbind it first.")
-            if _has_account(tx.conn, user_id, issuer):
+            if has_account(tx.conn, user_id, issuer):
                 raise Conflict(f"{user.email} is bound to another account already; unbind it first.")
-            _bind(tx, actor, user, ProviderAccount(issuer=issuer, subject=subject))
+            bind_account(tx, actor, user, ProviderAccount(issuer=issuer, subject=subject))
 
         await self._database.write(bind)
 
@@ -315,48 +325,28 @@ def _create(tx: Tx, email: str, role: Role, password_hash: str | None) -> User:
 
 def _admit(tx: Tx, actor: Actor, account: ProviderAccount, settings: ProviderSettings) -> User:
     """Return the user of an account that signs in; see `accounts.People.sign_in`."""
-    bound, email = _user_of_account(tx.conn, account.issuer, account.subject), account.email
+    bound, email = user_of_account(tx.conn, account.issuer, account.subject), account.email
     query = sa.select(*_USER).where(users.c.email == email)
     row = None if email is None else tx.conn.execute(query).mappings().one_or_none()
     namesake = User(**row) if row else None
-    is_taken = namesake is not None and _has_account(tx.conn, namesake.id, account.issuer)
+    is_taken = namesake is not None and has_account(tx.conn, namesake.id, account.issuer)
     kind = sign_in_kind(account, settings, bound=bound, namesake=namesake, is_taken=is_taken)
     user = bound or namesake
     if kind == "create" or user is None:
         # `sign_in_kind` creates no user without an address and a role.
         user = _create(tx, email or "", account.role or "user", None)
-        _bind(tx, actor, user, account, is_new=True)
+        bind_account(tx, actor, user, account, is_new=True)
         return user
     role = role_at_sign_in(user, account, settings)
     if role != user.role:  # first, as it may raise an error, after which nothing may be changed
         user = _change(tx, actor, user, UserValues(role=role))
     if kind == "link":
-        _bind(tx, actor, user, account)
+        bind_account(tx, actor, user, account)
     return user
 
 
-def _bind(tx: Tx, actor: Actor, user: User, account: ProviderAccount, *, is_new: bool = False) -> None:
-    values = {"issuer": account.issuer, "subject": account.subject, "user_id": user.id, "bound_at": tx.now}
-    tx.conn.execute(sa.insert(provider_accounts).values(values))
-    record(tx, actor, account_bound(user.email, account.issuer, account.subject, user if is_new else None))
-    bump(tx, "people")
-
-
-def _user_of_account(conn: sa.Connection, issuer: str, subject: str) -> User | None:
-    """Return the user to whom an account is bound."""
-    of_account = (provider_accounts.c.issuer == issuer, provider_accounts.c.subject == subject)
-    query = sa.select(*_USER).join(provider_accounts, provider_accounts.c.user_id == users.c.id).where(*of_account)
-    row = conn.execute(query).mappings().one_or_none()
-    return User(**row) if row else None
-
-
-def _has_account(conn: sa.Connection, user_id: int, issuer: str) -> bool:
-    of_user = (provider_accounts.c.user_id == user_id, provider_accounts.c.issuer == issuer)
-    return conn.execute(sa.select(provider_accounts.c.subject).where(*of_user)).first() is not None
-
-
 def _change(tx: Tx, actor: Actor, user: User, new: UserValues) -> User:
-    """Change what is not None; end the sessions of a user who loses rights or gets a new password. Raises Conflict."""
+    """Change what is not None, and end the sessions and reviews that the user may not go on with. Raises Conflict."""
     role, active, password_hash = new.role or user.role, new.active, new.password_hash
     active = user.active if active is None else active
     _check_admin_is_left(tx, user, is_admin=active and role == "admin")
@@ -366,6 +356,8 @@ def _change(tx: Tx, actor: Actor, user: User, new: UserValues) -> User:
     has_new_password = password_hash is not None and password_hash != user.password_hash
     if has_new_password or has_fewer_rights(role, user.role) or not active:
         _end_sessions(tx, user.id)
+    if may_review(user) and not may_review(changed):
+        end_reviews(tx, user.email, actor.name)
     record(tx, actor, change_of("user", user.email, user, changed))
     bump(tx, "people")
     return changed

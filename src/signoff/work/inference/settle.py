@@ -13,6 +13,7 @@ from signoff.errors import PassLapsed, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.metering import usage_columns
 from signoff.work.reviews.budget import held_without_pass, plant_beside
+from signoff.work.reviews.held import without_absent_assignee
 from signoff.work.services import Services
 
 REJECTED = "The policy of the server rejected the answer."
@@ -21,6 +22,9 @@ REJECTED = "The policy of the server rejected the answer."
 async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -> Job | None:
     """Make the transition that `outcome` leads to, and store the usage of `job`; return None if the lease was lost."""
     request = _on_answer(services, job, outcome) if isinstance(outcome, Answer) else _on_failure(services, job, outcome)
+    if request.verb == "hold":
+        absent = await without_absent_assignee(services, job)
+        request = msgspec.structs.replace(request, changes={**request.changes, **absent})
     try:
         settled = await services.store.jobs.transition(job.id, request)
     except PassLapsed:

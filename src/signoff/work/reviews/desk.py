@@ -15,7 +15,13 @@ from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.ballot import cast_vote
-from signoff.work.reviews.held import check_current, check_not_own, check_undecided, load_held
+from signoff.work.reviews.held import (
+    check_current,
+    check_not_own,
+    check_undecided,
+    load_held,
+    without_absent_assignee,
+)
 from signoff.work.reviews.readmit import readmit
 from signoff.work.services import Services
 
@@ -198,7 +204,10 @@ async def undo_verdict(services: Services, caller: Caller, job_id: str, review_r
     seconds = None if job.review_deadline is None else deadline_of(job.ruling, job.policy).seconds
     after = {} if seconds is None else {"review_deadline": seconds}
     review_round = job.round if review_round is None else review_round
-    request = TransitionRequest(verb="undo", actor=caller.actor, round=review_round, after_seconds=after)
+    changes = await without_absent_assignee(services, job)
+    request = TransitionRequest(
+        verb="undo", actor=caller.actor, round=review_round, changes=changes, after_seconds=after
+    )
     return await services.store.jobs.transition(job_id, request)
 
 

@@ -1,6 +1,6 @@
 """Held answers: who may see them on the desk, and who may decide on them."""
 
-from signoff.core.access import Caller, check_may_review
+from signoff.core.access import Caller, check_may_review, may_review
 from signoff.core.job import Job
 from signoff.core.reviews.queues import ALL_REVIEWERS, MAX_QUEUES
 from signoff.core.reviews.votes import as_seen_by
@@ -62,6 +62,13 @@ async def check_queue_of(services: Services, caller: Caller, queue: str) -> None
         return
     if queue not in await services.caches.reviewers.queues_of(caller.email):
         raise Forbidden(f"You do not belong to the review queue {queue!r}.")
+
+
+async def without_absent_assignee(services: Services, job: Job) -> dict[str, None]:
+    """Return the change of `job` that lets others review it, if its assignee may review no more; else nothing."""
+    user = None if job.assignee is None else await services.store.people.user(job.assignee)
+    is_present = job.assignee is None or (user is not None and may_review(user))
+    return {} if is_present else {"assignee": None}
 
 
 def is_free(job: Job, caller: Caller, now: int) -> bool:

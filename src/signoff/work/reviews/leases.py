@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.access import Caller, check_may_review
+from signoff.core.access import Caller, check_may_review, may_review
 from signoff.core.job import Job
 from signoff.core.reviews.queues import ALL_REVIEWERS, NextReview, ReviewFilter
 from signoff.core.reviews.votes import votes_needed
@@ -127,7 +127,7 @@ async def _check_exists(services: Services, queue: str) -> None:
 
 async def _check_assignee(services: Services, job: Job, assignee: str, queue: str) -> None:
     user = await services.store.people.user(assignee)
-    if user is None or not user.active or user.role not in {"admin", "reviewer"}:
+    if user is None or not may_review(user):
         raise BadRequest(f"`assignee` {assignee!r} is not an active reviewer or admin.")
     if user.id == job.user_id and services.rules.allow_self_review is not True:
         raise BadRequest(f"`assignee` {assignee!r} asked for this answer; assign it to somebody else.")
