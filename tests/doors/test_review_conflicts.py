@@ -194,6 +194,25 @@ async def pass_deadlines(it: Office) -> None:
     await execute(it.server.services.store, sa.update(jobs).where(has_deadline).values(review_deadline=1))
 
 
+@pytest.mark.parametrize(
+    ("on_deadline", "reason"),
+    [
+        ("approve", "The job is success, not in review; policy decided: approve"),
+        ("reject", "The job is fail, not in review; No reviewer decided before the deadline"),
+    ],
+)
+async def test_a_verdict_after_a_deadline_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_deadline: str, reason: str
+) -> None:
+    ruled(monkeypatch, deadline_seconds=600, on_deadline=on_deadline)
+    async with desk(tmp_path) as it:
+        job_id = await it.held()
+        await pass_deadlines(it)
+        await sweep(it.server.services)
+        status, error = await it.decide("ann", job_id, "approve")
+        assert (status, reason in error["detail"]) == (409, True)
+
+
 @pytest.mark.parametrize("on_deadline", ["approve", "reject"])
 async def test_an_undo_gives_the_full_time_for_a_verdict_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_deadline: str
