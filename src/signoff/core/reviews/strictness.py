@@ -67,14 +67,14 @@ def strictest_ruling(rulings: Sequence[Ruling], policy: JobPolicy) -> Ruling:
         policy: Policy of the job, which has the deadline of a ruling without one.
     """
     outcome = max((each.outcome for each in rulings), key=_OUTCOMES.index)
-    alike = [each for each in reversed(rulings) if each.outcome == outcome]
-    ruling = max(alike, key=lambda each: (each.audit or 0, each.queue is not None))
-    strictest = max([ruling, *alike], key=lambda each: deadline_of(each, policy).strictness)
+    same = [each for each in reversed(rulings) if each.outcome == outcome]
+    ruling = max(same, key=lambda each: (each.audit or 0, each.queue is not None))
+    strictest = max([ruling, *same], key=lambda each: deadline_of(each, policy).strictness)
     return replace(
         ruling,
         deadline_seconds=strictest.deadline_seconds,
         on_deadline=strictest.on_deadline,
-        votes=max(each.votes for each in alike),
+        votes=max(each.votes for each in same),
     )
 
 
