@@ -13,6 +13,7 @@ from signoff.core.fingerprint import fingerprint
 from signoff.core.job import Job
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.planted_signals import signals_of_copy
+from signoff.core.reviews.strictness import deadline_of
 from signoff.core.times import SECOND_US
 from signoff.core.tokens import Usage
 
@@ -105,9 +106,7 @@ def _copy(job: Job, now: int, **changes: Any) -> Job:
     columns: dict[str, Any] = {name: getattr(job, name) for name in COPIED}
     columns |= {"status": "human", "copy_of": job.id, "attempt": 1, "round": 1, "seq": first_seq(job)}
     columns |= {"updated_at": now, "held_at": now, "due_at": changes["created_at"]}
-    seconds = job.policy.deadline_seconds
-    if job.ruling is not None and job.ruling.deadline_seconds is not None:
-        seconds = job.ruling.deadline_seconds
+    seconds = deadline_of(job.ruling, job.policy).seconds
     if seconds is not None:  # nothing happens then, as with every answer that needs a single decision
         columns["review_deadline"] = now + round(seconds * SECOND_US)
     return Job(**(columns | changes))
