@@ -61,20 +61,21 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     job = await load_held(services, caller, job_id)
     await check_not_own(services, caller, job)
     review_round = job.round if request.round is None else request.round
-    await check_current(services, job, review_round)
     if request.bulk_id is not None and job.draft is not None:
         raise Stale(f"{job.draft.author or 'A reviewer'} saved a draft; decide on this answer alone.", job_id=job_id)
     decision = await _decision(services, caller, job, request)
     request = msgspec.structs.replace(request, round=review_round)
     for _ in range(MAX_VOTE_TRIES):
+        if votes_needed(job) > 1:  # a vote is one on the job as it is now
+            await check_current(services, job, review_round)
         transitions = await _transitions(services, caller, job, decision, request)
         try:
             decided = await services.store.jobs.transition(job_id, *transitions)
         except Stale:
-            latest = job if votes_needed(job) == 1 else await load_held(services, caller, job_id)
-            if latest.seq == job.seq:  # no vote of another came between
+            latest = await load_held(services, caller, job_id)
+            await check_current(services, latest, review_round)  # for the name in its message
+            if votes_needed(job) == 1 or latest.seq == job.seq:  # no vote of another came between
                 raise
-            await check_current(services, latest, review_round)
             job = latest
         else:
             store_answer(services, decided)
