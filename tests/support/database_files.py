@@ -38,8 +38,12 @@ def is_in_clear(secret: str, folder: Path) -> bool:
     """Return True if the database in this folder contains a text as it is, or in Base64, as columns with JSON would."""
     data = b"".join(path.read_bytes() for path in folder.glob("signoff.db*") if path.is_file())
     assert b"CREATE TABLE" in data
-    spellings = [secret.encode(), *(_base64_of(secret, offset) for offset in range(3))]
-    return any(spelling in data for spelling in spellings)
+    return any(spelling in data for spelling in spellings(secret))
+
+
+def spellings(text: str) -> list[bytes]:
+    """Return a text as it is, and as Base64 has it after 0, 1 and 2 other bytes."""
+    return [text.encode(), *(_base64_of(text, offset) for offset in range(3))]
 
 
 def _base64_of(secret: str, offset: int) -> bytes:

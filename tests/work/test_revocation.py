@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
 from signoff.core.filters import JobFilter
 from signoff.errors import JobNotFound, Unauthorized
 from signoff.runtime.callers import CallerCache
+from signoff.stores.schema import jobs
 from signoff.work.admin.people import create_token, create_user, identify
 from signoff.work.jobs.query import follow_events, wait_for_end
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, chat, live, until
+from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 
@@ -236,12 +240,17 @@ async def test_a_former_admin_reads_nothing_of_what_their_policies_asked_a_judge
         owner = await server.token("user", "owner@example.com")
         _, job = await server.ask("POST", "/api/jobs", owner, json={"body": chat("amber", "checked")})
         await server.job_when(owner, job["job_id"], lambda job: job["status"] == "human")
-        # then the author of the policy owns the call of the judge, and reads nothing of it
+        # then the author of the policy owns the call of the judge, which has none of its contents
         _, listed = await server.ask("GET", "/api/jobs", former)
         [call] = listed["data"]
         path = f"/api/jobs/{call['job_id']}"
-        _, again = await server.ask("POST", f"{path}/retry", former)
-        paths = [path, f"{path}/events", f"{path}/deliveries", f"/api/jobs/{again['job_id']}?wait=5", "/api/jobs"]
+        assert "amber" not in str([await server.ask("GET", path + more, admin) for more in ("", "/events")])
+        status, refused = await server.ask("POST", f"{path}/retry", former)
+        assert (status, "is not stored" in refused["detail"]) == (400, True)
+        # and reads nothing of one that an earlier version has stored with its contents
+        contents = {"body": json.dumps(chat("amber")).encode(), "response": b'"amber"'}
+        await execute(server.services.store, sa.update(jobs).where(jobs.c.id == call["job_id"]).values(contents))
+        paths = [path, f"{path}/events", f"{path}/deliveries", "/api/jobs"]
         paths += ["/jobs", f"/job?id={call['job_id']}", "/dashboard/jobs", f"/dashboard{path.removeprefix('/api')}"]
         paths += [f"/dashboard/playground?job={call['job_id']}"]
         assert [each for each in paths if "amber" in str(await server.ask("GET", each, former))] == []

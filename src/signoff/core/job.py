@@ -7,7 +7,7 @@ import msgspec
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.reviews.policy import JobPolicy
+from signoff.core.reviews.policy import POLICY_DOOR, JobPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
 
@@ -241,6 +241,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_waiting_call(self) -> bool:
         """True if a client waits for the answer on its connection."""
         return self.lane == "now" and self.parent_id is None
+
+    @property
+    def is_consultation(self) -> bool:
+        """True if a policy asks a model about an answer: its contents, which are of another user, are not stored."""
+        return self.door == POLICY_DOOR
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

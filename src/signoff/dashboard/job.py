@@ -63,7 +63,7 @@ async def show_job(
         run_seconds=_span(calls),
         curl=_curl(request, job),
         may_cancel=not job.is_terminal,
-        may_repeat=job.is_terminal and job.parent_id is None,
+        may_repeat=job.is_terminal and job.parent_id is None and not job.is_consultation,
     )
 
 

@@ -25,8 +25,8 @@ MAX_JITTER_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def perform(services: Services, job: Job) -> None:
-    """Call the model for a claimed job, and settle the job.
+async def perform(services: Services, job: Job) -> bytes | None:
+    """Call the model for a claimed job, settle the job, and return its answer; None unless the job succeeded.
 
     Under a limit that is reached, postpone the job. When cancelled, release the job with its attempt.
     When the lease is lost, leave the job to the worker that has it now.
@@ -34,7 +34,9 @@ async def perform(services: Services, job: Job) -> None:
     assert job.lease is not None  # noqa: S101 -- claiming a job sets its lease
     attempt = Attempt(job, stream=asks_for_a_stream(job.body))
     with services.runtime.leases.holding(job.id, job.lease, attempt.on_lease_lost), traced_work(services, job):
-        await run_attempt(services, attempt, _JobRecorder(services, attempt), perform)
+        settled = await run_attempt(services, attempt, _JobRecorder(services, attempt), perform)
+    has_succeeded = settled is not None and settled.status == "success"
+    return attempt.outcome.body if has_succeeded and isinstance(attempt.outcome, Answer) else None
 
 
 class _JobRecorder:

@@ -241,5 +241,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that operations use."""
 
 
-Perform = Callable[[Services, Job], Awaitable[None]]
-"""Function that answers and settles a leased job: `work.perform.perform`, passed down to avoid circular imports."""
+Perform = Callable[[Services, Job], Awaitable[bytes | None]]
+"""Function that answers and settles a leased job, and returns the answer of one that succeeded: `work.perform.perform`,
+passed down to avoid circular imports."""

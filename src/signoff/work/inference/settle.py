@@ -1,5 +1,6 @@
 """Settlement: the transition of a job once its model has answered or failed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,13 +17,16 @@ from signoff.work.reviews.budget import held_without_pass, plant_beside
 from signoff.work.reviews.held import without_absent_assignee
 from signoff.work.services import Services
 
+NOT_ANSWERED = "The model gave no answer to the policy."
 REJECTED = "The policy of the server rejected the answer."
 
 
 async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -> Job | None:
     """Make the transition that `outcome` leads to, and store the usage of `job`; return None if the lease was lost."""
     request = _on_answer(services, job, outcome) if isinstance(outcome, Answer) else _on_failure(services, job, outcome)
-    if request.verb == "hold":
+    if job.is_consultation:
+        request = msgspec.structs.replace(request, changes={**request.changes, **_without_words(request.changes)})
+    elif request.verb == "hold":
         absent = await without_absent_assignee(services, job)
         request = msgspec.structs.replace(request, changes={**request.changes, **absent})
     try:
@@ -34,6 +38,12 @@ async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -
     if settled.status == "human":
         await plant_beside(services, settled)
     return settled
+
+
+def _without_words(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of a consultation that replace texts, which may quote what another user sent or got."""
+    error: JobError | None = changes["error"]
+    return {"response": None, "error": error and msgspec.structs.replace(error, message=NOT_ANSWERED)}
 
 
 def job_error(error: SignoffError) -> JobError:

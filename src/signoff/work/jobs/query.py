@@ -9,7 +9,6 @@ from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, WITHOUT_ANSWER, Event, Job, JobError
 from signoff.core.reviews.marks import event_without_marks, events_as_held, sees_marks, without_marks
-from signoff.core.reviews.policy import POLICY_DOOR
 from signoff.core.reviews.votes import event_as_seen_by
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
@@ -251,11 +250,11 @@ def redacted(caller: Caller, job: Job) -> Job:
 
     Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage. Nobody sees
     before the verdict why an answer is held, and reviewers do not see it afterwards. The author of a policy who may not
-    review any more does not see the contents of its consultations, as they contain answers of other users.
+    review any more does not see the contents of its consultations: earlier versions stored answers of others there.
     """
     if not sees_marks(caller, job):
         job = without_marks(job)
-    if job.door == POLICY_DOOR and not may_review(caller):
+    if job.is_consultation and not may_review(caller):
         return msgspec.structs.replace(job, body=b"null", response=None, error=None)
     if job.status not in {"human", "fail"} or may_review(caller):
         return job

@@ -2,7 +2,7 @@
 
 from signoff.core.access import Caller
 from signoff.core.job import Job
-from signoff.errors import Forbidden, ModelNotFound, Stale
+from signoff.errors import BadRequest, Forbidden, ModelNotFound, Stale
 from signoff.work.admit import check_route
 from signoff.work.inference.ownership import find_references
 from signoff.work.inference.resolve import may_use_item
@@ -14,13 +14,16 @@ from signoff.work.services import Services
 async def retry_job(services: Services, caller: Caller, job_id: str) -> Job:
     """Store a new job with the request and the owner of the old one, and return it.
 
-    Raises JobNotFound, BacklogFull, Stale if the old job has not ended, and what `copy_for_retry` raises.
+    Raises JobNotFound, BacklogFull, Stale if the old job has not ended, BadRequest for the call of a policy, whose
+    request is not stored, and what `copy_for_retry` raises.
     """
     old = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != old.user_id:
         raise Forbidden("Only the owner of a job or an admin may retry it.")
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; retry it when it has ended.", job_id=job_id)
+    if old.is_consultation:
+        raise BadRequest("The job asked a model for a policy; its request is not stored and cannot be sent again.")
     new = await copy_for_retry(services, caller, old)
     with await services.runtime.backlogs.reserve(new.user_id, len(new.body) + len(new.metadata)):
         job = await services.store.jobs.insert(new, actor=caller.actor)

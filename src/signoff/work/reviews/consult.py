@@ -1,7 +1,7 @@
 """Consultations: what a policy asks of other models and of a webhook about an answer, before the answer leaves.
 
-A call of a model is a job of the user who saved the policy, as it contains the answer, which nobody else may see yet.
-That user reads it as long as they may review.
+A call of a model is a job of the user who saved the policy, with their rights and at their cost.
+Its request and its answer are not stored: they repeat what another user sent and got, and would outlive their erasure.
 It is never held and judged by no policy, so that no policy waits for itself.
 """
 
@@ -127,19 +127,19 @@ async def _ask(
         admitted = await admit(services, msgspec.structs.replace(ask, caller=await _author(services, author)))
         if admitted.pipeline_id is not None:
             raise BadRequest(f"{target!r} is a pipeline; a policy asks prompts and models only.")
-        job = msgspec.structs.replace(admitted, policy=JobPolicy(), ruling=None, fingerprint=None)
+        job = msgspec.structs.replace(admitted, body=b"null", policy=JobPolicy(), ruling=None, fingerprint=None)
         stored = await services.store.jobs.insert(
             job, actor=services.ids.actor, lease_seconds=services.rules.lease_seconds
         )
         async with asyncio.timeout(CONSULT_SECONDS):
-            await perform(services, stored)
+            answer = await perform(services, msgspec.structs.replace(stored, body=admitted.body))
     except (SignoffError, TimeoutError) as error:
         log.warning("policy_consultation_failed", policy=policy.name, target=target, error=repr(error))
         return None
     ended = await load_job(services, stored.id)
     if not ended.is_terminal:  # it was postponed or is to be retried, and the policy waits no longer
         await _cancel(services, ended)
-    return ended.response if ended.status == "success" else None
+    return answer
 
 
 async def _author(services: Services, author: Caller) -> Caller:

@@ -152,5 +152,5 @@ class StoredSignals(AnswerSignals):
         return read
 
 
-async def _perform_nothing(_services: Services, _job: Job) -> None:
+async def _perform_nothing(_services: Services, _job: Job) -> bytes | None:
     raise RuntimeError("A dry run must not perform a job.")
