@@ -124,7 +124,7 @@ async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: P
     # given a second host on the same database, with no key or with one of its own
     second = Settings(data_dir=tmp_path / "second", database_url=first.store_url)
     for _ in range(2):
-        with pytest.raises(WrongKey, match=r"Copy the key file of the other hosts"):
+        with pytest.raises(WrongKey, match=r"Copy the keys of the other hosts"):
             async with open_services(second):
                 pass
         # then it has made no key that could be taken for the right one
@@ -133,6 +133,14 @@ async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: P
     with pytest.raises(WrongKey, match=re.escape(str(second.key_path))):
         async with open_services(second):
             pass
+    # and a setting is named in place of a file that is not used
+    in_setting = Settings(
+        data_dir=second.data_dir, database_url=first.store_url, secret_key=SecretStr(Fernet.generate_key().decode())
+    )
+    with pytest.raises(WrongKey, match=r"than those in the setting `secret_key`\.") as caught:
+        async with open_services(in_setting):
+            pass
+    assert str(second.key_path) not in str(caught.value)
     # and it starts with the key of the first one, from a file or from a setting
     shutil.copy(first.key_path, second.key_path)
     key = first.key_path.read_text().strip()

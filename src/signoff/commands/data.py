@@ -9,7 +9,7 @@ import typer
 
 from signoff.commands.help import CommandGroup
 from signoff.commands.terminal import err, out, print_table, table_of
-from signoff.settings import Settings, load
+from signoff.settings import load
 
 maintenance = CommandGroup(panel="Data")
 
@@ -49,6 +49,7 @@ def backup(
 ) -> None:
     """Write all data into one file, while servers run."""
     from signoff.commands.backup import backup
+    from signoff.server.bootstrap import key_source
 
     settings = load()
     manifest = asyncio.run(backup(settings, file, with_key=with_key, skip_missing=skip_missing))
@@ -56,30 +57,26 @@ def backup(
     if with_key:
         out.print("It contains the encryption key: anyone who has this file can read every stored secret.")
     else:
-        out.print(f"It does not contain the encryption key (--with-key): back up {_key_source(settings)} as well.")
+        out.print(f"It does not contain the encryption key (--with-key): back up {key_source(settings)} as well.")
 
 
 @maintenance.register("restore", "signoff restore 2026-11-29.signoff")
 def restore(file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `signoff backup` wrote.")]) -> None:
     """Fill an empty database from a backup, which may be of another kind of database."""
     from signoff.commands.backup import restore
+    from signoff.server.bootstrap import key_source
 
     settings = load()
     result = asyncio.run(restore(settings, file))
     out.print(f"The data of {result.manifest.made_at} was restored ({_row_counts(result.manifest.rows)}).")
     if not result.had_key:
-        out.print(f"The backup has no encryption key: copy the one of the backed-up server to {_key_source(settings)}.")
+        out.print(f"The backup has no encryption key: copy the one of the backed-up server to {key_source(settings)}.")
     if not result.is_key_in_use:
         text = "The setting `secret_key` lacks the key of the backup. Append it; it is in"
         out.print(f"{text} {settings.key_path}.")
     if result.locked_models:
         names = ", ".join(result.locked_models)
-        err.print(f"The upstream keys of {names} cannot be decrypted with {_key_source(settings)}.", style="red")
-
-
-def _key_source(settings: Settings) -> str:
-    """Return the place of the encryption keys, for messages: the setting `secret_key`, or the path of a file."""
-    return str(settings.key_path) if settings.secret_key is None else "the setting `secret_key`"
+        err.print(f"The upstream keys of {names} cannot be decrypted with {key_source(settings)}.", style="red")
 
 
 def _row_counts(rows: Callable[[str], int]) -> str:

@@ -151,7 +151,7 @@ def check_data_dir(settings: Settings) -> None:
 
 async def _check_key(services: Services, settings: Settings, *, had_key_file: bool) -> None:
     try:
-        await check_key(services, settings.key_path)
+        await check_key(services, key_source(settings))
     except WrongKey:
         if not had_key_file and settings.secret_key is None:  # this start has made a key that is of no use
             settings.key_path.unlink(missing_ok=True)
@@ -323,6 +323,11 @@ def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Backg
 def model_kinds() -> list[str]:
     """Return the kinds of models: the built-in ones, people, and those of installed packages."""
     return sorted({*BUILT_IN_KINDS, PERSON, *plugin_kinds()})
+
+
+def key_source(settings: Settings) -> str:
+    """Return the place of the encryption keys, for messages: the setting `secret_key`, or the path of a file."""
+    return str(settings.key_path) if settings.secret_key is None else "the setting `secret_key`"
 
 
 def _vault(settings: Settings) -> Vault:

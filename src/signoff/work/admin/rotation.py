@@ -5,7 +5,6 @@ URLs of webhooks that earlier versions stored in clear are encrypted too.
 
 from collections import Counter
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import get_args
 
 import msgspec
@@ -29,21 +28,21 @@ class RotationResult(msgspec.Struct, frozen=True):
     """The number of secrets that no key decrypts."""
 
 
-async def check_key(services: Services, path: Path) -> None:
+async def check_key(services: Services, source: str) -> None:
     """Check that this process can decrypt the secrets of the database; record its key if there is none yet.
 
     A host with a key of its own would store secrets that no other host can read. Raises WrongKey.
 
     Args:
         services: The dependencies.
-        path: The key file of this host, for the message.
+        source: The place of the keys of this host, for the message.
     """
     own, known = services.adapters.vault.fingerprints, await services.store.secrets.key_fingerprints()
     if known.isdisjoint(own) and (known or not await _can_open_any(services)):
         raise WrongKey(
-            f"The secrets of this database are encrypted with another key than those in {path}. Copy the key file of "
-            "the other hosts (`secret.key` in their data folder) there, or set `secret_key_file` or `secret_key`. "
-            "If that key is lost, run `signoff key accept`."
+            f"The secrets of this database are encrypted with another key than those in {source}. Copy the keys of the "
+            "other hosts there: from their setting `secret_key`, or from the file of their `secret_key_file` "
+            "(`secret.key` in their data folder). If that key is lost, run `signoff key accept`."
         )
     if own[0] not in known:
         await services.store.secrets.add_key_fingerprint(own[0])
