@@ -157,7 +157,23 @@ async def test_a_bucket_that_does_not_exist_is_named_as_the_reason(
             await put(blobs, "a", b"x" * size)
     with pytest.raises(Overloaded, match=url):
         await blobs.check()
-    await blobs.delete("a")
+    for offset in (0, 1):
+        with pytest.raises(Overloaded, match=url):
+            await content(blobs, "a", offset)
+    with pytest.raises(Overloaded, match=url):
+        await blobs.delete("a")
+
+
+async def test_a_folder_that_does_not_exist_any_more_is_named_as_the_reason(tmp_path: Path) -> None:
+    blobs = open_blobs(None, tmp_path / "blobs")
+    await blobs.delete("files/a")
+    (tmp_path / "blobs").rmdir()
+    with pytest.raises(Overloaded, match=f"the folder {tmp_path / 'blobs'} does not exist"):
+        await content(blobs, "files/a")
+    with pytest.raises(Overloaded, match=f"the folder {tmp_path / 'blobs'} does not exist"):
+        await blobs.delete("files/a")
+    await put(blobs, "files/a", b"x")
+    assert await content(blobs, "files/a") == b"x"
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "../a", "a/../b", "a//b", ".a", "a b", "a#1", "ä", "a\0"])

@@ -27,6 +27,8 @@ SCHEMES = ("s3", "gs", "az", "file")
 # value for none, so a slow reader of a large file gets a time that none needs.
 READ_TIMEOUT, TOTAL_TIMEOUT = timedelta(seconds=30), timedelta(days=365)
 _PROBE = "probe/signoff"
+# Codes in the bodies of errors 404 of S3, Google Cloud Storage and Azure.
+_NO_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>")
 
 
 class ObjectBlobs:
@@ -43,7 +45,7 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with _map_errors(name), _map_write_errors(self._description):
+        with self._map_errors(name), _map_write_errors(self._description):
             if self._folder is not None:
                 await asyncio.to_thread(_make_folder, (self._folder / name).parent)
             async with obstore.open_writer_async(self._store, name, buffer_size=BUFFER_BYTES) as file:
@@ -56,10 +58,13 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with _map_errors(name):
+        with self._map_errors(name):
             if offset:
-                head = await obstore.head_async(self._store, name)
-                if offset >= head["size"]:
+                try:
+                    size = (await obstore.head_async(self._store, name))["size"]
+                except FileNotFoundError:  # an answer to HEAD has no body that tells a missing blob from a bucket
+                    size = (await obstore.get_async(self._store, name)).meta["size"]
+                if offset >= size:
                     return
                 result = await obstore.get_async(self._store, name, options={"range": {"offset": offset}})
             else:
@@ -72,8 +77,20 @@ class ObjectBlobs:
         import obstore
 
         _check_name(name)
-        with contextlib.suppress(BlobMissing), _map_errors(name):
+        with contextlib.suppress(BlobMissing), self._map_errors(name):
             await obstore.delete_async(self._store, name)
+
+    @contextlib.contextmanager
+    def _map_errors(self, name: str) -> Generator[None]:
+        """Convert errors of the object store in the block to BlobMissing, and to Overloaded also without a bucket."""
+        with _map_errors(name):
+            try:
+                yield
+            except FileNotFoundError as error:
+                has_folder = self._folder is None or self._folder.is_dir()
+                if has_folder and not any(code in str(error) for code in _NO_BUCKET):
+                    raise
+                raise _no_place(self._description) from error
 
     async def purge_partial(self, before: int) -> int:
         """See `blob.Blobs`."""
@@ -138,9 +155,11 @@ def _map_write_errors(place: str) -> Generator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise Overloaded(
-            f"The blob store cannot be used now: {place} does not exist; create it, or change `blob_url`."
-        ) from error
+        raise _no_place(place) from error
+
+
+def _no_place(place: str) -> Overloaded:
+    return Overloaded(f"The blob store cannot be used now: {place} does not exist; create it, or change `blob_url`.")
 
 
 @contextlib.contextmanager
