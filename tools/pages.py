@@ -53,7 +53,8 @@ def settings() -> str:
 
 def codes() -> str:
     """Return the table of error codes that have a class."""
-    rows = [f"| `{kind.code}` | {kind.status} | {_first_line(kind)} |" for kind in _kinds(errors.SignoffError)]
+    kinds = _kinds(errors.SignoffError)
+    rows = [f"| `{kind.code}` | {reference.status_of(kind)} | {_first_line(kind)} |" for kind in kinds]
     return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
 
 

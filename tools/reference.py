@@ -22,6 +22,8 @@ JSON = "application/json"
 PLACES = {"": (550, 36), "bot": (290, 200), "human": (810, 200), "success": (290, 430), "fail": (810, 430)}
 WIDTH, HEIGHT = 130, 44
 MIDDLE = 550
+# Statuses of the codes that take theirs from the model.
+STATUSES = {"model_access_denied": "401 or 403", "model_error": "that of the model"}
 STYLE = """
 text { font: 13px sans-serif; fill: #24292f; } .state { font: bold 15px sans-serif; }
 .waiting rect { fill: #eef4ff; stroke: #3b6fb6; } .end rect { fill: #f0f0f0; stroke: #707070; }
@@ -106,6 +108,11 @@ def questions() -> str:
     return "\n\n".join(_question(kind) for kind in kinds)
 
 
+def status_of(kind: type[SignoffError]) -> str:
+    """Return the status of an error as the documentation writes it."""
+    return STATUSES.get(kind.code, str(kind.status))
+
+
 def _kinds(kind: type[SignoffError]) -> Iterator[type[SignoffError]]:
     yield kind
     for below in kind.__subclasses__():
@@ -116,7 +123,8 @@ def _kinds(kind: type[SignoffError]) -> Iterator[type[SignoffError]]:
 def _question(kind: type[SignoffError]) -> str:
     text = (kind.__doc__ or "").splitlines()[0].rstrip(".")
     meaning, _, remedy = text.partition("; ")
-    lines = [f"### {kind.status} `{kind.code}`", "", f"{meaning}."]
+    status = "" if kind.code == "model_error" else f"{status_of(kind)} "
+    lines = [f"### {status}`{kind.code}`", "", f"{meaning}."]
     return "\n".join([*lines, f"{remedy[0].upper()}{remedy[1:]}."] if remedy else lines)
 
 

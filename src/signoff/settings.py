@@ -192,7 +192,7 @@ class Settings(BaseSettings):
     webhook_allow: list[str] = []
     """Hosts, addresses and networks that webhooks may reach besides public ones; a JSON list."""
     webhook_waits_seconds: list[Annotated[float, Field(ge=0)]] = [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
-    """Seconds between the attempts of a webhook, after which it is given up; a JSON list."""
+    """Seconds between the attempts of a delivery or a digest, which is given up after the last one; a JSON list."""
 
     functions_dir: Path | None = None
     """Directory of your custom_*.py with functions; none: functions in data_dir."""

@@ -42,7 +42,7 @@ def show_budget(name: Name, group: Group = None) -> None:
 
 @budgets.register("restart", "signoff budget restart refunds", "signoff budget restart refunds --group 12")
 def restart(name: Name, group: Group = None) -> None:
-    """Start a new period of the error budget of a policy, of one group or of all, and print its figures."""
+    """Start a new period of the error budget of a policy, or of one group of it, and print its figures."""
 
     async def figures(services: Services) -> BudgetReport | list[BudgetReport]:
         await restart_budget(services, OPERATOR, name, group)

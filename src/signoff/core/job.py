@@ -132,7 +132,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 5
     """From 0 to 9; jobs with a higher priority are claimed first."""
     policy: JobPolicy = JobPolicy()
-    """Review policy at the time of admission."""
+    """Review policy: that of the admission, or a stricter one that applied when the job was performed."""
     client_id: str | None = None
     """Id that the caller chose, unique among the jobs of the user and the door; None for none."""
     idempotency_key: str | None = None
@@ -162,7 +162,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 1
     """Number of the last event; each transition adds 1."""
     due_at: int = 0
-    """Time from which the job may be claimed; a retry moves it back."""
+    """Time from which the job may be claimed; a retry sets it to a later time."""
     lease: str | None = None
     """Lease token of the worker, or of the server that answers the call; None while no one works on the job."""
     lease_until: int | None = None

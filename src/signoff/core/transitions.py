@@ -150,7 +150,8 @@ TRANSITIONS: dict[str, Transition] = {
         _release("reject", "fail", "the answer is withheld, with a reason"),
         Transition(
             verb="cancel",
-            meaning="the owner, an admin, or the end of its run cancels the job; a caller who leaves does too",
+            meaning="the owner, an admin, or the end of its run cancels the job; so does a caller who disconnects "
+            "before the model has answered",
             sources=("bot", "human"),
             targets=("fail",),
             clears=(*_LEASE, *_REVIEW, *_VERDICT, "parked_at"),

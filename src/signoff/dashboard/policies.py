@@ -150,7 +150,7 @@ async def post_restart(
     name: FromPath[str],
     group: FromQuery[str | None] = None,
 ) -> Response[str]:
-    """Start a new period of the error budget, of one group or of all, and show it."""
+    """Start a new period of the error budget, or of one group of it, and show it."""
     check_same_site(scope_of(request))
     await restart_budget(services, caller, name, group)
     query = "" if group is None else f"?{urlencode({'group': group})}"

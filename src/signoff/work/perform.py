@@ -18,7 +18,7 @@ from signoff.work.inference.settle import settle
 from signoff.work.services import Services
 from signoff.work.tracing import traced_work
 
-# A job that waits for a limit tries again at least this often, as the limit may have been raised.
+# A job that waits for a limit tries again after this time plus jitter, as the limit may have been raised.
 MAX_POSTPONE_SECONDS = 300.0
 OVERLOADED_RETRY_SECONDS = 1.0
 MAX_JITTER_SECONDS = 30.0

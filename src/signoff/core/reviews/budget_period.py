@@ -106,7 +106,7 @@ class BudgetPeriod(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     """Version of the policy at the start, or the newest one since with equal terms."""
     catch_rate: float | None = None
-    """Lower confidence bound of the reviewers' catch rate at the start; None if no item had been planted."""
+    """Lower confidence bound of the reviewers' catch rate at the start; None if no planted item had been judged."""
     delivered: int = 0
     """Answers that have left without a review."""
     outstanding: int = 0

@@ -52,7 +52,7 @@ class CompiledPolicy:
 
     @property
     def is_cacheable(self) -> bool:
-        """True if an answer that this policy has let pass may be given to an equal request of another caller."""
+        """True if answers under this policy may be cached."""
         actions = {action.then for action in (*self.policy.rules, self.policy.default)}
         return self.policy.budget is None and not actions & {"audit", "ask"} and not self.reads & OF_CALLER
 

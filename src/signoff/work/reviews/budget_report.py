@@ -162,7 +162,9 @@ async def budget_curve(services: Services, caller: Caller, name: str, group: str
 
 
 async def restart_budget(services: Services, caller: Caller, name: str, group: str | None = None) -> None:
-    """Start a new period of the budget of the policy `name`: of one group, or by default of all.
+    """Start a new period of the budget of the policy `name`, or of one group of it.
+
+    Without `group`, end the present periods of all groups; the next answer of each begins its next one.
 
     Raises Forbidden, NotFound, and BadRequest if a group is named for a budget without groups.
     """

@@ -25,7 +25,7 @@ class PolicyAdmission(msgspec.Struct, frozen=True):
     ruling: Ruling | None = None
     """Ruling, if the request alone decides that the answer passes or is rejected."""
     is_cacheable: bool = True
-    """True if the answer may be given to an equal request of another caller."""
+    """True if the answer may be cached."""
 
 
 async def govern(services: Services, context: RequestContext, policy: JobPolicy) -> PolicyAdmission:
