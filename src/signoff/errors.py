@@ -93,13 +93,13 @@ class MissingParameter(BadRequest):
 
     code = "missing_required_parameter"
 
-    def __init__(self, param: str) -> None:
-        super().__init__(f"Missing required parameter: {param!r}.")  # as OpenAI's API says it
+    def __init__(self, param: str, hint: str = "") -> None:
+        super().__init__(f"Missing required parameter: {param!r}. {hint}".rstrip())  # as OpenAI's API says it
         self.param = param
 
 
 class InvalidType(BadRequest):
-    """A parameter has a value of another type than the endpoint takes; correct the one that the message names."""
+    """A parameter of a file or a batch has the wrong type; correct the one that the message names."""
 
     code = "invalid_type"
 
@@ -109,7 +109,7 @@ class InvalidType(BadRequest):
 
 
 class InvalidValue(InvalidType):
-    """A parameter has a value that the endpoint does not take; correct the one that the message names."""
+    """A parameter of a file or a batch has an invalid value; correct the one that the message names."""
 
     code = "invalid_value"
 

@@ -110,7 +110,7 @@ BAD_MESSAGES: dict[bytes, tuple[int, str, Any]] = {
     b"[]": (400, "bad_request", None),
     b"[}": (400, "invalid_json", None),
     b'{"metadata": 1, "metadata"': (400, "invalid_json", None),
-    b'{"metadata": {"n": 1}}': (400, "bad_request", {"n": 1}),
+    b'{"metadata": {"n": 1}}': (400, "missing_required_parameter", {"n": 1}),
     b'{"metadata": {"n": 2}, "body": "words"}': (400, "bad_request", {"n": 2}),
     b'{"metadata": {"n": 3}, "body": {"model": 5}}': (400, "bad_request", {"n": 3}),
     b'{"metadata": {"n": 4}, "path": 5, "body": {}}': (400, "bad_request", {"n": 4}),

@@ -298,6 +298,35 @@ UNKNOWN_PATH = (
 )
 
 
+# Requests that lack a parameter, and its name.
+WITHOUT_PARAMETER = (
+    ("GET /job", None, "id"),
+    ("GET /check_status", None, "job_id"),
+    ("POST /check_status", None, "job_id"),
+    ("POST /generate", {}, "content"),
+    ("POST /chat_completion", {"job_id": "1"}, "messages"),
+    ("POST /reviewJob", {}, "id"),
+    ("POST /post/addmodel?id=new", None, "type"),
+    ("POST /post/addmodel?id=new&type=httpmodel", None, "dest"),
+    ("POST /v1/chat/completions", {"model": "echo"}, "messages"),
+    ("POST /v1/messages", {"model": "echo"}, "messages"),
+    ("POST /v1/edits", {"model": "echo"}, "instruction"),
+    ("POST /v1/batches", {}, "input_file_id"),
+    ("POST /v1/messages/batches", {"requests": [{"custom_id": "a"}]}, "requests[0].params"),
+    ("POST /api/jobs", {}, "body"),
+    ("POST /api/models", {"kind": "echo"}, "name"),
+    ("POST /api/models", {"name": "new"}, "kind"),
+    ("PATCH /api/models/new", {"endpoints": [{"url": "http://127.0.0.1"}, {}]}, "endpoints[1].url"),
+    ("POST /api/prompts", {"body": "x"}, "name"),
+    ("GET /api/pipeline/args", None, "pipeline_name"),
+    ("POST /api/pipeline/call", {}, "pipeline_name"),
+    ("POST /api/streams", {"name": "new", "url": "amqp://h"}, "requests"),
+    ("POST /api/users", {}, "email"),
+    ("PUT /api/policies/new", {}, "target"),
+    ("DELETE /api/prices?model=echo", None, "valid_from"),
+)
+
+
 async def fault(server: Live, token: str | None, route: str, **more: Any) -> tuple[int, str]:
     """Return the status and the code of an error, in the format of any door."""
     method, path = route.split()
@@ -321,6 +350,17 @@ async def test_a_body_of_the_wrong_form_has_one_code(tmp_path: Path) -> None:
         admin = await server.token("admin")
         for route in sorted({*JSON_ROUTES} - FREE_FORM):
             assert await fault(server, admin, route, data=b"[]") == (400, "bad_request"), route
+
+
+@pytest.mark.parametrize(("route", "body", "name"), WITHOUT_PARAMETER, ids=str)
+async def test_a_missing_parameter_has_one_code_and_is_named(
+    route: str, body: dict[str, Any] | None, name: str, tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server:
+        admin, more = await server.token("admin"), {} if body is None else {"json": body}
+        assert await fault(server, admin, route, **more) == (400, "missing_required_parameter")
+        _, response = await server.ask(*route.split(), admin, **more)
+        assert f"Missing required parameter: {name!r}." in json.dumps(response)
 
 
 async def test_a_body_that_is_too_large_has_one_code(tmp_path: Path) -> None:

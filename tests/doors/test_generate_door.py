@@ -227,7 +227,8 @@ async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None
 async def test_an_invalid_body_is_refused_with_the_reason(route: str, body: dict[str, Any], tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         status, response = await server.ask("POST", route, await server.token(), json=body)
-        assert (status, response["code"]) == (400, "bad_request")
+        is_missing = ("content" if route == "/generate" else "messages") not in body
+        assert (status, response["code"]) == (400, "missing_required_parameter" if is_missing else "bad_request")
         assert response["detail"]
 
 

@@ -222,7 +222,7 @@ async def test_results_are_missing_until_the_end(ai: anthropic.AsyncAnthropic, s
         ([a_request("a b")], "custom_id"),
         ([a_request("x" * 65)], "custom_id"),
         ([{"custom_id": "a", "params": [1]}], "must be an object"),
-        ([{"custom_id": "a"}], "not a valid message batch"),
+        ([{"custom_id": "a"}], r"Missing required parameter: 'requests\[0\]\.params'"),
     ],
     ids=lambda value: str(value)[:20],
 )

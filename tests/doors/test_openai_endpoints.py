@@ -148,7 +148,7 @@ async def test_an_edit_goes_to_the_edits_endpoint_of_its_model_if_there_is_one(t
         assert [request.path for request in fake.requests] == ["/answer/v1/edits"]
 
 
-@pytest.mark.parametrize("body", ["{}", "[]", "null", '{"instruction": 5}'])
+@pytest.mark.parametrize("body", ["[]", "null", '{"instruction": 5}'])
 async def test_an_invalid_edit_is_refused(body: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         status, response = await server.ask("POST", "/v1/edits", await server.token(), data=body)

@@ -1,11 +1,14 @@
 """Decoding of JSON that callers and models send, and of text files that people write."""
 
+import re
+from collections.abc import Container
 from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
 
 from signoff.core.choices import choice_of
+from signoff.errors import BadRequest, MissingParameter
 
 JsonObject = dict[str, Any]
 T = TypeVar("T")
@@ -14,6 +17,7 @@ NULL = b"null"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TEXT_ENCODING = "utf-8-sig"
 """Encoding of files that people write: UTF-8, with a byte order mark or without."""
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`(?: - at `\$\.?(?P<place>.*)`)?")
 
 
 def without_mark(text: bytes) -> bytes:
@@ -37,6 +41,20 @@ def decode_json(body: bytes, kind: type[T]) -> T:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
         return msgspec.json.decode(_tolerant(body, inspect.type_info(kind)), type=kind)
+
+
+def check_required(members: Container[str], *names: str) -> None:
+    """Check that `members` has all of `names`. Raises MissingParameter for the first that it lacks."""
+    for name in names:
+        if name not in members:
+            raise MissingParameter(name)
+
+
+def form_fault(error: msgspec.ValidationError, text: str) -> BadRequest:
+    """Return the error for JSON that lacks a member, or else has another form than expected, as `text` says."""
+    if (missing := _MISSING.fullmatch(str(error))) is not None:
+        return MissingParameter(".".join(part for part in (missing["place"], missing["name"]) if part))
+    return BadRequest(f"{text}: {error}.")
 
 
 def _tolerant(value: bytes, kind: inspect.Type) -> bytes:

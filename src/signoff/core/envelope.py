@@ -6,7 +6,7 @@ from signoff.core.api_paths import COMPLETIONS, normalize_route
 from signoff.core.decode import NULL, decode_json, without_mark
 from signoff.core.dialects.edited_answer import in_form
 from signoff.core.job import WITHOUT_ANSWER, Job, JobError
-from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
+from signoff.errors import BadBody, BadRequest, MissingParameter, SignoffError, kind_of
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ def parse_envelope(message: bytes) -> Envelope:
         path = COMPLETIONS if path == "/" else path
         body = bytes(outer.body)
         if body == NULL:
-            return Envelope(path=path, metadata=metadata, error=BadRequest("The message must have a `body`."))
+            return Envelope(path=path, metadata=metadata, error=MissingParameter("body"))
         model = msgspec.json.decode(body, type=_Model).model
     except (ValueError, RecursionError) as error:
         return Envelope(path=path, metadata=metadata, error=BadRequest(f"The message is not a valid request: {error}"))

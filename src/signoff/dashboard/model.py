@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from litestar.response import Template
 
 from signoff.core.access import Caller
+from signoff.core.decode import check_required
 from signoff.core.log import LogLine
 from signoff.core.model import Model, with_changes
 from signoff.core.model_digest import model_digest
@@ -45,8 +46,7 @@ async def post_model(
     form, commands = await _form(request), takes_commands(door_settings, scope_of(request))
     try:
         changes, keys = parse_model(_with_key(form))
-        if "kind" not in changes:
-            raise BadRequest("`kind` is required; choose one, such as openai, http or echo.")
+        check_required(changes, "kind")
         model = with_changes(Model(name=form.name.strip(), kind=changes["kind"]), changes)
         await add_model(services, caller, model, keys, commands=commands, is_new=True)
     except SignoffError as error:

@@ -12,7 +12,7 @@ from signoff.core.result import result_of
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, MAX_WAIT_SECONDS, Reply, cache_control_of, parse_json, wait_seconds_of
 from signoff.doors.queue import QueueRequest, answer_in_litestar
-from signoff.errors import BadRequest, NotFound
+from signoff.errors import MissingParameter, NotFound
 from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
 
@@ -109,7 +109,7 @@ async def check_status(
 ) -> dict[str, Any]:
     """Return `{"job_id", "job_status", "content", "error"}` of the newest job that the caller gave this id."""
     if not job_id:
-        raise BadRequest("The query parameter `job_id` is missing; set it to the id of a job.")
+        raise MissingParameter("job_id", "Set it to the id of a job.")
     return result_of(await get_by_client_id(services, caller, job_id))
 
 

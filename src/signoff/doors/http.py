@@ -14,7 +14,7 @@ from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
 from signoff.core.choices import choice_of, choices_of
 from signoff.core.content_coding import decode_content
-from signoff.core.decode import decode_json, without_mark
+from signoff.core.decode import decode_json, form_fault, without_mark
 from signoff.core.job import Job
 from signoff.errors import (
     BadBody,
@@ -309,12 +309,13 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
 
     Raises:
         BadBody: The body is not JSON.
+        MissingParameter: A member is missing.
         BadRequest: The body is JSON, but not of this form.
     """
     try:
         return decode_json(body, kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The body is not a valid {what}: {error}.") from None
+        raise form_fault(error, f"The body is not a valid {what}") from None
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
 
@@ -375,4 +376,4 @@ def parse_fields(fields: Mapping[str, object], kind: type[T], what: str) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The form is not a valid {what}: {error}.") from None
+        raise form_fault(error, f"The form is not a valid {what}") from None

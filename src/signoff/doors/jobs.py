@@ -15,7 +15,7 @@ from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, Reply, cache_control_of, model_in, null, parse_choice, parse_json, text_unless_null
 from signoff.doors.queue import QueueRequest, answer_in_litestar
-from signoff.errors import BadRequest, SignoffError
+from signoff.errors import BadRequest, MissingParameter, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, departed_callers, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, save_draft
 from signoff.work.submit import submit
@@ -72,7 +72,7 @@ async def enqueue(
 async def show_job(services: InjectedServices, caller: InjectedCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- a name of the wire format
     """Return the job with this id."""
     if not id:
-        raise BadRequest("The query parameter `id` is missing; set it to the id of a job.")
+        raise MissingParameter("id", "Set it to the id of a job.")
     job = await get_job(services, caller, id)
     left_at = (await departed_callers(services, [job])).get(job.id)
     return job_as_json(job, left_at)

@@ -9,6 +9,7 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.cache import CacheRule
+from signoff.core.decode import check_required
 from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
 from signoff.core.reviews.policy import Review
 from signoff.doors.callers import takes_commands
@@ -95,8 +96,7 @@ async def post_model(
 ) -> Response[dict[str, Any]]:
     """Register a model; all processes know it within a second."""
     changes, keys = parse_model(await request.body())
-    if not {"name", "kind"} <= changes.keys():
-        raise BadRequest("The members `name` and `kind` are required.")
+    check_required(changes, "name", "kind")
     model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
     commands = takes_commands(door_settings, scope_of(request))
     await add_model(services, caller, model, keys, commands=commands, is_new=True)

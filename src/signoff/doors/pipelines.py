@@ -12,7 +12,7 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
 from signoff.doors.http import cache_control_of, header, parse_json, wait_seconds_of
-from signoff.errors import BadRequest
+from signoff.errors import MissingParameter
 from signoff.work.jobs.query import require_success, wait_for_end
 from signoff.work.pipelines.library import get_item
 from signoff.work.submit import submit
@@ -28,7 +28,7 @@ async def get_args(
     """Return the names of the pipeline's arguments, in order of first use."""
     key = pipeline_name or (None if pipeline_id is None else str(pipeline_id))
     if key is None:
-        raise BadRequest("A query parameter `pipeline_name` or `pipeline_id` is required.")
+        raise MissingParameter("pipeline_name", "Send it, or `pipeline_id`.")
     return {"success": True, "response": parameter_names(await get_item(services, caller, "pipeline", key))}
 
 
@@ -53,7 +53,7 @@ async def post_call(
     new = parse_json(await request.body(), NewCall, "call")
     key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
     if key is None:
-        raise BadRequest("A member `pipeline_name` or `pipeline_id` is required.")
+        raise MissingParameter("pipeline_name", "Send it, or `pipeline_id`.")
     pipeline = cast("Pipeline", await get_item(services, caller, "pipeline", key))
     scope = scope_of(request)
     ask = Ask(

@@ -8,6 +8,7 @@ from urllib.parse import unquote_plus
 from signoff.core.access import Caller
 from signoff.core.api_paths import PREDICT
 from signoff.core.ask import Ask
+from signoff.core.decode import check_required
 from signoff.core.model import Model, is_name
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of, takes_commands
@@ -138,12 +139,11 @@ def _unquoted(text: str) -> str:
 
 
 def model_of(fields: dict[str, str]) -> Model:
-    """Return the model that the fields of `addmodel` describe. Raises BadRequest."""
+    """Return the model that the fields of `addmodel` describe. Raises MissingParameter, BadRequest."""
     kind, destination = fields.get("type", "").lower().removesuffix("model"), fields.get("dest", "")
+    check_required({name for name, value in fields.items() if value}, "type", "dest")
     if kind not in {"http", "subprocess"}:
         raise BadRequest(f"`type` must be httpmodel or subprocessmodel (got {fields.get('type', '')!r}).")
-    if not destination:
-        raise BadRequest("`dest` is missing; set it to a URL or a command line.")
     if kind == "http":
         url = destination if SCHEME.match(destination) else f"http://{destination}"
         return Model(name=fields["id"], kind="http", url=url)

@@ -14,7 +14,7 @@ from signoff.core.pipelines.function import Function
 from signoff.core.wire import format_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
 from signoff.doors.http import INTS, parse_json
-from signoff.errors import BadRequest
+from signoff.errors import BadRequest, MissingParameter
 from signoff.work.pipelines import library
 from signoff.work.pipelines.functions import list_functions, sync_functions
 
@@ -131,7 +131,7 @@ def _write_routes(kind: LibraryItemKind) -> list[Any]:
         """Save the first version, and return it."""
         version = parse_json(await request.body(), NewVersion, "version")
         if version.name is None:
-            raise BadRequest("The member `name` is required.")
+            raise MissingParameter("name")
         item = await library.create_item(services, caller, kind, _draft(kind, version, version.name, None))
         return Response(_item_json(item), headers={"location": f"/api/{kind}s/{quote(item.name, safe='')}"})
 

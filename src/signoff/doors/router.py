@@ -48,7 +48,7 @@ from signoff.doors.http import (
 )
 from signoff.doors.openapi.plugin import Document
 from signoff.doors.tracing import serve_and_trace
-from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, NotFound, SignoffError
+from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, MissingParameter, NotFound, SignoffError
 from signoff.infra import logging
 from signoff.infra.arrival import ARRIVED_AT
 from signoff.work.admin.metrics import count_response
@@ -66,6 +66,8 @@ SLASHES = re.compile("/{2,}")
 # Keys in a request's scope of what `_services`, `_door_settings` and `_caller` inject.
 SERVICES, DOOR_SETTINGS, CALLER = "signoff.services", "signoff.door_settings", "signoff.caller"
 ErrorPage = Callable[[AnyRequest, SignoffError], Response[Any] | None]
+# The error of Litestar for a parameter that a request lacks.
+MISSING = re.compile(r"Missing required \w+ parameter '([^']+)' for path ")
 log = structlog.get_logger()
 
 
@@ -299,9 +301,10 @@ def _convert(request: AnyRequest, error: HTTPException) -> SignoffError:
         case 405:
             converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(request.url.path, error))
         case status:
-            converted = BadRequest(_faults(error) or error.detail)
+            missing = MISSING.match(error.detail)
+            converted = MissingParameter(missing[1]) if missing else BadRequest(_faults(error) or error.detail)
             converted.status = status
-            converted.code = BadRequest.code if status == BadRequest.status else "http_error"
+            converted.code = converted.code if status == BadRequest.status else "http_error"
     return converted
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.decode import form_fault
 from signoff.core.dialects.answer import text_of_content
-from signoff.errors import BadRequest, ModelGarbled
+from signoff.errors import ModelGarbled
 
 
 class _Edit(msgspec.Struct):
@@ -40,7 +41,7 @@ def to_chat(body: bytes) -> bytes:
     try:
         edit = msgspec.json.decode(body, type=_Edit)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The body is not a valid edit request: {error}") from None
+        raise form_fault(error, "The body is not a valid edit request") from None
     members: dict[str, Any] = msgspec.json.decode(body)
     others = {name: value for name, value in members.items() if name not in {"instruction", "input", "stream"}}
     messages = [{"role": "system", "content": edit.instruction}, {"role": "user", "content": edit.input}]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.decode import JsonObject, as_object
+from signoff.core.decode import JsonObject, as_object, form_fault
 from signoff.core.dialects.chat_answer import ChatEnding, parse_chat_answer
 from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
 from signoff.core.dialects.messages import message_event, message_of, tool_input, usage_of
@@ -58,7 +58,7 @@ def to_chat(body: bytes, upstream_model: str) -> bytes:
     try:
         request = msgspec.convert(members, _Request)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The body is not a valid request for a message: {error}") from None
+        raise form_fault(error, "The body is not a valid request for a message") from None
     for name in _UNSUPPORTED:
         if members.get(name):
             raise BadRequest(f"The model has no Messages API, so `{name}` is not supported; remove it.")

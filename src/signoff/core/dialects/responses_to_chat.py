@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.decode import JsonObject
+from signoff.core.decode import JsonObject, form_fault
 from signoff.core.dialects.chat_answer import ChatEnding, content_text, parse_chat_answer
 from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader
 from signoff.core.dialects.openai_models import maximum_member
@@ -50,7 +50,7 @@ def to_chat(body: bytes, upstream_model: str) -> bytes:
     try:
         request = msgspec.convert(members, _Request)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The body is not a valid request for a response: {error}") from None
+        raise form_fault(error, "The body is not a valid request for a response") from None
     system = [{"role": "system", "content": request.instructions}] if request.instructions else []
     chat: JsonObject = {"model": request.model, "messages": [*system, *_messages(request.input)]}
     chat |= {name: members.get(name) for name in _PASSED} | _tools(request) | _format(request.text or {})

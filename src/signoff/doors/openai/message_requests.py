@@ -13,7 +13,7 @@ from signoff.core.json_items import ItemReader
 from signoff.doors.http import header, parse_json, read_body
 from signoff.doors.openai.body import BodyStream
 from signoff.doors.openai.files import LocalRequest
-from signoff.errors import BadBody, BadRequest, TooLarge
+from signoff.errors import BadBody, BadRequest, MissingParameter, TooLarge
 from signoff.work.batches.messages import NewMessage
 
 REQUESTS = "requests"
@@ -121,6 +121,8 @@ def _parse(text: bytes, number: int) -> NewMessage:
         raise BadBody(f"The body is not valid JSON: {error}, in `requests.{number}`.") from None
     try:
         parse_json(b'{"requests":[%b]}' % text, NewMessageBatch, "message batch")
+    except MissingParameter as error:
+        raise MissingParameter((error.param or "").replace("requests[0]", f"requests[{number}]")) from None
     except BadRequest as error:
         raise BadRequest(error.message.replace("requests[0]", f"requests[{number}]")) from None
     raise BadRequest(f"`requests.{number}` is not valid.")

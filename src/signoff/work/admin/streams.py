@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller, check_admin, check_identified
+from signoff.core.decode import check_required
 from signoff.core.stream import ListenerStatus, Stream, public_address, stream_fault
 from signoff.errors import BadRequest, Conflict, name_taken
 from signoff.work.services import Services
@@ -38,12 +39,11 @@ async def add_stream(services: Services, caller: Caller, fields: Mapping[str, An
     """Add a stream, to which every worker listens within a second.
 
     `fields` are those of a `Stream`, with its `url` in place of `scheme`, `host` and `sealed`.
-    Raises Unauthorized, Forbidden, BadRequest, NameTaken.
+    Raises Unauthorized, Forbidden, MissingParameter, BadRequest, NameTaken.
     """
     check_identified(caller)
     check_admin(caller)
-    if not {"name", "url", "requests", "responses"} <= fields.keys():
-        raise BadRequest("A stream needs `name`, `url`, `requests` and `responses`.")
+    check_required(fields, "name", "url", "requests", "responses")
     services.caches.streams.invalidate()
     if any(fields["name"] == stream.name for stream in await services.caches.streams.all()):
         raise name_taken(fields["name"])
