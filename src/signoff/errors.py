@@ -529,7 +529,7 @@ class JobFailed(SignoffError):
         super().__init__(message, job_id=job_id)
         self.status = status
         self.code = code
-        self.retryable = status != HTTPStatus.CONFLICT and is_transient(status)
+        self.retryable = is_retryable_end(status)
 
 
 class ReviewPending(SignoffError):
@@ -572,6 +572,14 @@ _UNSUPPORTED = {501, 505, 510, 511}
 def is_transient(status: int) -> bool:
     """Return True if the same request may get another status later."""
     return status in {408, 409, 425, 429} or (status >= 500 and status not in _UNSUPPORTED)
+
+
+def is_retryable_end(status: int) -> bool:
+    """Return True if an equal request can succeed after a job that failed with `status`.
+
+    A job fails with 409 if it was cancelled, or if it came into conflict with the request itself.
+    """
+    return status != HTTPStatus.CONFLICT and is_transient(status)
 
 
 def kind_of(code: str, status: int) -> str:

@@ -10,6 +10,7 @@ from signoff.core.delivery import DeliveryTarget
 from signoff.core.reviews.policy import POLICY_DOOR, JobPolicy
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.tokens import Usage
+from signoff.errors import is_retryable_end
 
 # `bot`: queued, or in progress; `human`: held for a review; `success` and `fail`: ended.
 Status = Literal["bot", "human", "success", "fail"]
@@ -35,7 +36,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retryable(self) -> bool:
         """True if the same request may succeed later."""
-        return self.status in {408, 425, 429} or (self.status >= 500 and self.status != 501)
+        return is_retryable_end(self.status)
 
 
 # The status 408 is retryable, so the caller may send the request again with the same key.
