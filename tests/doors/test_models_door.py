@@ -134,7 +134,15 @@ async def test_an_unreachable_model_is_unhealthy(tmp_path: Path) -> None:
         assert model["health"]["ok"] is False
         _, echo = await server.ask("GET", "/api/models/echo?health=true", admin)
         assert (echo["registered"], echo["health"]["ok"]) == (False, True)
-        assert (await server.ask("PATCH", "/api/models/echo", admin, json={"attempts": 1}))[0] == 404
+
+
+async def test_a_model_that_is_built_in_exists_and_cannot_be_changed(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        status, problem = await server.ask("PATCH", "/api/models/echo", admin, json={"attempts": 1})
+        assert (status, problem["code"]) == (409, "conflict")
+        status, problem = await server.ask("PATCH", "/api/models/nowhere", admin, json={"attempts": 1})
+        assert (status, problem["code"]) == (404, "model_not_found")
 
 
 async def test_a_patch_changes_only_the_named_timeouts_and_limits(tmp_path: Path) -> None:

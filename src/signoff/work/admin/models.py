@@ -10,7 +10,7 @@ from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, endpoints_of, with_changes
 from signoff.engine import ProcessEngine, ProcessState
-from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
+from signoff.errors import AddressRefused, BadRequest, Conflict, Forbidden, ModelNotFound, Overloaded
 from signoff.work.admin.registry import NO_MODEL_KEYS, ModelKeys, register_model, unregister_model
 from signoff.work.services import Services
 
@@ -41,7 +41,7 @@ async def get_model(services: Services, caller: Caller, name: str) -> ModelStatu
     """Return the model with exactly this name, such as `gpt-4` or `gpt-*`. Raises Forbidden, ModelNotFound."""
     status = next((status for status in await list_models(services, caller) if status.model.name == name), None)
     if status is None:
-        raise ModelNotFound(f"The model {name!r} does not exist. GET /api/models lists all models.")
+        raise ModelNotFound(f"There is no model {name!r}; list them with `GET /api/models`.")
     return status
 
 
@@ -148,7 +148,8 @@ async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from wh
     Raises:
         Unauthorized: the caller is anonymous.
         Forbidden: the caller is not an admin, or may not set a command.
-        ModelNotFound: no registered model has this name.
+        ModelNotFound: no model has this name.
+        Conflict: the model is built in.
         BadRequest: a field is invalid.
         AddressRefused: a URL is not allowed.
         VersionConflict: the model has another digest than `expected_digest`.
@@ -156,7 +157,7 @@ async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from wh
     check_identified(caller)
     status = await get_model(services, caller, name)
     if not status.is_registered:
-        raise ModelNotFound(f"The model {name!r} is built in; register one under another name.")
+        raise Conflict(f"The model {name!r} is built in and cannot be changed; register one under another name.")
     if changes.get("name", name) != name:
         raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
     changed = with_changes(status.model, changes)
