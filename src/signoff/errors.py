@@ -259,6 +259,11 @@ class NotFound(SignoffError):
     kind = "invalid_request_error"
 
 
+def no_delivery(delivery_id: str) -> NotFound:
+    """Return the error for a delivery that does not exist, or is not the caller's."""
+    return NotFound(f"There is no delivery {delivery_id}; list those of a job with `GET /api/jobs/JOB_ID/deliveries`.")
+
+
 class JobNotFound(NotFound):
     """No job has this id, or the caller may not see it; check the id and the token."""
 
@@ -344,6 +349,11 @@ class Overloaded(SignoffError):
     retryable = True
 
 
+def write_timed_out() -> Overloaded:
+    """Return the error for a write that the database did not commit in time."""
+    return Overloaded("The database did not commit the write in time; try again later.")
+
+
 class BlobMissing(SignoffError):
     """The contents of a file are missing from the blob store; restore them, or upload the file again."""
 
@@ -386,7 +396,7 @@ class BacklogFull(LimitReached):
 
 
 class ModelFailed(SignoffError):
-    """The model failed to answer; the message has the reason."""
+    """The model failed to answer for the reason in the message; correct what it names, or retry."""
 
     status, code = 502, "model_failed"
     kind = "upstream_error"
@@ -493,7 +503,7 @@ class FunctionFailed(SignoffError):
 
 
 class FunctionTimedOut(FunctionFailed):
-    """A function of a pipeline took longer than the setting `function_seconds` allows."""
+    """A function of a pipeline took longer than `function_seconds` allows; make it faster, or raise the setting."""
 
     status, code = 504, "function_timed_out"
 

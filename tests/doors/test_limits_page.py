@@ -44,7 +44,7 @@ async def test_a_limit_is_set_changed_and_deleted_on_the_page(server: Live) -> N
     ("form", "fault"),
     [
         ({"who": "somebody", "parallel": "1"}, "`who` must be all, each"),
-        ({"who": "user:nobody@example.com", "parallel": "1"}, "No user has the e-mail address"),
+        ({"who": "user:nobody@example.com", "parallel": "1"}, "There is no user"),
         ({"who": "all", "parallel": "-1"}, "`parallel` must be a whole number"),
         ({"who": "all", "cost_per_day": "much"}, "`cost_per_day` is not valid"),
         ({"who": "all"}, "needs at least one of"),

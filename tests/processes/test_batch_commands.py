@@ -114,7 +114,7 @@ async def test_a_user_with_too_many_batches_gets_no_further_one(
     [
         (["missing.jsonl"], "missing.jsonl is not a file"),
         (["in.jsonl", "--endpoint", "/v1/models"], "--endpoint must be one of"),
-        (["in.jsonl", "--user", "nobody@example.com"], "No active user has the e-mail address nobody@example.com"),
+        (["in.jsonl", "--user", "nobody@example.com"], "There is no active user 'nobody@example.com'"),
     ],
     ids=str,
 )

@@ -410,7 +410,7 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
     assert "run 'a b' --port '{port}'" in rows["mine"]
     # a new default model keeps its other values
     assert results[7][1] == "fake is the default model.\n"
-    assert "No model is registered as 'nosuch'" in results[8][2]
+    assert "There is no registered model 'nosuch'" in results[8][2]
     assert "always" in rows["fake"]
     assert "yes" in rows["fake"]
     assert "always" in rows["lawyer"]
@@ -418,7 +418,7 @@ def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Pat
     assert "echo" in rows
     # then a removed model is gone, and a second removal fails
     assert removed[1] == "mine is removed.\n"
-    assert again[1:] == ("", "No model is registered as 'mine'; GET /api/models lists all models.\n")
+    assert again[1:] == ("", "There is no registered model 'mine'; list all models with `GET /api/models`.\n")
     assert "mine" not in after[1]
     assert "0 in all" in jobs[1]
     assert review[1] == "No more answers are held for review.\n"

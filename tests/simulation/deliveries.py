@@ -10,7 +10,7 @@ import msgspec
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.times import SECOND_US
-from signoff.errors import NotFound, Stale
+from signoff.errors import Stale, no_delivery
 from signoff.stores.deliveries import MAX_CANDIDATES
 from signoff.stores.deliveries import _within_limits as within_limits
 from simulation.tables import Connection, Tables, Tx
@@ -106,7 +106,7 @@ class MemoryDeliveries:
         def redeliver(tx: Tx) -> Delivery:
             delivery = self._tables.deliveries.get(delivery_id)
             if delivery is None:
-                raise NotFound(f"There is no delivery {delivery_id}.")
+                raise no_delivery(delivery_id)
             if not _is_free(delivery, tx.now):
                 raise Stale(f"The delivery {delivery_id} is being sent; try again when this attempt has ended.")
             changes: dict[str, Any] = {"state": "due", "attempt": 0, "due_at": tx.now}

@@ -98,7 +98,7 @@ async def _caller(services: Services, email: str | None) -> Caller:
         return OPERATOR
     caller = await services.caches.callers.by_email(email)
     if caller is None:
-        raise NotFound(f"No active user has the e-mail address {email}; create one with: signoff user create {email}")
+        raise NotFound(f"There is no active user {email!r}; create one with: signoff user create {email}")
     return caller
 
 

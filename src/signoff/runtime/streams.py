@@ -24,7 +24,7 @@ class StreamCache:
         """Return the stream called `name`. Raises NotFound."""
         stream = (await self._streams.get()).get(name)
         if stream is None:
-            raise NotFound(f"The stream {name!r} does not exist.")
+            raise NotFound(f"There is no stream {name!r}; list them with `GET /api/streams`.")
         return stream
 
     async def all(self) -> Sequence[Stream]:

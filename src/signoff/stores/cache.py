@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.cache import CacheBounds
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
 from signoff.core.times import SECOND_US
-from signoff.errors import Overloaded
+from signoff.errors import write_timed_out
 from signoff.stores.calls import decode_call
 from signoff.stores.clock import now_us
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
@@ -72,7 +72,7 @@ class SqlCache:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 await (await self._database.defer(store))  # in the transaction that logs the call, if there is one
         except TimeoutError:
-            raise Overloaded("The database did not store the cached answers in time.") from None
+            raise write_timed_out() from None
 
     async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from signoff.core.backlog import DeliveryDepth
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.times import SECOND_US
-from signoff.errors import NotFound, Stale
+from signoff.errors import NotFound, Stale, no_delivery
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
 from signoff.stores.transaction import Tx
@@ -193,7 +193,7 @@ def _settle(tx: Tx, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> b
 
 def _resend_error(tx: Tx, delivery_id: str) -> NotFound | Stale:
     if tx.conn.execute(_BY_ID, {"delivery": delivery_id}).one_or_none() is None:
-        return NotFound(f"There is no delivery {delivery_id}.")
+        return no_delivery(delivery_id)
     return Stale(f"The delivery {delivery_id} is being sent; try again when this attempt has ended.")
 
 

@@ -199,7 +199,8 @@ def _next_version(tx: Tx, item: LibraryItem) -> int:
     update = sa.update(compositions).where(*is_item).values(values).returning(compositions.c.newest)
     version = tx.conn.execute(update).scalar_one_or_none()
     if version is None:
-        raise LibraryItemNotFound(f"There is no {_kind(item)} with the id {item.id}.")
+        kind = _kind(item)
+        raise LibraryItemNotFound(f"There is no {kind} with the id {item.id}; list them with `GET /api/{kind}s`.")
     return version
 
 

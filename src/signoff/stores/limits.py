@@ -19,7 +19,7 @@ from signoff.core.limits import (
 )
 from signoff.core.refusals import RefusalCount
 from signoff.core.times import HOUR_US
-from signoff.errors import Overloaded
+from signoff.errors import Overloaded, write_timed_out
 from signoff.infra.actor import current_actor
 from signoff.stores.audit import delete_one, record
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
@@ -120,7 +120,7 @@ class SqlLimits:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 return await self._enqueue(requests, operation)
         except TimeoutError:
-            raise Overloaded("The database did not update the counters of limits in time; try again later.") from None
+            raise write_timed_out() from None
 
     def _enqueue(self, requests: Iterable[ReservationRequest], operation: Operation) -> asyncio.Future[Any]:
         """Queue `operation` for the next transaction, and return a future of its result."""

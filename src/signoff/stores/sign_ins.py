@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import sqlalchemy as sa
 
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
-from signoff.errors import Overloaded
+from signoff.errors import write_timed_out
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.people_schema import sign_in_failures as failures
 from signoff.stores.statements import insert_into
@@ -45,7 +45,7 @@ class SqlSignIns:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 return await self._database.write_alone(operation)
         except TimeoutError:
-            raise Overloaded("The database did not commit the write in time; try again later.") from None
+            raise write_timed_out() from None
 
 
 def _begin(tx: Tx, limits: Sequence[SignInLimit]) -> SignInDenial | None:

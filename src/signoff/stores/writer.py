@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from signoff.errors import Overloaded, SignoffError
+from signoff.errors import Overloaded, SignoffError, write_timed_out
 from signoff.stores.statements import execute_each
 from signoff.stores.transaction import Tx
 
@@ -91,7 +91,7 @@ class Writer:
             async with asyncio.timeout(self._timeout_seconds):
                 return await (await self.enqueue(operation, lock_key=lock_key))
         except TimeoutError:
-            raise Overloaded("The database did not commit the write in time; try again later.") from None
+            raise write_timed_out() from None
 
     async def enqueue(
         self, operation: Callable[[Tx], T] | RowUpdate, *, lock_key: str | None = None

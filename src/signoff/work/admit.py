@@ -118,7 +118,7 @@ async def _model_job(
     Raises NotFound if the model does not serve the path, and MissingParameter.
     """
     if accepts_any_json(model) and ask.path[0] != "/":
-        raise NotFound(f"The model {model.name} does not serve {ask.path}.")
+        raise NotFound(f"The model {model.name!r} does not serve {ask.path}; use a model of the kind openai.")
     check_route(ask.caller, ask.path, model)
     review = "always" if references.is_held else model.review
     path = path_for(model, ask.path, ask.body)

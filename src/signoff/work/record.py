@@ -9,7 +9,7 @@ import structlog
 
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
-from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
+from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale, write_timed_out
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.backlogs import BacklogSlot
 from signoff.runtime.inflight import InflightCall
@@ -201,7 +201,7 @@ async def _await_commit(commit: asyncio.Future[int]) -> None:
         async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
             await asyncio.shield(commit)
     except TimeoutError:
-        raise Overloaded(f"The database did not record this call within {COMMIT_TIMEOUT_SECONDS:g} s.") from None
+        raise write_timed_out() from None
 
 
 async def _is_row_stored(inflight: InflightCall) -> bool:

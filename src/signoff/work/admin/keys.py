@@ -74,4 +74,4 @@ async def _load_key(services: Services, key_id: int) -> UpstreamKey:
 
 
 def _not_found(key_id: int) -> NotFound:
-    return NotFound(f"There is no upstream key {key_id}.")
+    return NotFound(f"There is no upstream key {key_id}; list them with `GET /api/keys`.")

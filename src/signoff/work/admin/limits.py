@@ -57,7 +57,7 @@ async def get_limit(services: Services, caller: Caller, who: str, model: str | N
     name = (await limit_for(services, who, model)).name
     status = next((status for status in await list_limits(services, caller) if status.limit.name == name), None)
     if status is None:
-        raise NotFound(f"There is no limit for {name}.")
+        raise _no_limit(name)
     return status
 
 
@@ -84,7 +84,7 @@ async def put_limit(services: Services, limit: Limit) -> None:
 async def delete_limit(services: Services, limit: Limit) -> None:
     """Remove a limit for an operator, without a caller. Raises NotFound."""
     if not await services.store.limits.drop_limit(limit.name):
-        raise NotFound(f"There is no limit for {limit.name}.")
+        raise _no_limit(limit.name)
     services.caches.limits.invalidate()
 
 
@@ -134,3 +134,7 @@ def _limits_of(limits: Iterable[Limit], caller: Caller) -> list[Limit]:
 
 def _counter_of(limit: Limit, caller: Caller) -> str:
     return limit.name if limit.scope == "token" else limit_name("user", caller.user_id, limit.model)
+
+
+def _no_limit(name: str) -> NotFound:
+    return NotFound(f"There is no limit for {name}; list them with `GET /api/limits`.")

@@ -125,7 +125,7 @@ async def find_user(services: Services, caller: Caller, key: str) -> User:
         return await get_user(services, caller, int(key) if len(key) <= len(str(MAX_ID)) else 0)
     user = await services.store.people.user(key)
     if user is None:
-        raise NotFound(f"No user has the e-mail address {key[:MAX_EMAIL_LENGTH]!r}; list them with `GET /api/users`.")
+        raise NotFound(f"There is no user {key[:MAX_EMAIL_LENGTH]!r}; list them with `GET /api/users`.")
     return user
 
 
@@ -133,7 +133,7 @@ async def user_with_email(services: Services, email: str) -> User:
     """Return the user with this e-mail address. Raises NotFound."""
     user = await services.store.people.user(email)
     if user is None:
-        raise NotFound(f"No user has the e-mail address {email}; create one with: signoff user create {email}")
+        raise NotFound(f"There is no user {email!r}; create one with: signoff user create {email}")
     return user
 
 

@@ -120,4 +120,4 @@ async def unregister_model(services: Services, name: str) -> None:
 
 
 def _not_registered(name: str) -> ModelNotFound:
-    return ModelNotFound(f"No model is registered as {name!r}; GET /api/models lists all models.")
+    return ModelNotFound(f"There is no registered model {name!r}; list all models with `GET /api/models`.")

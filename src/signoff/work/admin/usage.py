@@ -46,5 +46,5 @@ async def drop_price(services: Services, caller: Caller, model: str, valid_from:
     """Remove the price that is valid from `valid_from`. Raises Forbidden, NotFound."""
     check_admin(caller)
     if not await services.store.usage.drop_price(model, valid_from):
-        raise NotFound(f"There is no price of {model!r} that starts at this time.")
+        raise NotFound(f"There is no price of {model!r} that starts at this time; list them with `GET /api/prices`.")
     services.caches.prices.invalidate()

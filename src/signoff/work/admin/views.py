@@ -28,4 +28,4 @@ async def drop_view(services: Services, caller: Caller, page: str, name: str) ->
     """Delete a view of the caller. Raises Unauthorized, NotFound."""
     check_identified(caller)
     if not await services.store.views.drop(caller.user_id, page, name):
-        raise NotFound(f"There is no saved view {name!r}; it was deleted already.")
+        raise NotFound(f"There is no saved view {name!r}; reload the page to see the views that exist.")

@@ -59,7 +59,7 @@ async def find_references(services: Services, caller: Caller, path: str, body: b
     if not is_admin and route.object_id is not None and route.object_id not in creators:
         hidden.append(route.object_id)
     if hidden:
-        raise NotFound(f"There is no object {min(hidden)!r}.")
+        raise NotFound(f"There is no object {min(hidden)!r}; check the id and the token.")
     return References(
         subject=None if route.object_id is None else creators.get(route.object_id),
         changing_ids=tuple(each for each in ids if can_change(each)),

@@ -3,7 +3,7 @@
 from signoff.core.access import Caller
 from signoff.core.batch import is_batch_id
 from signoff.core.delivery import Delivery
-from signoff.errors import Forbidden, NotFound
+from signoff.errors import Forbidden, NotFound, no_delivery
 from signoff.work.batches.manage import find_batch
 from signoff.work.jobs.query import get_job
 from signoff.work.services import Services
@@ -20,7 +20,7 @@ async def redeliver(services: Services, caller: Caller, delivery_id: str) -> Del
 
     Raises NotFound, Forbidden, and Stale while it is being sent.
     """
-    not_found = NotFound(f"There is no delivery {delivery_id}.")
+    not_found = no_delivery(delivery_id)
     delivery = await services.store.deliveries.get(delivery_id)
     if delivery is None:
         raise not_found

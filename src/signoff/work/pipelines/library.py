@@ -105,7 +105,7 @@ async def get_item(
     item = await services.caches.library.find(int(key) if _is_number(key) else key, at, refresh=True)
     if not isinstance(item, KINDS[kind]) or not may_use_item(caller, item):
         version_text = "" if at == PRODUCTION else f" in version {at!r}"
-        raise LibraryItemNotFound(f"There is no {kind} {key!r}{version_text}.")
+        raise LibraryItemNotFound(f"There is no {kind} {key!r}{version_text}; list them with `GET /api/{kind}s`.")
     return item
 
 
@@ -160,7 +160,8 @@ async def set_label(
         raise BadRequest("The label production cannot be removed; move it to another version.")
     if not await services.store.library.label(item.id, name, version):
         missing = f"label {name!r}" if version is None else f"version {version}"
-        raise LibraryItemNotFound(f"The {kind} {item.name!r} has no {missing}.")
+        remedy = f"list its versions with `GET /api/{kind}s/{item.name}/versions`"
+        raise LibraryItemNotFound(f"The {kind} {item.name!r} has no {missing}; {remedy}.")
     services.caches.library.invalidate()
     return await get_item(services, caller, kind, key, PRODUCTION if version is None else version)
 

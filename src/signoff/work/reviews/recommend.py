@@ -110,7 +110,7 @@ async def recommend(
         raise BadRequest(f"`caught` must be above 0 and up to 1 (got {caught:g}).")
     policy = await get_policy(services, caller, name)
     if policy.default.then == "reject":
-        raise Conflict("The `default` of the policy rejects, so no answer could come to a further rule.")
+        raise Conflict("The `default` of the policy rejects, so no answer is left for a rule; let it pass or hold.")
     assessed = await _read(services, policy, last)
     fitted = _fitting(assessed)
     names, left_out = _usable(policy, fitted)
@@ -229,7 +229,7 @@ def _usable(policy: ReviewPolicy, answers: Sequence[_AssessedAnswer]) -> tuple[l
         else:
             names.append(name)
     if not names:
-        raise Conflict("No signal differs between the answers that people decided on, so no rule can tell them apart.")
+        raise Conflict("No signal differs between the answers that people decided on; add one, such as a `judge`.")
     return names, left_out
 
 
@@ -248,7 +248,7 @@ def _thresholds(
     ordered = sorted((each for each in coming if each is not None and not math.isnan(each)), reverse=True)
     places = [math.ceil(share * len(ordered)) - 1 for share in HELD_SHARES]
     if not ordered:
-        raise Conflict("A rule of the policy decides about each past answer, so none would come to a further rule.")
+        raise Conflict("The rules of the policy decide on all past answers; narrow one, to leave some for a rule.")
     # Rounded down, so that the answer at the place is held.
     values = dict.fromkeys(math.floor(ordered[max(0, place)] * 1e6) / 1e6 for place in places)
     wrong = [(each, at) for each, at in zip(fitted, scores, strict=True) if each.is_wrong]
