@@ -67,4 +67,4 @@ async def test_without_the_bundle_pages_have_no_scripts_and_the_start_says_so(
     assert (status, "<script" in page) == (200, False)
     with structlog.testing.capture_logs() as logs:
         log_page_warnings()
-    assert [(each["log_level"], each["warning"]) for each in logs] == [("warning", NOT_BUILT)]
+    assert [(each["log_level"], each["remedy"]) for each in logs] == [("warning", NOT_BUILT)]

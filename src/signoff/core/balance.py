@@ -146,9 +146,9 @@ def may_succeed_elsewhere(error: SignoffError) -> bool:
 
 
 def is_refusal(error: SignoffError) -> bool:
-    """Return True if the error does not show whether the request or the endpoint is at fault.
+    """Return True if the endpoint refused the request: it lacks the model or the route, or may not serve this server.
 
-    If another endpoint answers the same request, the endpoint that refused it is at fault.
+    The request may be at fault, too. If another endpoint answers the same request, the endpoint that refused it is.
     """
     if not isinstance(error, ModelAnswered):
         return False

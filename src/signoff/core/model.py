@@ -50,7 +50,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time from the request to the end of the answer."""
 
     def fault(self, limit: TimeLimit) -> str:
-        """Return what a model has done when `limit` is over, to follow its name in a message."""
+        """Return the rest of a message that begins with the name of a model that exceeded `limit`."""
         verbs = {"first_byte_seconds": "did not start to answer within", "between_chunks_seconds": "sent nothing for"}
         return f"{verbs.get(limit, 'took more than')} {getattr(self, limit):g} s (`timeouts.{limit}`)"
 

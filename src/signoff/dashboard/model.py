@@ -43,12 +43,12 @@ async def post_model(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> Template | Response[str]:
     """Register a model, and show it; or show the form again with what is wrong."""
-    form, commands = await _form(request), takes_commands(door_settings, scope_of(request))
+    form, may_set_command = await _form(request), takes_commands(door_settings, scope_of(request))
     try:
         changes, keys = parse_model(_with_key(form))
         check_required(changes, "kind")
         model = with_changes(Model(name=form.name.strip(), kind=changes["kind"]), changes)
-        await add_model(services, caller, model, keys, commands=commands, is_new=True)
+        await add_model(services, caller, model, keys, may_set_command=may_set_command, is_new=True)
     except SignoffError as error:
         return await models_page(request, services, caller, form, error)
     return redirect(_address(model.name))
@@ -85,9 +85,11 @@ async def post_action(
                 return redirect(MODELS.path)
             case _:
                 changes, keys = parse_model(_with_key(form))
-                commands = takes_commands(door_settings, scope_of(request))
+                may_set_command = takes_commands(door_settings, scope_of(request))
                 complete, expected = _complete(changes), form.expected
-                await change_model(services, caller, name, complete, keys, commands=commands, expected_digest=expected)
+                await change_model(
+                    services, caller, name, complete, keys, may_set_command=may_set_command, expected_digest=expected
+                )
     except SignoffError as error:
         return await _model_page(request, services, caller, name, form=form, error=error)
     return redirect(_address(name))

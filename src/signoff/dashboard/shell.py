@@ -117,7 +117,7 @@ def page(
 
 
 def document(request: AnyRequest, template: str, title: str, /, **context: Any) -> Template:
-    """Return a page in the shell that knows neither a caller nor the time; see `page`."""
+    """Return a page in the shell, without values that depend on the caller or the time; see `page`."""
     nonce, root = secrets.token_urlsafe(16), root_of(request)
     shared = {"root": root, "nonce": nonce, "built": partial(built_address, root), "title": title}
     shared["static"] = partial(static_address, root)

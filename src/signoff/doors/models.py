@@ -98,8 +98,8 @@ async def post_model(
     changes, keys = parse_model(await request.body())
     check_required(changes, "name", "kind")
     model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
-    commands = takes_commands(door_settings, scope_of(request))
-    await add_model(services, caller, model, keys, commands=commands, is_new=True)
+    may_set_command = takes_commands(door_settings, scope_of(request))
+    await add_model(services, caller, model, keys, may_set_command=may_set_command, is_new=True)
     status = await get_model(services, caller, model.name)
     return Response(_model_json(status), headers={"location": f"/api/models/{quote(model.name)}"})
 
@@ -123,8 +123,8 @@ async def patch_model(
 ) -> dict[str, Any]:
     """Change the members of the body; all others keep their values."""
     changes, keys = parse_model(await request.body())
-    commands = takes_commands(door_settings, scope_of(request))
-    await change_model(services, caller, name.removeprefix("/"), changes, keys, commands=commands)
+    may_set_command = takes_commands(door_settings, scope_of(request))
+    await change_model(services, caller, name.removeprefix("/"), changes, keys, may_set_command=may_set_command)
     return _model_json(await get_model(services, caller, name.removeprefix("/")))
 
 

@@ -65,8 +65,8 @@ class PredictDoor(AsgiDoor):
                     await send_json(send, {"status": "success"})
                 case "addmodel":
                     _check_token(scope)
-                    commands = takes_commands(self._door_settings, scope)
-                    await add_model(self._services, caller, model_of(fields), commands=commands)
+                    may_set_command = takes_commands(self._door_settings, scope)
+                    await add_model(self._services, caller, model_of(fields), may_set_command=may_set_command)
                     await send_json(send, {"status": "success", "id": name})
                 case _:
                     raise NotFound(f"Unknown operation {operation!r}; use predict, getlogs, cleanlogs or addmodel.")

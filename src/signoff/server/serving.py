@@ -82,7 +82,7 @@ class DrainingServer(uvicorn.Server):
             connection.shutdown()
         if state.tasks:
             seconds = self.config.timeout_graceful_shutdown
-            log.info("draining", requests=len(state.tasks), seconds=seconds, hint="Ctrl-C again ends at once")
+            log.info("draining", requests=len(state.tasks), seconds=seconds, remedy="press Ctrl-C again to end")
         await self._wait_for_requests(self.config.timeout_graceful_shutdown or 0)
         shutdown.interrupt()
         for task in list(state.tasks):

@@ -14,14 +14,14 @@ log = structlog.get_logger()
 async def log_warnings(services: Services, settings: Settings) -> None:
     """Log each cause for a warning."""
     if (warning := settings.anonymous_warning) is not None:
-        log.warning("anonymous_admin", warning=warning)
+        log.warning("anonymous_admin", remedy=warning)
     for warning in ignored_variables():
-        log.warning("unknown_setting", warning=warning)
+        log.warning("unknown_setting", remedy=warning)
     if await default_model(services) is None:
-        log.warning("no_default_model", warning=NoDefaultModel().message)
+        log.warning("no_default_model", remedy=NoDefaultModel().message)
 
 
 def log_page_warnings() -> None:
     """Log what the pages lack, in a process that serves them."""
     if not bundle():
-        log.warning("scripts_not_built", warning=NOT_BUILT)
+        log.warning("scripts_not_built", remedy=NOT_BUILT)

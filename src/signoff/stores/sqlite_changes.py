@@ -57,7 +57,7 @@ class SqliteChangeFeed:
         return True
 
     def publish(self, items: Iterable[tuple[Topic, str]]) -> None:
-        """Send notifications to all other processes. Raise nothing: what they are about is committed."""
+        """Send notifications to all other processes. Never raise: the changes are already committed."""
         try:
             if peers := self._peers():
                 changes = dict.fromkeys(items)

@@ -45,11 +45,11 @@ async def record_departure(services: Services, job: Job) -> None:
 
 
 async def find_left_job(services: Services, ask: Ask, job: Job) -> Job | None:
-    """Return the earlier job whose answer the caller of `ask` gets instead of that of `job`; not redacted.
+    """Return the earlier job whose answer the caller of `ask` gets instead of that of `job`; None if there is none.
 
-    It is one of the same token and request that a caller has left, which may have ended meanwhile; each is returned
-    once. For a retry that says so, it is also an unfinished one whose caller is not known to have left.
-    None if there is none.
+    The earlier job has the same token and request, and its caller has left; it may have ended since. Each such job is
+    returned once. If `ask.is_retry` is true, an unfinished job is returned, too, whose caller is not known to have
+    left. The job is not redacted.
     """
     if job.fingerprint is None:
         return None

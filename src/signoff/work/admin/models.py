@@ -131,7 +131,7 @@ async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from wh
     changes: Mapping[str, Any],
     secrets: ModelKeys,
     *,
-    commands: bool,
+    may_set_command: bool,
     expected_digest: str | None = None,
 ) -> None:
     """Change the given fields of a registered model.
@@ -142,7 +142,7 @@ async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from wh
         name: The name of the model, which cannot change.
         changes: Fields by name; others stay.
         secrets: New upstream keys; without them the model keeps its keys.
-        commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
+        may_set_command: True if the caller may set a command line; see `doors.callers.takes_commands`.
         expected_digest: The `model_digest` of the model that the changes were made from; None for any.
 
     Raises:
@@ -162,8 +162,10 @@ async def change_model(  # noqa: PLR0913 -- what to change, by whom, and from wh
         raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
     changed = with_changes(status.model, changes)
     keeps_command = (changed.command, changed.serve) == (status.model.command, status.model.serve)
-    may_have_command = commands or keeps_command
-    await add_model(services, caller, changed, secrets, commands=may_have_command, expected_digest=expected_digest)
+    may_set_command = may_set_command or keeps_command
+    await add_model(
+        services, caller, changed, secrets, may_set_command=may_set_command, expected_digest=expected_digest
+    )
 
 
 async def add_model(  # noqa: PLR0913 -- what to store, for whom, and instead of which state
@@ -172,7 +174,7 @@ async def add_model(  # noqa: PLR0913 -- what to store, for whom, and instead of
     model: Model,
     secrets: ModelKeys = NO_MODEL_KEYS,
     *,
-    commands: bool,
+    may_set_command: bool,
     is_new: bool = False,
     expected_digest: str | None = None,
 ) -> None:
@@ -185,13 +187,13 @@ async def add_model(  # noqa: PLR0913 -- what to store, for whom, and instead of
         caller: The caller, an admin.
         model: The model.
         secrets: Keys of its upstreams.
-        commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
+        may_set_command: True if the caller may set a command line; see `doors.callers.takes_commands`.
         is_new: Raise NameTaken if there is a model of this name.
         expected_digest: Raise VersionConflict if the model of this name has another `model_digest`.
     """
     check_identified(caller)
     check_admin(caller)
-    if model.command and not commands:
+    if model.command and not may_set_command:
         raise Forbidden(
             "A command can be set over HTTP only from this machine, at a loopback address and not through a proxy, or "
             "if `allow_remote_commands` is set; use `signoff model add`."

@@ -45,9 +45,10 @@ class LibraryEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryEntry]:
-    """Return every model, and the prompts and pipelines that the caller may use and no model hides.
+    """Return all models, and the prompts and pipelines that the caller may use under their names.
 
-    Of these, at most MAX_LISTED are read. Names that end in `*` stand for many models, and are not among them.
+    A prompt or pipeline is left out if a request with its name goes to a model, and so is a model whose name is a
+    pattern (ends in `*`). At most MAX_LISTED prompts and pipelines are read.
     """
     models = await services.caches.models.all()
     names = {model.name for model in models}

@@ -80,7 +80,7 @@ async def _send_one(services: Services, notice: Notice, lease: str) -> None:
         waits = services.rules.webhook_waits_seconds
         outcome = NoticeOutcome(after_seconds=scheduled_seconds(waits, notice.attempt, services.ids.random_float()))
         if outcome.after_seconds is None:
-            log.error("digest_given_up", **fields)
+            log.error("digest_failed", **fields)
         else:
             log.warning("digest_not_sent", **fields)
     await settle(notice.id, lease, outcome)

@@ -94,16 +94,16 @@ class JobPage(ListPage[JobAnswer]):
 
 
 class QueueJob(TypedDict):
-    """Job of the queue doors, by the id that its caller chose."""
+    """Job of the queue API, by the id that its caller chose."""
 
     job_id: str
     """Id of the caller, or of the job."""
     job_status: str
-    """Status of the job in words of the queue doors."""
+    """Status of the job in words of the queue API."""
 
 
 class QueueResult(QueueJob):
-    """Result of a job of the queue doors."""
+    """Result of a job of the queue API."""
 
     content: str | None
     """Text of the answer; null before it."""
