@@ -54,7 +54,7 @@ async def test_a_fault_is_shown_above_the_form_as_it_was_filled_in(
     server: Live, form: dict[str, str], fault: str
 ) -> None:
     admin = await signed_in(server, "admin", "faulty")
-    page = await admin.submit("/dashboard/limits", status=404 if "No user" in fault else 400, **form)
+    page = await admin.submit("/dashboard/limits", status=404 if "no user" in fault else 400, **form)
     assert fault in words(page.partition('role="alert">')[2].partition("</p>")[0])
     assert all(f'value="{value}"' in page for value in form.values())
 
