@@ -83,6 +83,24 @@ async def test_a_last_event_waits_however_its_server_writes_it(last: bytes) -> N
 
 
 @pytest.mark.parametrize(
+    ("path", "delta", "last"),
+    [
+        ("/v1/images/generations", "image_generation.partial_image", "image_generation.completed"),
+        ("/v1/images/edits", "image_edit.partial_image", "image_edit.completed"),
+        ("/v1/audio/speech", "speech.audio.delta", "speech.audio.done"),
+        ("/v1/audio/transcriptions", "transcript.text.delta", "transcript.text.done"),
+    ],
+)
+async def test_the_end_of_an_image_of_speech_and_of_a_transcription_waits_too(path: str, delta: str, last: str) -> None:
+    attempt, events = started(path=path)
+    pieces = [sse.event(f'{{"type": "{kind}", "text": "{last}"}}'.encode()) for kind in (delta, last)]
+    await attempt.send(pieces)
+    assert events.received == pieces[:1]
+    await attempt.send_last()
+    assert events.received == pieces
+
+
+@pytest.mark.parametrize(
     "piece",
     [
         sse.event(b'{"choices": [{"delta": {"content": "message_stop, response.completed"}}]}'),

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core import sse
-from signoff.core.api_paths import RESPONSES
+from signoff.core.api_paths import RESPONSES, STREAMED
 from signoff.core.dialects.answer import Answer
 from signoff.core.dialects.response_stream import FINAL_EVENTS
-from signoff.core.dialects.stream_state import FINAL_TYPES, event_type, has_content, has_escaped_letters
+from signoff.core.dialects.stream_state import (
+    FINAL_MEDIA_TYPES,
+    FINAL_TYPES,
+    event_type,
+    has_content,
+    has_escaped_letters,
+    is_of_type,
+)
 from signoff.core.job import Job
 from signoff.core.limits import Reservation
 from signoff.core.reviews.ruling import Ruling
@@ -147,7 +154,8 @@ class Attempt:
             events = self.events[:]
         if self.sink is None:
             return
-        end = 0 if self._held_back else next((i for i, event in enumerate(events) if is_last_event(event)), len(events))
+        last = (i for i, event in enumerate(events) if is_last_event(event, self.job.path))
+        end = 0 if self._held_back else next(last, len(events))
         self._held_back += events[end:]
         if end:
             await self.sink.send(events[:end])
@@ -228,11 +236,13 @@ class Attempt:
             self.job = msgspec.structs.replace(self.job, model=self.model)
 
 
-def is_last_event(event: bytes) -> bool:
-    """Return True if `event` ends the stream of a completion, a response or a message."""
+def is_last_event(event: bytes, path: str) -> bool:
+    """Return True if `event` ends the stream of an answer of `path`, or an image in a stream of several."""
     if not event.startswith(b"data: {") and b"[DONE]" in event and sse.data_of(event).startswith(b"[DONE]"):
         return True
-    return _may_be_last(event) and event_type(event) in FINAL_TYPES
+    if _may_be_last(event) and event_type(event) in FINAL_TYPES:
+        return True
+    return path not in STREAMED and any(is_of_type(event, kind) for kind in FINAL_MEDIA_TYPES)
 
 
 def _may_be_last(event: bytes) -> bool:

@@ -23,6 +23,13 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[2567]")
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 # Types of the events that end a response or a message, whose streams have no `[DONE]`.
 FINAL_TYPES = FINAL_EVENTS | {"message_stop"}
+# Types of the events that end an image, speech or a transcription, whose streams have no `[DONE]` either.
+FINAL_MEDIA_TYPES = (
+    "image_generation.completed",
+    "image_edit.completed",
+    "speech.audio.done",
+    "transcript.text.done",
+)
 # Events of Anthropic's and OpenAI's streams that come before any content.
 _SILENT = KEEPALIVES | {"message_start", "response.created", "response.queued", "response.in_progress"}
 # Events that announce an item, and its member in them. They have content if the item is a call, or has a text already.
