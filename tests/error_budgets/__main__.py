@@ -13,13 +13,21 @@ from concurrent.futures import ProcessPoolExecutor
 
 from error_budgets.corpus import FILES, read_answers
 from error_budgets.processes import Tally
-from error_budgets.runs import ADVERSARIES, ALLOWED, DRIFTS, Corpora, run_drift, threshold_of
+from error_budgets.runs import (
+    ADVERSARIES,
+    ADVERSARY_ANSWERS,
+    ADVERSARY_BUDGET,
+    DRIFT_BUDGET,
+    DRIFTS,
+    Corpora,
+    is_broken,
+    run_drift,
+    runs_over,
+    threshold_of,
+)
+from signoff.core.reviews.budget_period import terms_of
 
-MAX_SHARE_OVER = 0.05
 MIN_SHARE_PASSED = 0.78
-# The gate has closed long before.
-ADVERSARY_ANSWERS = 500
-
 
 # Runs that a process makes before it hands their tallies over.
 CHUNK = 20
@@ -53,16 +61,17 @@ def _run(name: str, seed: int) -> Tally:
 
 
 def _report(name: str, tallies: list[Tally], start: float) -> bool:
-    over = sum(tally.wrong_delivered > ALLOWED for tally in tallies)
+    budget = ADVERSARY_BUDGET if name in ADVERSARIES else DRIFT_BUDGET
+    over = runs_over(tallies, budget)
     passed = sorted(tally.delivered / tally.answers for tally in tallies)
     wrong = sorted(tally.wrong_delivered for tally in tallies)
     sys.stdout.write(
         f"{name:18} over budget in {over} of {len(tallies)} runs ({over / len(tallies):.1%}); passed without a person: "
         f"mean {sum(passed) / len(passed):.1%}, least {passed[0]:.1%}; wrong: median {wrong[len(wrong) // 2]}, "
-        f"most {wrong[-1]} of {ALLOWED} allowed; {time.monotonic() - start:.0f} s\n"
+        f"most {wrong[-1]} of {terms_of(budget).allowed} allowed; {time.monotonic() - start:.0f} s\n"
     )
     sys.stdout.flush()
-    return over <= MAX_SHARE_OVER * len(tallies)
+    return not is_broken(tallies, budget)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from error_budgets import processes
 from error_budgets.corpus import Answer, read_answers
-from error_budgets.processes import PASS, Deployment
-from error_budgets.runs import ADVERSARIES, ALLOWED, run_drift, stream, threshold_of, two_processes_with_teams
+from error_budgets.processes import PASS, Deployment, Tally
+from error_budgets.runs import (
+    ADVERSARIES,
+    ADVERSARY_ANSWERS,
+    ADVERSARY_BUDGET,
+    is_broken,
+    run_drift,
+    stream,
+    threshold_of,
+    two_processes_with_teams,
+)
 from signoff.core.job import Decision, Job
-from signoff.core.reviews.budget_period import check_terms, terms_of
+from signoff.core.reviews.budget_period import BudgetPeriod, check_terms, terms_of
 from signoff.core.reviews.rules import Budget
 from signoff.runtime.passes import Passes
 from signoff.work.reviews.budget import apply_budget
@@ -40,7 +51,7 @@ def test_a_corpus_has_the_texts_that_its_authors_describe(corpora: dict[str, lis
 async def test_a_budget_holds_while_texts_drift_to_another_kind(corpora: dict[str, list[Answer]]) -> None:
     threshold, allowed = threshold_of(corpora["tweets"]), terms_of(BUDGET).allowed
     tallies = [await run_drift(corpora, "products", seed, threshold, BUDGET) for seed in range(RUNS)]
-    assert sum(tally.wrong_delivered > allowed for tally in tallies) <= 0.05 * RUNS
+    assert not is_broken(tallies, BUDGET)
     # without the budget, most runs would be over it
     wrong = [sum(answer.is_wrong for answer in stream(corpora, "products", random.Random(seed))) for seed in range(5)]
     assert min(wrong) > allowed
@@ -53,22 +64,46 @@ async def test_most_answers_pass_while_the_model_is_as_good_as_its_budget(corpor
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIES))
 async def test_a_budget_holds_against(name: str) -> None:
-    tallies = [await ADVERSARIES[name](seed, 300) for seed in range(RUNS)]
-    assert sum(tally.wrong_delivered > ALLOWED for tally in tallies) <= 0.05 * RUNS
-    assert max(tally.wrong_delivered for tally in tallies) > 0
+    tallies = await tallies_of(name)
+    assert not is_broken(tallies, ADVERSARY_BUDGET)
+    assert min(tally.wrong_delivered for tally in tallies) > 0
+
+
+@pytest.mark.parametrize("name", sorted(ADVERSARIES))
+async def test_a_gate_that_never_closes_is_detected_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BudgetPeriod, "passes", property(lambda period: period.terms.answers))
+    assert is_broken(await tallies_of(name), ADVERSARY_BUDGET)
+
+
+async def test_a_gate_that_ignores_open_audits_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BudgetPeriod, "detected", property(lambda period: period.wrong))
+    assert is_broken(await tallies_of("cancelling caller"), ADVERSARY_BUDGET)
+
+
+async def test_a_cache_that_gives_answers_which_nobody_approved_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def apply_and_cache(services: Any, job: Job, *more: Any) -> Job:
+        return msgspec.structs.replace(await apply_budget(services, job, *more), cache=job.cache)
+
+    monkeypatch.setattr(processes, "apply_budget", apply_and_cache)
+    assert is_broken(await tallies_of("sharing callers"), ADVERSARY_BUDGET)
+
+
+async def tallies_of(name: str) -> list[Tally]:
+    """Return the tallies of the runs of an adversary."""
+    return [await ADVERSARIES[name](seed, ADVERSARY_ANSWERS) for seed in range(RUNS)]
 
 
 async def test_a_budget_for_each_group_holds_in_each_of_them_with_two_processes_at_once() -> None:
-    runs = [await two_processes_with_teams(seed, 1_500) for seed in range(RUNS)]
+    runs = [await two_processes_with_teams(seed, 3 * ADVERSARY_ANSWERS) for seed in range(RUNS)]
     for team in ("first", "second"):
         tallies = [tallies[team] for tallies in runs]
-        assert sum(tally.wrong_delivered > ALLOWED for tally in tallies) <= 0.05 * RUNS
+        assert not is_broken(tallies, ADVERSARY_BUDGET)
         # the model keeps going until the gate closes, so the budget is what stops it
         assert min(tally.wrong_delivered for tally in tallies) > 0
         assert sum(tally.held for tally in tallies) > 0.4 * sum(tally.answers for tally in tallies)
     for tallies in runs:
         fresh = [tally for team, tally in tallies.items() if team.startswith("new-")]
-        assert len(fresh) > 400
+        assert len(fresh) > 0.8 * ADVERSARY_ANSWERS
         # a team for each request: each has a budget, of which one answer uses one pass, or none
         assert {tally.wrong_delivered for tally in fresh} == {0, 1}
 
