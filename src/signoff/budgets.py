@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from signoff.core.job import Job
+from signoff.core.reviews.answer_digest import Harmless
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms
 from signoff.core.reviews.planted import CatchCount, PlantedItem
 
@@ -99,11 +100,13 @@ class Budgets(Protocol):
         """Remove an item, which is then presented no more. Return False if the policy has none with this id."""
         ...
 
-    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
+    async def present_planted(
+        self, policy: str, like: Job, secret: str, *, actor: str, harmless: tuple[Harmless, ...] = ()
+    ) -> Job | None:
         """Present the item of the policy that was presented the longest time ago; return its job, None without items.
 
         The job looks like the held job `like`; its id is made from `secret`, a random text. It has no caller: it is not
-        delivered, not counted, and the owner of `like` does not see it.
+        delivered, not counted, and the owner of `like` does not see it. Edits that `harmless` names do not catch it.
         """
         ...
 

@@ -12,10 +12,12 @@ from signoff.budgets import PassGrant, PassRequest
 from signoff.core.audit import AuditFilter
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Edit, Job
+from signoff.core.reviews.answer_digest import Harmless
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms
 from signoff.core.reviews.catch_rate import lowest_catch_rate
 from signoff.core.reviews.coin import Coin
 from signoff.core.reviews.error_budget import upper_bound
+from signoff.core.reviews.figures import FigureQuery
 from signoff.core.reviews.planted import PlantedItem
 from signoff.core.reviews.ruling import Ruling
 from signoff.core.transitions import replay
@@ -28,6 +30,7 @@ TERMS = BudgetTerms(answers=1000, share=0.05, audit_rate=0.2)
 ALLOWED = 50
 FREE = ALLOWED - 19  # with no wrong answer, as the published table says
 OTHER_ANSWER = ANSWER.replace(b"Hello yourself", b"Goodbye")
+PUNCTUATED_ANSWER = ANSWER.replace(b"Hello yourself", b"Hello, yourself!")
 SPACED_ANSWER = ANSWER.replace(b"Hello yourself", b" Hello  yourself\\n")
 _numbers = iter(range(1_000_000))
 
@@ -298,6 +301,34 @@ async def test_planted_items_are_presented_in_turn_and_count_for_their_reviewer(
     assert list(await store.budgets.planted("p")) == items[1:]
     actions = [entry.action for entry in await store.audit.page(AuditFilter(subject="policy:p"))]
     assert actions == ["planted_item_removed", "planted_item_added", "planted_item_added"]
+
+
+@pytest.mark.parametrize(
+    ("harmless", "verdict", "edited", "is_wrong"),
+    [
+        (("punctuation",), "approve", PUNCTUATED_ANSWER, False),
+        (("case", "punctuation"), "approve", PUNCTUATED_ANSWER.lower(), False),
+        (("case",), "approve", PUNCTUATED_ANSWER, True),
+        ((), "approve", PUNCTUATED_ANSWER, True),
+        (("case", "punctuation"), "approve", OTHER_ANSWER, True),
+        (("case", "punctuation"), "redo", None, True),
+    ],
+    ids=str,
+)
+async def test_an_edit_counts_for_a_planted_item_as_it_does_for_an_audit(
+    store: AStore, harmless: tuple[Harmless, ...], verdict: str, edited: bytes | None, is_wrong: bool
+) -> None:
+    _, lease = await take(store, terms=msgspec.structs.replace(TERMS, harmless=harmless))
+    audit = await audited(store, lease)
+    await store.budgets.plant(PlantedItem(policy="p", path=audit.path, body=audit.body, response=ANSWER))
+    planted = await store.budgets.present_planted("p", audit, "planted", actor="x", harmless=harmless)
+    assert planted is not None
+    for job in (audit, planted):
+        await decided(store, job, verdict, edited=edited)
+    [count] = await store.budgets.catch_counts("p")
+    _, figures = await store.receipts.figures(FigureQuery())
+    caught = [(await period(store)).wrong, count.caught, figures.caught]
+    assert (caught, figures.planted, figures.decisions) == ([int(is_wrong)] * 3, 1, 1)
 
 
 async def test_a_period_takes_the_catch_rate_of_its_start(store: AStore) -> None:

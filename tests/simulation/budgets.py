@@ -8,7 +8,7 @@ import msgspec
 
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.job import Job
-from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.answer_digest import Harmless, is_caught, is_wrong, mark_planted
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, first_period, next_period
 from signoff.core.reviews.copies import copy_for_reviewers, planted_copy
@@ -145,7 +145,9 @@ class MemoryBudgets:
 
         return await self._connection.send(drop, writes=True)
 
-    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
+    async def present_planted(
+        self, policy: str, like: Job, secret: str, *, actor: str, harmless: tuple[Harmless, ...] = ()
+    ) -> Job | None:
         def present(tx: Tx) -> Job | None:
             items = self._tables.planted_items
             oldest = min((at, each.id) for at, each in items.values() if each.policy == policy) if items else None
@@ -154,7 +156,7 @@ class MemoryBudgets:
             _, item = items[oldest[1]]
             items[item.id] = tx.now, item
             job = planted_copy(item, like, secret, tx.now)
-            self._tables.planted_jobs[job.id] = policy, digest_answer(item.response)
+            self._tables.planted_jobs[job.id] = policy, mark_planted(item.response, harmless)
             add_copy(tx, job, actor)
             return job
 
@@ -266,9 +268,9 @@ def record_verdict(tables: Tables, tx: Tx, job: Job, verb: str) -> Job | None:
     if verb in VERDICTS:
         for row in audits:
             period = tables.budget_periods[row["policy"]][row["period"] - 1]
-            is_wrong = verb != "approve" or digest_answer(job.response, period.terms.harmless) != row["digest"]
-            row |= {"is_wrong": is_wrong, "closed_at": tx.now, "digest": ""}
-            counts = {"audits_open": period.audits_open - 1, "wrong": period.wrong + is_wrong}
+            verdict = is_wrong(verb, job.response, row["digest"], period.terms.harmless)
+            row |= {"is_wrong": verdict, "closed_at": tx.now, "digest": ""}
+            counts = {"audits_open": period.audits_open - 1, "wrong": period.wrong + verdict}
             change_period(tables, row["policy"], row["period"], **counts)
         _count_planted(tables, tx, job, verb)
     if verb != "cancel":
@@ -298,14 +300,14 @@ def close_unjudged(tables: Tables, tx: Tx, job_ids: Sequence[str]) -> None:
 
 
 def _count_planted(tables: Tables, tx: Tx, job: Job, verb: str) -> None:
-    policy, digest = tables.planted_jobs.pop(job.id, (None, None))
-    if policy is None:
+    if job.id not in tables.planted_jobs:
         return
+    policy, mark = tables.planted_jobs.pop(job.id)
     stored = tables.decisions.get((job.id, job.round))
     decision = tx.decisions.get((job.id, job.round)) or (stored and stored[0])
     assert decision is not None
     none = CatchCount(reviewer=decision.reviewer, judged=0, caught=0)
     old = tables.catch_counts.get((policy, decision.reviewer), none)
-    caught = old.caught + (verb != "approve" or digest_answer(job.response) != digest)
-    new = msgspec.structs.replace(old, judged=old.judged + 1, caught=caught)
+    caught = tx.caught[job.id, job.round] = is_caught(verb, job.response, mark)
+    new = msgspec.structs.replace(old, judged=old.judged + 1, caught=old.caught + caught)
     tables.catch_counts[policy, decision.reviewer] = new

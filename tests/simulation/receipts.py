@@ -91,7 +91,15 @@ class Chain:
         self.stored[receipt.seq] = (receipt, signed_line(receipt, self.key.sign))
         self.last = receipt
 
-    def decide(self, draft: ReceiptDraft, events: list[ReviewEvent], votes: tuple[ReceiptVote, ...], now: int) -> None:
+    def decide(
+        self,
+        draft: ReceiptDraft,
+        events: list[ReviewEvent],
+        votes: tuple[ReceiptVote, ...],
+        now: int,
+        *,
+        is_caught: bool | None = None,
+    ) -> None:
         """Append the receipt of a decision."""
         self.begin(now)
         salt = sha256(f"salt {self.count}".encode()).digest()
@@ -99,7 +107,7 @@ class Chain:
         receipt = verdict_receipt(draft, self.place(now), salt=salt, times=times, votes=votes)
         self.append(receipt)
         self.decided.append(receipt)
-        self.details[receipt.seq] = details_of(draft.before, draft.after)
+        self.details[receipt.seq] = details_of(draft.before, is_caught=is_caught)
         self.salts[receipt.job_id, receipt.round] = salt
 
 
@@ -114,7 +122,8 @@ def append_receipts(tables: Tables, tx: Tx) -> None:
         ]
         decided = tables.decisions.get((draft.before.id, draft.before.round))
         votes = () if decided is None else (ReceiptVote(reviewer=decided[0].reviewer, verdict=decided[0].verdict),)
-        tables.receipts.decide(draft, events, votes, tx.now)
+        caught = tx.caught.get((draft.before.id, draft.before.round))
+        tables.receipts.decide(draft, events, votes, tx.now, is_caught=caught)
 
 
 class MemoryReceipts:

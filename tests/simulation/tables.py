@@ -81,6 +81,7 @@ class Tx(msgspec.Struct):
     departures: dict[str, int] = {}
     returned: list[str] = []
     drafts: list[ReceiptDraft] = []
+    caught: dict[tuple[str, int], bool] = {}
 
     def add_missing(self, table: sa.Table, row: dict[str, Any]) -> None:
         """Add a mark; which job created an object is derived from the jobs."""

@@ -450,6 +450,19 @@ async def test_a_copy_that_is_sent_back_ends_as_a_job_that_its_caller_cancels(tm
         assert ends[1:] == [ends[0]] * len(copies)
 
 
+async def test_a_planted_item_is_compared_with_the_edits_that_its_budget_calls_harmless(tmp_path: Path) -> None:
+    async with desk(tmp_path, msgspec.structs.replace(BUDGET, planted_rate=1, harmless=("case",))) as here:
+        item = PlantedItem(policy="careful", path="/v1/chat/completions", body=b'{"messages":[]}', response=ANSWER)
+        await here.services.store.budgets.plant(item)
+        await here.ask(20)
+        planted = [job for job in await here.on_desk() if is_planted(job)]
+        for job, text in zip(planted, ("hello yourself", "Hello, yourself"), strict=False):
+            edited = ANSWER.replace(b"Hello yourself", text.encode()).decode()
+            await here.decide(job, "approve", edit=Edit(response=edited))
+        [count] = await here.services.store.budgets.catch_counts("careful")
+        assert (count.judged, count.caught) == (2, 1)
+
+
 async def test_a_repeated_selection_for_a_bulk_decision_leaves_out_the_same_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 
 from signoff.core.job import Decision, Job, JobError
-from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.answer_digest import digest_answer, is_caught, is_wrong
 from signoff.core.reviews.budget_period import BudgetTerms
 from signoff.core.reviews.coin import Coin
 from signoff.core.reviews.copies import copy_for_reviewers
@@ -116,9 +116,9 @@ def record_verdict(tx: Tx, job: Job, verb: str) -> Job | None:
 
 def _close_audit(tx: Tx, job: Job, verb: str) -> None:
     for audit in tx.conn.execute(_OPEN_AUDIT, {"audited": job.id}).all():
-        is_wrong = verb != "approve" or digest_answer(job.response, audit.terms.harmless) != audit.digest
-        tx.conn.execute(_CLOSE_AUDIT, {"audited": job.id, "verdict": is_wrong, "at": tx.now})
-        values = {"of_policy": audit.policy, "of_period": audit.period, "more": int(is_wrong)}
+        verdict = is_wrong(verb, job.response, audit.digest, audit.terms.harmless)
+        tx.conn.execute(_CLOSE_AUDIT, {"audited": job.id, "verdict": verdict, "at": tx.now})
+        values = {"of_policy": audit.policy, "of_period": audit.period, "more": int(verdict)}
         tx.conn.execute(_COUNT_CLOSED, values)
 
 
@@ -140,8 +140,8 @@ def _count_planted(tx: Tx, job: Job, verb: str) -> None:
     tx.flush()  # the decision was added in this transaction
     of_round = (decisions.c.job_id == job.id) & (decisions.c.round == job.round)
     decision: Decision = tx.conn.execute(sa.select(decisions.c.decision).where(of_round)).scalar_one()
-    is_caught = verb != "approve" or digest_answer(job.response) != planted.digest
-    row = {"policy": planted.policy, "reviewer": decision.reviewer, "judged": 1, "caught": int(is_caught)}
+    caught = tx.caught[job.id, job.round] = is_caught(verb, job.response, planted.digest)
+    row = {"policy": planted.policy, "reviewer": decision.reviewer, "judged": 1, "caught": int(caught)}
     statement = insert_into(catch_counts, tx.conn.dialect.name).values(row)
     sums = {name: catch_counts.c[name] + statement.excluded[name] for name in ("judged", "caught")}
     tx.conn.execute(statement.on_conflict_do_update(index_elements=["policy", "reviewer"], set_=sums))

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from signoff.budgets import PassGrant, PassRequest
 from signoff.core.audit import Actor, AuditChange
 from signoff.core.job import Job
-from signoff.core.reviews.answer_digest import digest_answer
+from signoff.core.reviews.answer_digest import Harmless, mark_planted
 from signoff.core.reviews.budget_group import MAX_GROUPS
 from signoff.core.reviews.budget_period import BudgetPeriod, BudgetTerms, first_period, next_period
 from signoff.core.reviews.copies import planted_copy
@@ -111,7 +111,9 @@ class SqlBudgets:
 
         return await self._database.write(drop)
 
-    async def present_planted(self, policy: str, like: Job, secret: str, *, actor: str) -> Job | None:
+    async def present_planted(
+        self, policy: str, like: Job, secret: str, *, actor: str, harmless: tuple[Harmless, ...] = ()
+    ) -> Job | None:
         """See `budgets.Budgets`."""
         oldest = (
             sa.select(*_ITEM)
@@ -129,7 +131,7 @@ class SqlBudgets:
             update = sa.update(planted_items).where(planted_items.c.id == item.id)
             tx.conn.execute(update.values(presented_at=tx.now))
             job = planted_copy(item, like, secret, tx.now)
-            mark = {"job_id": job.id, "policy": policy, "digest": digest_answer(item.response)}
+            mark = {"job_id": job.id, "policy": policy, "digest": mark_planted(item.response, harmless)}
             tx.conn.execute(sa.insert(planted_jobs), mark)
             add_copy(tx, job, actor)
             return job

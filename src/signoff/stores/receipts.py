@@ -130,7 +130,7 @@ def append_receipts(tx: Tx, drafts: list[ReceiptDraft]) -> None:
         )
         chain.append(receipt, job_id=before.id, round=before.round)
         tx.add(receipt_salts, {"job_id": before.id, "round": before.round, "salt": salt})
-        add_figures(tx, receipt, details_of(before, draft.after))
+        add_figures(tx, receipt, details_of(before, is_caught=tx.caught.get((before.id, before.round))))
 
 
 def _page_statement(filters: ReceiptFilter) -> sa.Select[Any]:

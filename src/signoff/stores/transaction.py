@@ -33,6 +33,8 @@ class Tx(msgspec.Struct):
     changes: list[tuple[Topic, str]] = []
     signer: ReceiptSigner | None = None
     """Access to the keys that sign receipts; None if this process cannot sign."""
+    caught: dict[tuple[str, int], bool] = {}
+    """Verdicts on planted items, by job and round: True if the item was rejected, sent back or corrected."""
     _added: dict[Table, list[dict[str, Any]]] = {}
     _missing: dict[Table, dict[Any, dict[str, Any]]] = {}
     _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from signoff.core.reviews.answer_digest import Harmless, digest_answer
+from signoff.core.reviews.answer_digest import Harmless, digest_answer, is_caught, mark_planted
 
 
 def chat(text: str, **more: object) -> bytes:
@@ -32,6 +32,13 @@ def test_an_edit_is_wrong_if_it_changes_more_than_is_harmless(
     edited: str, harmless: tuple[Harmless, ...], is_same: bool
 ) -> None:
     assert (digest_answer(chat("Hello, world"), harmless) == digest_answer(chat(edited), harmless)) == is_same
+
+
+def test_a_mark_without_kinds_of_harmless_edits_is_the_digest_alone() -> None:
+    assert mark_planted(chat("Hello"), ()) == digest_answer(chat("Hello"))
+    marks = [mark_planted(chat("Hello"), harmless) for harmless in ((), ("case",), ("case", "punctuation"))]
+    assert [is_caught("approve", chat("hello!"), mark) for mark in marks] == [True, True, False]
+    assert [is_caught("reject", chat("Hello"), mark) for mark in marks] == [True] * 3
 
 
 def test_the_order_of_members_and_the_usage_do_not_matter_but_arguments_do() -> None:

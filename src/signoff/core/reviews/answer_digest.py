@@ -1,4 +1,4 @@
-"""Digests of answers, by which an edit of an audited answer is compared with the original.
+"""Digests of answers, by which an edit of an audited or planted answer is compared with the original.
 
 Changes of whitespace, and others that the owner of an error budget calls harmless, do not change a digest.
 """
@@ -26,6 +26,33 @@ def digest_answer(answer: bytes | None, harmless: tuple[Harmless, ...] = ()) -> 
     except (ValueError, RecursionError):  # no JSON, or nested too deeply: every edit of it counts
         text = answer or b""
     return hashlib.sha256(text).hexdigest()
+
+
+def is_wrong(verb: str, answer: bytes | None, digest: str, harmless: tuple[Harmless, ...]) -> bool:
+    """Return True if a verdict says that the answer with `digest` was wrong: by its verb, or by an edit that matters.
+
+    Args:
+        verb: Transition of the verdict.
+        answer: The answer after the verdict.
+        digest: Digest of the answer before.
+        harmless: Kinds of edits that do not matter, with which `digest` was made.
+    """
+    return verb != "approve" or digest_answer(answer, harmless) != digest
+
+
+def mark_planted(answer: bytes, harmless: tuple[Harmless, ...]) -> str:
+    """Return the digest of a planted answer, after the kinds of edits that do not change it; see `is_caught`."""
+    digest = digest_answer(answer, harmless)
+    return f"{','.join(harmless)}:{digest}" if harmless else digest
+
+
+def is_caught(verb: str, answer: bytes | None, mark: str) -> bool:
+    """Return True if a verdict says that a planted answer was wrong, as of an audited one.
+
+    `mark` is that of `mark_planted`. One of before there were kinds in it is the digest alone.
+    """
+    kinds, _, digest = mark.rpartition(":")
+    return is_wrong(verb, answer, digest, tuple(cast("Harmless", kind) for kind in kinds.split(",") if kind))
 
 
 def _normalized_json(answer: bytes, harmless: tuple[Harmless, ...]) -> bytes:

@@ -6,9 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.job import Job
-from signoff.core.reviews.answer_digest import digest_answer
 from signoff.core.reviews.catch_rate import INTERVAL_ERROR, highest_catch_rate, lowest_catch_rate
-from signoff.core.reviews.copies import is_planted
 from signoff.core.reviews.receipt import VerdictReceipt
 from signoff.core.reviews.votes import cohens_kappa
 
@@ -101,15 +99,13 @@ class DecisionDetails(msgspec.Struct, frozen=True, kw_only=True):
     """Its version."""
 
 
-def details_of(before: Job, after: Job) -> DecisionDetails:
-    """Return the details of a decision, from the job before and after it took effect."""
+def details_of(before: Job, *, is_caught: bool | None) -> DecisionDetails:
+    """Return the details of a decision on the job `before`; `is_caught` is that of the details."""
     prompt, version = before.prompt, before.prompt_version
     if before.pipeline_id is not None:  # no prompt and pipeline have the same name
         prompt, version = before.target, before.pipeline_version
-    if not is_planted(before):
-        return DecisionDetails(is_copy=before.copy_of is not None, prompt=prompt, prompt_version=version)
-    is_caught = after.status != "success" or digest_answer(before.response) != digest_answer(after.response)
-    return DecisionDetails(is_caught=is_caught, is_copy=True, prompt=prompt, prompt_version=version)
+    is_copy = before.copy_of is not None
+    return DecisionDetails(is_caught=is_caught, is_copy=is_copy, prompt=prompt, prompt_version=version)
 
 
 def kappa_of(totals: FigureTotals) -> float | None:

@@ -121,7 +121,8 @@ async def plant_beside(services: Services, job: Job) -> None:
         policy, budget = budgets[-1]
         if _toss(services, _PLANT, job) < budget.planted_rate:
             secret = services.ids.new_id()
-            await services.store.budgets.present_planted(policy, job, secret, actor=services.ids.actor)
+            actor, harmless = services.ids.actor, budget.harmless
+            await services.store.budgets.present_planted(policy, job, secret, actor=actor, harmless=harmless)
     except Exception:
         log.exception("planting_failed", job_id=job.id)
 
