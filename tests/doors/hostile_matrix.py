@@ -284,7 +284,7 @@ _PLAIN = [
         CHAT | {"model": "<prompt>"},
     ),
     # a reviewer may decide, but not on an answer that the page did not show
-    Row("POST /dashboard/decide", "404 409 409 409", body="id=<held>&verdict=approve&round=0&seen=x", headers=FORM),
+    Row("POST /dashboard/decide", "403 403 409 409", body="id=<held>&verdict=approve&round=0&seen=x", headers=FORM),
 ]
 _FOR_ANYBODY = [
     # callers with a token are led to the first page of their role
@@ -325,6 +325,7 @@ ROLE_FIRST = {
     *("POST /reviewJob", "POST /api/users", "PATCH /api/users/{user}", "DELETE /api/users/{user}"),
     *(row.route for row in _REVIEWS),
     *(row.route for row in PAGES if row.route.partition(" ")[2].startswith("/dashboard/review/{job_id}")),
+    "POST /dashboard/decide",
     *("POST /dashboard/people/users", "POST /dashboard/people/users/{user_id}"),
     *("POST /dashboard/people/users/{user_id}/link", "GET /dashboard/people/users/{user_id}"),
     "POST /dashboard/people/users/{user_id}/erase",

@@ -64,7 +64,7 @@ def test_a_backup_of_a_running_server_can_be_restored_elsewhere(
     # then a server there refuses to start without the key
     code, _, error_output = run_signoff(new, "jobs")
     assert code == 1
-    assert "Copy the key file of the other hosts" in error_output
+    assert "Copy the keys of the other hosts there" in error_output
     shutil.copy(tmp_path / "old" / "secret.key", tmp_path / "new" / "secret.key")
     # and with it the token works, the jobs are unchanged, and the held one can be approved
     with served(new, tmp_path, port):

@@ -15,12 +15,13 @@ from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import INTS, parse_digits
 from signoff.doors.session import end_session
-from signoff.errors import BadRequest, LimitReached, PasswordsOff, Unauthorized
+from signoff.errors import BadRequest, LimitReached, MissingParameter, PasswordsOff, Unauthorized
 from signoff.work.admin.oidc import offers_sign_out, sign_in_methods
 from signoff.work.services import Services
 
 SIGN_IN_ERRORS = {
     BadRequest.code: "Fill in the e-mail address and the password.",
+    MissingParameter.code: "Fill in the e-mail address and the password.",
     LimitReached.code: "There were too many sign-ins.",
     PasswordsOff.code: "Passwords are turned off here. Sign in another way.",
     Unauthorized.code: "The e-mail address or the password is wrong.",
