@@ -142,7 +142,7 @@ def decide_on_an_answer(place: ControlledDatabase, verdict: Verdict) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_a_store_behaves_like_its_model_in_long_runs(place: ControlledDatabase) -> None:
     Machine.performed.clear()
     run_machine(
@@ -291,7 +291,7 @@ def test_each_fault_is_one_of_the_present_code(monkeypatch: pytest.MonkeyPatch, 
         FAULTS[fault](patch)
 
 
-@pytest.mark.timeout(1800)  # a rare fault takes hundreds of runs
+@pytest.mark.timeout(7200)  # a rare fault takes hundreds of runs
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     "fault", [pytest.param(name, marks=() if name in FOUND_QUICKLY else pytest.mark.long) for name in FAULTS]
