@@ -106,14 +106,20 @@ def lapse_a_lease(place: ControlledDatabase) -> None:
     machine.teardown()
 
 
-def expire_an_answer(place: ControlledDatabase) -> None:
-    """Take the steps of the machine that lead to `expire`, and compare the store with its model after them."""
-    machine = Machine(place)
-    policy = JobPolicy(review="always", deadline_seconds=TICK_SECONDS, on_deadline="reject")
+def with_a_held_answer(place: ControlledDatabase, policy: JobPolicy | None = None) -> Machine:
+    """Return a machine that has taken the steps to a held answer."""
+    machine, policy = Machine(place), policy or JobPolicy()
     fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": policy, "deliver": ()}
     machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
     machine.claim(limit=1, lease=3)
     machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    return machine
+
+
+def expire_an_answer(place: ControlledDatabase) -> None:
+    """Take the steps of the machine that lead to `expire`, and compare the store with its model after them."""
+    policy = JobPolicy(review="always", deadline_seconds=TICK_SECONDS, on_deadline="reject")
+    machine = with_a_held_answer(place, policy)
     machine.time_passes(index=0, extra_ticks=1)
     machine.sweep(index=0, is_mistake=True, verb="expire")
     machine.teardown()
@@ -121,11 +127,7 @@ def expire_an_answer(place: ControlledDatabase) -> None:
 
 def vote_on_an_answer(place: ControlledDatabase) -> None:
     """Take the steps of the machine for the rarer verbs of reviewers, and compare the store with its model."""
-    machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
-    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
-    machine.claim(limit=1, lease=3)
-    machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    machine = with_a_held_answer(place)
     for verb in ("open", "renew", "vote", "assign", "escalate"):
         machine.review(verb, index=0, reviewer="ann", edit=Edit(), behind=0)
     machine.teardown()
@@ -133,22 +135,14 @@ def vote_on_an_answer(place: ControlledDatabase) -> None:
 
 def decide_on_an_answer(place: ControlledDatabase, verdict: Verdict) -> None:
     """Take the steps of the machine that lead to a verdict, and compare the store with its model after them."""
-    machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
-    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
-    machine.claim(limit=1, lease=3)
-    machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    machine = with_a_held_answer(place)
     machine.decide(index=0, decision=Decision(verdict=verdict, reviewer="ann"), undo=0, behind=0)
     machine.teardown()
 
 
 def undo_a_verdict_too_late(place: ControlledDatabase) -> None:
     """Take the steps of the machine that lead to an `undo` after its time, and compare the store with its model."""
-    machine = Machine(place)
-    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": JobPolicy(), "deliver": ()}
-    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
-    machine.claim(limit=1, lease=3)
-    machine.work("hold", index=0, count=1, error=JobError(code="x", message="No."))
+    machine = with_a_held_answer(place)
     machine.decide(index=0, decision=Decision(verdict="approve", reviewer="ann"), undo=1, behind=0)
     machine.time_passes(index=0, extra_ticks=1)
     machine.review("undo", index=0, reviewer="ann", edit=Edit(), behind=0)

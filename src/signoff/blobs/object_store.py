@@ -27,8 +27,12 @@ SCHEMES = ("s3", "gs", "az", "file")
 # value for none, so a slow reader of a large file gets a time that none needs.
 READ_TIMEOUT, TOTAL_TIMEOUT = timedelta(seconds=30), timedelta(days=365)
 _PROBE = "probe/signoff"
-# Codes in the bodies of errors 404 of S3, Google Cloud Storage and Azure.
-_NO_BUCKET = ("<Code>NoSuchBucket</Code>", "<Code>ContainerNotFound</Code>")
+# Texts in errors 404 of S3, Google Cloud Storage and Azure, whose deletions have no codes.
+_NO_BUCKET = (
+    "<Code>NoSuchBucket</Code>",
+    "<Code>ContainerNotFound</Code>",
+    "The specified container does not exist.",
+)
 
 
 class ObjectBlobs:
