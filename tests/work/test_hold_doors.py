@@ -35,6 +35,8 @@ from support.live_server import Live, chat, live
 pytestmark = [pytest.mark.anyio, pytest.mark.law]
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
 STEPS = 50
+# Rounds after the steps, until something has come out at each way out.
+MAX_ROUNDS = 500
 MODELS = ["free", "held", "held", "judged", "judged", "audited"]
 PASSED, HELD, REJECTED = "012", "3456", "789"
 # No caller asks the model `steps` by itself, and the results of its run are held.
@@ -265,7 +267,7 @@ class Story:
         for number in range(STEPS):
             steps = [self.random.choice([*asks, *others])() for _ in range(self.random.choice([1, 1, 2]))]
             await self.together(*steps, *([self.batch()] if number % 20 == 5 else []))
-        for _ in range(STEPS):
+        for _ in range(MAX_ROUNDS):
             held = [job for job in await self.stored() if job.status == "human" and job.response is not None]
             await self.together(*(self.give(job, "approve") for job in held[:10]), self.read(), self.read_batches())
             if not held and self.seen.keys() >= WAYS_OUT:
